@@ -1,0 +1,1 @@
+"""The MNIST study: which loss belongs to which head, answered by experiment."""
