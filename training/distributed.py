@@ -1,0 +1,73 @@
+"""Data-parallel training: what the processes of one `torchrun` agree on.
+
+Every process holds all data, takes its share of each global batch, and the gradients are averaged over the processes.
+A batch that does not divide evenly is weighted so that the average is that of the whole batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def share(self, start: int, stop: int) -> tuple[int, int, float]:
+        """This process's part of the batch [start, stop) and the weight of its mean loss.
+
+        The weights are such that the average over the processes of the weighted mean losses is the mean loss of the batch.
+        A process for which nothing is left takes the first item with weight 0: it has to take part all the same.
+        """
+        if self.count == 1:
+            return start, stop, 1.0
+        size = stop - start
+        first = start + size * self.rank // self.count
+        last = start + size * (self.rank + 1) // self.count
+        if first == last:
+            return start, start + 1, 0.0
+        return first, last, (last - first) * self.count / size
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """`network`, averaging its gradients over the processes if there are several."""
+        return network if self.count == 1 else DistributedDataParallel(network)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over the processes."""
+        if self.count > 1:
+            dist.all_reduce(value)
+        return value
+
+    def wait(self) -> None:
+        """Until every process has come this far."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[Processes]:
+    """Join the processes that `torchrun` started, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

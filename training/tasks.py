@@ -1,0 +1,115 @@
+"""The two questions put to the same images: a category and a quantity.
+
+Both are described alike, by classes with a numerical value each, so that every objective serves both tasks.
+Images are float32 of shape (count, 1, 28, 28), grey levels from 0 to 1; answers are float32 of shape (count,).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.data import Images
+from training.randomness import generator
+from training.results import TaskName
+
+_ROTATION_BATCH = 2000
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked.
+
+    Attributes:
+        name: 'digit' or 'angle'.
+        class_values: the value each class stands for: the digits themselves, or the centres of the angle bins.
+        spacing: the distance between neighbouring class values.
+        scale: what a regression head's output of 1 stands for.
+        is_category: whether only the class values themselves are answers.
+    """
+
+    name: TaskName
+    class_values: Tensor
+    spacing: float
+    scale: float
+    is_category: bool
+
+    @property
+    def classes(self) -> int:
+        """The number of outputs of a classification head."""
+        return len(self.class_values)
+
+    def classes_of(self, values: Tensor) -> Tensor:
+        """The index of the class each value belongs to, int64."""
+        indices = ((values - self.class_values[0]) / self.spacing + 0.5).floor().long()
+        return indices.clamp(0, self.classes - 1)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's images and right answers, on the device."""
+
+    train_images: Tensor
+    train_values: Tensor
+    test_images: Tensor
+    test_values: Tensor
+
+
+def digit_task(device: torch.device) -> Task:
+    """Which digit is it?"""
+    return Task("digit", torch.arange(10.0, device=device), spacing=1.0, scale=1.0, is_category=True)
+
+
+def angle_task(bins: int, limit: float, device: torch.device) -> Task:
+    """By how many degrees, counter-clockwise and within `limit`, was the image rotated?"""
+    width = 2 * limit / bins
+    centres = -limit + width * (torch.arange(bins, device=device) + 0.5)
+    return Task("angle", centres, spacing=width, scale=limit, is_category=False)
+
+
+def digit_data(images: Images, device: torch.device) -> TaskData:
+    """The upright images with their digits."""
+    return TaskData(
+        to_float(images.train).to(device),
+        images.train_labels.float().to(device),
+        to_float(images.test).to(device),
+        images.test_labels.float().to(device),
+    )
+
+
+def angle_data(upright: TaskData, limit: float, seed: int) -> TaskData:
+    """The images rotated by angles uniform in [-limit, limit), which depend on the seed and on nothing else."""
+    device = upright.train_images.device
+    train_angles, test_angles = (
+        (torch.rand(count, generator=generator("rotation", seed, split)) * 2 - 1).mul(limit).to(device)
+        for split, count in enumerate((len(upright.train_images), len(upright.test_images)))
+    )
+    return TaskData(
+        rotate(upright.train_images, train_angles),
+        train_angles,
+        rotate(upright.test_images, test_angles),
+        test_angles,
+    )
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Bytes of shape (count, 28, 28) as float32 grey levels from 0 to 1, of shape (count, 1, 28, 28)."""
+    return images.unsqueeze(1).float().div_(255)
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turn each image about its centre, counter-clockwise as seen, with bilinear interpolation and a black surround."""
+    rotated = torch.empty_like(images)
+    for start in range(0, len(images), _ROTATION_BATCH):
+        batch = images[start : start + _ROTATION_BATCH]
+        radians = degrees[start : start + _ROTATION_BATCH] * (math.pi / 180)
+        cosine, sine, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+        # Rows map output coordinates (x to the right, y downwards) to the input they are read from.
+        matrices = torch.stack((cosine, -sine, zero, sine, cosine, zero), dim=1).view(-1, 2, 3)
+        grid = F.affine_grid(matrices, list(batch.shape), align_corners=False)
+        rotated[start : start + _ROTATION_BATCH] = F.grid_sample(batch, grid, align_corners=False)
+    return rotated
