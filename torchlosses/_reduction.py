@@ -1,0 +1,26 @@
+"""none, mean and sum, and what a mean divides by."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def reduce_rows(losses: Tensor, reduction: str, count: Tensor | int) -> Tensor:
+    """The losses themselves, their sum, or their sum over `count`, the number of losses that are not ignored."""
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    return total if reduction == "sum" else total / count
+
+
+def reduce_samples(losses: Tensor, reduction: str, count: Tensor | int) -> Tensor:
+    """The same for each of the first dimension's entries, as torch.vmap needs it."""
+    if reduction == "none":
+        return losses
+    total = losses.flatten(1).sum(1)
+    return total if reduction == "sum" else total / count
+
+
+def scale_gradient(grad_output: Tensor, reduction: str, count: Tensor | int) -> Tensor:
+    """The gradient of the reduced loss with respect to one loss, as a number or one a loss."""
+    return grad_output / count if reduction == "mean" else grad_output

@@ -1,0 +1,44 @@
+"""What every loss's autograd.Function needs for torch.vmap, and for torch.compile beside forward-mode AD."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def without_forward_ad_when_compiling(function: type[Function], with_forward_ad: type[Function]) -> type[Function]:
+    """torch.compile refuses a Function that defines `jvp`; there the twin without it stands in."""
+    return function if torch.compiler.is_compiling() else with_forward_ad
+
+
+def batched(tensor: Tensor, dimension: int | None, size: int) -> Tensor:
+    """`tensor` with the mapped dimension in front; a tensor that is not mapped is expanded."""
+    if dimension is None:
+        return tensor.expand(size, *tensor.shape)
+    return tensor.movedim(dimension, 0)
+
+
+def loop(function: type[Function], info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+    """The mapped call as a plain loop, for the rare arguments that cannot be folded into the rows."""
+    calls = [
+        function.apply(
+            *(
+                argument if dimension is None else argument.select(dimension, index)
+                for argument, dimension in zip(arguments, in_dims, strict=True)
+            )
+        )
+        for index in range(info.batch_size)
+    ]
+    if isinstance(calls[0], Tensor):
+        return torch.stack(calls), 0
+    return tuple(torch.stack(outputs) for outputs in zip(*calls, strict=True)), (0,) * len(calls[0])
+
+
+def result_dtype(computed: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype a loss is returned in: that of its arguments, and at least float32 under autocast."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.promote_types(computed, torch.float32)
+    return computed

@@ -1,0 +1,279 @@
+"""Every check a caller can trip, and its message. No mathematics.
+
+The error types are those of the torch.nn namesakes, so that code which catches them keeps working.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Literal, NoReturn
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("none", "mean", "sum")
+BROADCASTS = ("warn", "error", "allow")
+
+Reduction = Literal["none", "mean", "sum"]
+Broadcast = Literal["warn", "error", "allow"]
+
+_INTEGERS = frozenset(
+    {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
+)
+
+
+def is_integer(dtype: torch.dtype) -> bool:
+    """Whether `dtype` can hold class indices."""
+    return dtype in _INTEGERS
+
+
+def check_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"{reduction!r} is not a valid value for reduction: expected one of {', '.join(map(repr, REDUCTIONS))}."
+        )
+
+
+def check_legacy_arguments(size_average: object, reduce: object) -> None:
+    if size_average is not None or reduce is not None:
+        raise TypeError(
+            f"size_average and reduce (got size_average={size_average!r}, reduce={reduce!r}) are not supported: "
+            "use reduction='mean' (both True), reduction='sum' (size_average=False) or reduction='none' (reduce=False)."
+        )
+
+
+def check_label_smoothing(label_smoothing: float) -> None:
+    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)):
+        raise TypeError(f"label_smoothing must be a float between 0.0 and 1.0, but got {label_smoothing!r}.")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be between 0.0 and 1.0, but got {label_smoothing}.")
+
+
+def check_ignore_index(ignore_index: int) -> None:
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(
+            f"ignore_index must be an int, but got {ignore_index!r}; to ignore no row, leave it at its default of -100."
+        )
+
+
+def check_delta(delta: float) -> None:
+    if isinstance(delta, bool) or not isinstance(delta, (int, float)):
+        raise TypeError(f"delta must be a float, but got {delta!r}.")
+    if not (delta >= 0.0 and math.isfinite(delta)):
+        raise ValueError(f"delta must be finite and not negative, but got {delta}; the textbook's value is 1e-7.")
+
+
+def check_broadcast_option(broadcast: str) -> None:
+    if broadcast not in BROADCASTS:
+        raise ValueError(
+            f"{broadcast!r} is not a valid value for broadcast: expected one of {', '.join(map(repr, BROADCASTS))}."
+        )
+
+
+def check_tensors(function: str, **arguments: object) -> None:
+    for name, argument in arguments.items():
+        if not isinstance(argument, Tensor):
+            raise TypeError(f"{function}: {name} must be a Tensor, but got {type(argument).__name__}.")
+
+
+def check_same_device(function: str, input: Tensor, **others: Tensor | None) -> None:
+    for name, other in others.items():
+        if other is not None and other.device != input.device:
+            raise RuntimeError(
+                f"{function}: expected input and {name} on the same device, but input is on {input.device} and {name} "
+                f"on {other.device}. Move one of them with .to(...)."
+            )
+
+
+def check_floating_input(function: str, input: Tensor) -> None:
+    if not input.dtype.is_floating_point:
+        raise NotImplementedError(
+            f'"{function}" not implemented for {_name(input.dtype)} input: expected a floating-point tensor. '
+            "Convert it with .float()."
+        )
+
+
+def check_mse_dtypes(input: Tensor, target: Tensor) -> None:
+    for name, tensor in (("input", input), ("target", target)):
+        if tensor.dtype.is_complex:
+            raise NotImplementedError(
+                f'"mse_loss" not implemented for {_name(tensor.dtype)} {name}: expected a real floating-point tensor. '
+                "For complex numbers, compare torch.view_as_real of both."
+            )
+    if not (input.dtype.is_floating_point or target.dtype.is_floating_point):
+        raise NotImplementedError(
+            f'"mse_loss" not implemented for {_name(input.dtype)} input and {_name(target.dtype)} target: at least one '
+            "must be a floating-point tensor. Convert with .float()."
+        )
+
+
+def check_mse_shapes(input: Tensor, target: Tensor, broadcast: Broadcast, stacklevel: int) -> None:
+    if input.shape == target.shape:
+        return
+    try:
+        common = torch.broadcast_shapes(input.shape, target.shape)
+    except RuntimeError:
+        raise RuntimeError(
+            f"mse_loss: input of size {tuple(input.shape)} and target of size {tuple(target.shape)} do not broadcast. "
+            "Give both the same size."
+        ) from None
+    if broadcast == "error":
+        raise ValueError(
+            f"mse_loss: the target size {tuple(target.shape)} differs from the input size {tuple(input.shape)}; "
+            f"broadcasting would compare {tuple(common)} pairs. Give both the same size (often .squeeze(1) or "
+            ".unsqueeze(1) on one of them)."
+        )
+    if broadcast == "warn":
+        warnings.warn(
+            f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
+            "This will likely lead to incorrect results due to broadcasting. "
+            "Please ensure they have the same size.",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def check_mse_weight(input: Tensor, weight: Tensor) -> None:
+    if weight.shape != input.shape:
+        raise ValueError(
+            "Weights and input must have the same size: "
+            f"weight has {tuple(weight.shape)}, input has {tuple(input.shape)}."
+        )
+    if weight.dtype.is_complex:
+        raise NotImplementedError(f'"mse_loss" not implemented for {_name(weight.dtype)} weight: expected a real one.')
+
+
+def check_classification_shapes(function: str, input: Tensor, target: Tensor) -> None:
+    """Input (C), (N, C) or (N, C, d1, ...); target of the same shape, or of that shape without the class dimension."""
+    if input.dim() == 0:
+        raise RuntimeError(
+            f"{function}: expected input of shape (C), (N, C) or (N, C, d1, ...), but got a tensor without dimensions."
+        )
+    if target.shape == input.shape:
+        return
+    if input.dim() == 1:
+        if target.dim() == 0 or tuple(target.shape) == (1,):
+            return
+        raise ValueError(
+            "For 1D input, 1D target must have size 1, "
+            f"but got target size: {tuple(target.shape)} for input of {input.shape[0]} classes."
+        )
+    batch = target.shape[0] if target.dim() else 0
+    if batch != input.shape[0]:
+        raise ValueError(
+            f"Expected input batch_size ({input.shape[0]}) to match target batch_size ({batch}): "
+            f"input is {tuple(input.shape)}, target is {tuple(target.shape)}."
+        )
+    expected = [input.shape[0], *input.shape[2:]]
+    if list(target.shape) != expected:
+        raise RuntimeError(
+            f"{function}: Expected target size {expected} (class indices) or {list(input.shape)} (class "
+            f"probabilities), got {list(target.shape)}. The class dimension is dimension 1 of the input and absent "
+            "from indices."
+        )
+
+
+def check_cross_entropy_target(input: Tensor, target: Tensor, ignore_index: int) -> None:
+    if target.shape == input.shape:
+        if not target.dtype.is_floating_point:
+            hint = (
+                "for one-hot targets call .to(input.dtype); class indices must not have the class dimension"
+                if is_integer(target.dtype)
+                else "call .to(input.dtype)"
+            )
+            raise RuntimeError(
+                f"Expected floating point type for target with class probabilities, got {_name(target.dtype)}: {hint}."
+            )
+        if ignore_index >= 0:
+            raise RuntimeError(
+                f"ignore_index is not supported for floating point target (got ignore_index={ignore_index}): "
+                "mark rows to ignore with class indices instead, or leave ignore_index negative."
+            )
+    else:
+        check_index_dtype(target)
+
+
+def check_index_dtype(target: Tensor) -> None:
+    if not is_integer(target.dtype):
+        raise RuntimeError(
+            "expected target dtype to be Long or Byte or another integer type for class indices, "
+            f"but got {_name(target.dtype)}: call .long(), or give class probabilities of the input's shape."
+        )
+
+
+def check_cee_target(input: Tensor, target: Tensor) -> None:
+    if target.shape != input.shape:
+        check_index_dtype(target)
+    elif target.dtype.is_complex:
+        raise RuntimeError(f"cee_loss: expected a real target, got {_name(target.dtype)}.")
+
+
+def check_class_weight(input: Tensor, target: Tensor, weight: Tensor, autocast: bool) -> None:
+    classes = input.shape[0] if input.dim() == 1 else input.shape[1]
+    if tuple(weight.shape) != (classes,):
+        raise RuntimeError(
+            f"cross_entropy: weight tensor should be defined either for all {classes} classes or no classes "
+            f"but got weight tensor of shape: {list(weight.shape)}"
+        )
+    if weight.dtype.is_complex:
+        raise RuntimeError(f"cross_entropy: expected a real weight, got {_name(weight.dtype)}.")
+    if target.shape == input.shape or weight.dtype == input.dtype:
+        return
+    if autocast and weight.dtype.is_floating_point:
+        return
+    raise RuntimeError(
+        f"expected scalar type {_name(input.dtype)} but found {_name(weight.dtype)}: with class indices, weight must "
+        "have the dtype of input. Convert it with .to(input.dtype)."
+    )
+
+
+def raise_target_out_of_bounds(target: Tensor, classes: int, ignore_index: int | None) -> NoReturn:
+    """Find the first class index outside [0, classes) and name it."""
+    outside = (target < 0) | (target >= classes)
+    if ignore_index is not None:
+        outside &= target != ignore_index
+    position = tuple(int(i) for i in outside.nonzero()[0])
+    value = int(target[position])
+    if value == classes and not bool((target == 0).any()):
+        hint = f"labels that count from 1 to {classes} need `target - 1`"
+    elif ignore_index is not None and (value == 255 or value < 0):
+        hint = f"if {value} marks rows to leave out, pass ignore_index={value}"
+    else:
+        hint = "check the labels, or give the input as many classes as there are labels"
+    raise IndexError(
+        f"Target {value} is out of bounds. It stands at position {position} of the target, and there are {classes} "
+        f"classes, so indices run from 0 to {classes - 1}: {hint}."
+    )
+
+
+def raise_not_probabilities(lowest: float, highest: float) -> NoReturn:
+    raise ValueError(
+        f"cee_loss: expected probabilities in [0, 1], but input ranges from {lowest:.6g} to {highest:.6g}. "
+        "Logits belong to cross_entropy; or apply softmax first. (validate_args=False skips this check.)"
+    )
+
+
+def raise_not_one_hot(lowest: int, highest: int) -> NoReturn:
+    raise ValueError(
+        "cee_loss: an integer target of the input's shape is one-hot, so it holds 0 and 1 only, but it ranges from "
+        f"{lowest} to {highest}. Class indices must not have the class dimension."
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    """The name by which torch's own messages call a dtype."""
+    names = {
+        torch.float32: "Float",
+        torch.float64: "Double",
+        torch.float16: "Half",
+        torch.bfloat16: "BFloat16",
+        torch.int64: "Long",
+        torch.int32: "Int",
+        torch.int16: "Short",
+        torch.int8: "Char",
+        torch.uint8: "Byte",
+        torch.bool: "Bool",
+        torch.complex64: "ComplexFloat",
+        torch.complex128: "ComplexDouble",
+    }
+    return names.get(dtype, str(dtype).removeprefix("torch."))

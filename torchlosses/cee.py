@@ -1,0 +1,297 @@
+"""The textbook cross-entropy error on probabilities.
+
+What it computes, for a row of probabilities p over C classes and the target's share t_c of each class, in nats:
+
+    loss = -Σ_c t_c log(p_c + δ)                          (index target y: loss = -log(p_y + δ))
+
+δ = 1e-7 keeps log 0 finite: a class that is given probability 0 costs -log δ = 16.1 nats instead of infinity.
+
+How the gradient follows. d log(z)/dz = 1/z and dz/dp = 1, so
+
+    d loss / dp_c = -t_c / (p_c + δ)
+    d loss / dt_c = -log(p_c + δ)
+    d² loss / dp_c² = t_c / (p_c + δ)²                    (the Hessian is diagonal)
+
+The gradient reaches p, not the logits: the softmax before it has its own backward, and where p_y is 0 in floating point
+that one is 0. `cross_entropy` takes the logits, needs no δ and does not have this dead end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from torchlosses import _validation
+from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
+from torchlosses._shapes import from_rows, indices_to_rows, to_rows
+from torchlosses._transforms import batched, result_dtype, without_forward_ad_when_compiling
+from torchlosses.kernels import cee_backward, cee_forward, eager
+
+
+class _TextbookCrossEntropy(Function):
+    """loss = -Σ_c t_c log(p_c + δ) for each row, reduced."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        input: Tensor, target: Tensor, reduction: str, delta: float, validate_args: bool, dtype: torch.dtype
+    ) -> Tensor:
+        return cee_forward(input, target, reduction, delta, validate_args, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, target, ctx.reduction, ctx.delta, _, ctx.dtype = inputs
+        ctx.save_for_backward(input, target)
+        ctx.save_for_forward(input, target)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        input, target = ctx.saved_tensors
+        grad_rows = scale_gradient(grad_output, ctx.reduction, _count(input))
+        grad_input = grad_target = None
+        if ctx.needs_input_grad[0]:
+            grad_input = _gradient(grad_rows, input, target, ctx.delta)
+        if ctx.needs_input_grad[1]:
+            log = eager.log_plus_delta(input.to(eager.compute_dtype(input, target)), ctx.delta)
+            grad_target = (-_per_class(grad_rows) * log).to(target.dtype)
+        return grad_input, grad_target, None, None, None, None
+
+    @staticmethod
+    def vmap(  # type: ignore[override]
+        info: Any, in_dims: tuple[int | None, ...], input: Tensor, target: Tensor, *options: Any
+    ) -> tuple[Tensor, int]:
+        reduction, delta, validate_args, dtype = options
+        input = batched(input, in_dims[0], info.batch_size)
+        target = batched(target, in_dims[1], info.batch_size)
+        row_dtype = dtype if reduction == "none" else eager.compute_dtype(input, target)
+        losses = _textbook_cross_entropy(
+            input.flatten(0, 1), target.flatten(0, 1), "none", delta, validate_args, row_dtype
+        ).unflatten(0, input.shape[:2])
+        return reduce_samples(losses, reduction, _count(input[0])).to(dtype), 0
+
+
+class _TextbookCrossEntropyForwardAD(_TextbookCrossEntropy):
+    """The same, with the directional derivative loss' = -Σ_c t_c p'_c / (p_c + δ) + t'_c log(p_c + δ)."""
+
+    @staticmethod
+    def jvp(  # type: ignore[override]
+        ctx: Any, input_tangent: Tensor | None, target_tangent: Tensor | None, *_: None
+    ) -> Tensor:
+        input, target = ctx.saved_tensors
+        shares = _shares(input, target)
+        tangent = torch.zeros_like(shares)
+        if input_tangent is not None:
+            tangent = tangent - _divided(shares, input, ctx.delta) * input_tangent
+        if target_tangent is not None:
+            tangent = tangent - target_tangent * eager.log_plus_delta(input.to(shares.dtype), ctx.delta)
+        return reduce_rows(tangent.sum(1), ctx.reduction, _count(input)).to(ctx.dtype)
+
+
+class _TextbookCrossEntropyGradient(Function):
+    """gradient = -g t / (p + δ); a Function of its own, so that the gradient can be differentiated again."""
+
+    @staticmethod
+    def forward(grad_rows: Tensor, input: Tensor, target: Tensor, delta: float) -> Tensor:  # type: ignore[override]
+        return cee_backward(grad_rows, input, target, delta)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.delta = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_rows, input, target = ctx.saved_tensors
+        shares = _shares(input, target)
+        quotient = v * _divided(shares, input, ctx.delta)
+        grad_grad = (-quotient).sum(1).sum_to_size(grad_rows.shape).to(grad_rows.dtype)
+        grad_input = _divided(_per_class(grad_rows) * quotient, input, ctx.delta).to(input.dtype)
+        grad_target = None
+        if ctx.needs_input_grad[2]:
+            grad_target = (-_per_class(grad_rows) * v / (input.to(shares.dtype) + ctx.delta)).to(target.dtype)
+        return grad_grad, grad_input, grad_target, None
+
+    @staticmethod
+    def vmap(  # type: ignore[override]
+        info: Any, in_dims: tuple[int | None, ...], grad_rows: Tensor, input: Tensor, target: Tensor, delta: float
+    ) -> tuple[Tensor, int]:
+        grad_rows, input, target = (
+            batched(tensor, dimension, info.batch_size)
+            for tensor, dimension in zip((grad_rows, input, target), in_dims, strict=False)
+        )
+        if grad_rows.dim() == 1:
+            rows = (*input.shape[:2], *input.shape[3:])
+            grad_rows = grad_rows.reshape(-1, *(1,) * (len(rows) - 1)).expand(rows)
+        folded = (tensor.flatten(0, 1) for tensor in (grad_rows, input, target))
+        return _gradient(*folded, delta).unflatten(0, input.shape[:2]), 0
+
+
+class _TextbookCrossEntropyGradientForwardAD(_TextbookCrossEntropyGradient):
+    @staticmethod
+    def jvp(  # type: ignore[override]
+        ctx: Any, grad_tangent: Tensor | None, input_tangent: Tensor | None, target_tangent: Tensor | None, _: None
+    ) -> Tensor:
+        grad_rows, input, target = ctx.saved_tensors
+        grad_rows = _per_class(grad_rows)
+        quotient = _divided(_shares(input, target), input, ctx.delta)
+        tangent = torch.zeros_like(quotient)
+        if grad_tangent is not None:
+            tangent = tangent - _per_class(grad_tangent) * quotient
+        if input_tangent is not None:
+            tangent = tangent + _divided(grad_rows * quotient * input_tangent, input, ctx.delta)
+        if target_tangent is not None:
+            tangent = tangent - grad_rows * target_tangent / (input.to(quotient.dtype) + ctx.delta)
+        return tangent.to(input.dtype)
+
+
+def _textbook_cross_entropy(*arguments: Any) -> Tensor:
+    return without_forward_ad_when_compiling(_TextbookCrossEntropy, _TextbookCrossEntropyForwardAD).apply(*arguments)
+
+
+def _gradient(*arguments: Any) -> Tensor:
+    function = without_forward_ad_when_compiling(_TextbookCrossEntropyGradient, _TextbookCrossEntropyGradientForwardAD)
+    return function.apply(*arguments)
+
+
+def _count(input: Tensor) -> int:
+    """The number of rows: elements without the class dimension."""
+    return input.shape[0] * input.shape[2:].numel()
+
+
+def _shares(input: Tensor, target: Tensor) -> Tensor:
+    """The target as a share of each class, one-hot for class indices."""
+    if target.dim() == input.dim():
+        return target.to(eager.compute_dtype(input, target))
+    one_hot = torch.zeros_like(input, dtype=eager.compute_dtype(input))
+    return one_hot.scatter(1, target.unsqueeze(1), 1)
+
+
+def _divided(numerator: Tensor, input: Tensor, delta: float) -> Tensor:
+    """numerator / (p + δ), where 0 / 0 is 0: a class without a share counts for nothing."""
+    quotient = numerator / (input.to(numerator.dtype) + delta)
+    return quotient.masked_fill(numerator == 0, 0) if delta == 0 else quotient
+
+
+def _per_class(grad_rows: Tensor) -> Tensor:
+    """One number a row, broadcast along the class dimension."""
+    return grad_rows if grad_rows.dim() == 0 else grad_rows.unsqueeze(1)
+
+
+def cee_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    delta: float = 1e-7,
+    reduction: _validation.Reduction = "mean",
+    validate_args: bool = True,
+) -> Tensor:
+    r"""The textbook cross-entropy error between probabilities and a target, in nats.
+
+    .. math:: \text{loss}_n = -\sum_c t_{nc} \log(p_{nc} + \delta), \qquad
+        \frac{\partial\,\text{loss}_n}{\partial p_{nc}} = -\frac{t_{nc}}{p_{nc} + \delta}
+
+    For training on logits, `cross_entropy` is the better choice: it needs no δ and stays exact where p is close to 0.
+
+    Args:
+        input: Probabilities of shape (C), (N, C) or (N, C, d1, ...).
+        target: One-hot or probabilities, of the shape of `input` (one-hot may be integer or bool); or class indices of
+            shape (), (N) or (N, d1, ...), of any integer dtype, in [0, C).
+        delta: δ, added before the logarithm so that log 0 stays finite.
+        reduction: 'mean' divides the sum by the number of samples; 'sum'; 'none'.
+        validate_args: Whether to check that `input` lies in [0, 1], up to rounding. Costs one look at the data.
+
+    Returns:
+        A scalar, or with 'none' one loss a sample: the shape of `input` without the class dimension. float32 and
+        float64 keep their dtype; bfloat16 and float16 are computed in float32 and rounded once, and stay float32
+        under autocast.
+
+    Raises:
+        ValueError: `input` leaves [0, 1] by more than rounding (logits belong to `cross_entropy`), an integer target of
+            the input's shape is not one-hot, `delta` is negative or not finite, `reduction` is none of its values, or
+            the batch sizes differ.
+        RuntimeError: The other sizes do not fit, class indices are no integers, or the devices differ.
+        IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device).
+        NotImplementedError: `input` is not floating-point.
+        TypeError: An argument has the wrong type.
+
+    Edge cases: an empty mean is nan, an empty sum 0. With `delta=0`, 0 · log 0 is 0. nan passes through.
+    Differentiable to all orders with respect to `input` and floating-point targets.
+
+    Example:
+        >>> import torch
+        >>> from torchlosses import cee_loss
+        >>> probabilities = torch.tensor([0.1, 0.05, 0.6, 0.0, 0.05, 0.1, 0.0, 0.1, 0.0, 0.0], dtype=torch.float64)
+        >>> round(cee_loss(probabilities, torch.tensor(2)).item(), 12)
+        0.510825457099
+
+    Source: K. Saito, *Deep Learning from Scratch* (2016), section 4.2.2.
+    """
+    _validation.check_reduction(reduction)
+    _validation.check_delta(delta)
+    _validation.check_tensors("cee_loss", input=input, target=target)
+    _validation.check_same_device("cee_loss", input, target=target)
+    _validation.check_classification_shapes("cee_loss", input, target)
+    _validation.check_floating_input("cee_loss", input)
+    _validation.check_cee_target(input, target)
+    indices = target.shape != input.shape
+    dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
+    dtype = result_dtype(dtype, input.device)
+    target_rows = indices_to_rows(target.to(torch.int64)) if indices else to_rows(target)
+    loss = _textbook_cross_entropy(to_rows(input), target_rows, reduction, float(delta), bool(validate_args), dtype)
+    return from_rows(loss, input) if reduction == "none" else loss
+
+
+class CEELoss(nn.Module):
+    r"""The textbook cross-entropy error as a module: :func:`torchlosses.cee_loss` with its options kept, in nats.
+
+    .. math:: \text{loss}_n = -\sum_c t_{nc} \log(p_{nc} + \delta)
+
+    Args:
+        delta: δ, added before the logarithm so that log 0 stays finite.
+        reduction: 'mean' divides the sum by the number of samples; 'sum'; 'none'.
+        validate_args: Whether to check that the probabilities lie in [0, 1], up to rounding.
+
+    Shape:
+        input (C), (N, C) or (N, C, d1, ...); target of that shape, or class indices (), (N) or (N, d1, ...); a scalar
+        comes out, or with 'none' one loss a sample. Dtypes as in `cee_loss`.
+
+    Raises:
+        ValueError: `delta` or `reduction` is none of its values.
+        TypeError: `delta` is no number.
+        Errors of the call are those of `cee_loss`.
+
+    Edge cases: as for `cee_loss`.
+
+    Example:
+        >>> import torch
+        >>> from torchlosses import CEELoss
+        >>> criterion = CEELoss()
+        >>> probabilities = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+        >>> round(criterion(probabilities, torch.tensor([1, 0])).item(), 4)
+        0.4904
+
+    Source: as for `cee_loss`.
+    """
+
+    __constants__ = ("delta", "reduction", "validate_args")
+
+    def __init__(
+        self, *, delta: float = 1e-7, reduction: _validation.Reduction = "mean", validate_args: bool = True
+    ) -> None:
+        super().__init__()
+        _validation.check_delta(delta)
+        _validation.check_reduction(reduction)
+        self.delta = delta
+        self.reduction: _validation.Reduction = reduction
+        self.validate_args = validate_args
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of probabilities against a target; see :func:`torchlosses.cee_loss`."""
+        return cee_loss(input, target, delta=self.delta, reduction=self.reduction, validate_args=self.validate_args)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return f"delta={self.delta}, reduction={self.reduction!r}, validate_args={self.validate_args}"

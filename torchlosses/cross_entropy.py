@@ -1,0 +1,493 @@
+"""Cross-entropy on logits.
+
+What it computes, for a row of logits x over C classes and the target's share a_c of each class, in nats:
+
+    p_c  = exp(x_c) / Σ_j exp(x_j)                        (softmax)
+    loss = Σ_c a_c (-log p_c)                             (index target y: a_y = 1, the others 0, so loss = -log p_y)
+
+How the gradient follows. With l = log Σ_j exp(x_j), -log p_c = l - x_c and dl/dx_j = exp(x_j) / Σ exp = p_j, so with
+A = Σ_c a_c
+
+    d loss / dx_j = A p_j - a_j                           (index target: p - onehot(y))
+    d loss / da_c = -log p_c
+    Hessian · v   = A (p∘v - p (p·v)) = A p∘u             with u = v - p·v
+    directional derivative along x' = A (p·x') - a·x'     = -a·u'  with u' = x' - p·x'
+
+A class weight w and label smoothing ε enter through the shares only: a_c = w_c ((1-ε) t_c + ε/C), t the target's
+probabilities. The losses of the rows are then averaged, summed, or kept.
+
+How it stays right in the corners. With m = max x the sum is s = Σ exp(x_j - m), and -log p_c = (m - x_c) + log s. Where
+the target is the maximum, log s = log1p(Σ_{j≠y} exp(x_j - m)): no 1 is added and rounded, so a loss of 1e-30 is 1e-30.
+The gradient's target entry is -(1 - p_y) = expm1(log p_y), not p_y - 1, for the same reason. The backward recomputes
+the softmax from the logits; m and log s, two numbers a row, are all that the forward keeps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from torchlosses import _validation
+from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
+from torchlosses._shapes import from_rows, indices_to_rows, to_rows
+from torchlosses._transforms import batched, loop, result_dtype, without_forward_ad_when_compiling
+from torchlosses.kernels import cross_entropy_backward, cross_entropy_forward, eager
+
+
+class _CrossEntropy(Function):
+    """loss = Σ_c a_c (-log p_c) for each row, reduced; and what the backward needs of the rows."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        reduction: str,
+        ignore_index: int,
+        label_smoothing: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, target, weight, ctx.reduction, *ctx.options, ctx.dtype = inputs
+        _, *row_statistics = output
+        ctx.mark_non_differentiable(*row_statistics)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, target, weight, *row_statistics)
+        ctx.save_for_forward(input, target, weight, *row_statistics)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_output is None:
+            return (None,) * 7
+        input, target, weight, maximum, log_sum, count = ctx.saved_tensors
+        grad_rows = scale_gradient(grad_output, ctx.reduction, count)
+        grad_input = grad_target = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_input = _gradient(grad_rows, input, target, weight, maximum, log_sum, *ctx.options)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            rows = _rows(input, target, weight, *ctx.options)
+            grad_rows = _per_class(grad_rows)
+            if ctx.needs_input_grad[1]:
+                grad_target = (grad_rows * rows.d_share_d_target * rows.negative_log_probability).to(target.dtype)
+            if ctx.needs_input_grad[2]:
+                grad_weight = _over_classes(grad_rows * _finite_where(rows.smoothed, rows)).to(weight.dtype)
+        return grad_input, grad_target, grad_weight, None, None, None, None
+
+    @staticmethod
+    def vmap(  # type: ignore[override]
+        info: Any, in_dims: tuple[int | None, ...], input: Tensor, target: Tensor, weight: Tensor | None, *options: Any
+    ) -> Any:
+        if in_dims[2] is not None:
+            return loop(_function(), info, in_dims, input, target, weight, *options)
+        reduction, ignore_index, label_smoothing, dtype = options
+        input, target = (
+            batched(tensor, dimension, info.batch_size)
+            for tensor, dimension in zip((input, target), in_dims, strict=False)
+        )
+        row_dtype = dtype if reduction == "none" else eager.compute_dtype(input, target, weight)
+        rows = _function().apply(
+            input.flatten(0, 1), target.flatten(0, 1), weight, "none", ignore_index, label_smoothing, row_dtype
+        )
+        losses, maximum, log_sum = (row.unflatten(0, input.shape[:2]) for row in rows[:3])
+        count = torch.ones_like(losses) if target.dim() == input.dim() else (target != ignore_index).to(losses.dtype)
+        count = count.flatten(1).sum(1)
+        return (reduce_samples(losses, reduction, count).to(dtype), maximum, log_sum, count), (0, 0, 0, 0)
+
+
+class _CrossEntropyForwardAD(_CrossEntropy):
+    """The same, with the directional derivative loss' = Σ_c a'_c (-log p_c) - a_c u'_c."""
+
+    @staticmethod
+    def jvp(  # type: ignore[override]
+        ctx: Any, input_tangent: Tensor | None, target_tangent: Tensor | None, weight_tangent: Tensor | None, *_: None
+    ) -> tuple[Tensor, None, None, None]:
+        input, target, weight, _maximum, _log_sum, count = ctx.saved_tensors
+        rows = _rows(input, target, weight, *ctx.options)
+        tangent = _directional_derivative(rows, input_tangent, target_tangent, weight_tangent)
+        return reduce_rows(tangent.squeeze(1), ctx.reduction, count).to(ctx.dtype), None, None, None
+
+
+class _CrossEntropyGradient(Function):
+    """gradient = g (A p - a); a Function of its own, so that the gradient can be differentiated again."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        grad_rows: Tensor,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        maximum: Tensor,
+        log_sum: Tensor,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> Tensor:
+        return cross_entropy_backward(grad_rows, input, target, weight, maximum, log_sum, ignore_index, label_smoothing)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad_rows, input, target, weight, _maximum, _log_sum, *ctx.options = inputs
+        # The rows' statistics are functions of the input: their part in the derivative is contained in the input's.
+        ctx.save_for_backward(grad_rows, input, target, weight)
+        ctx.save_for_forward(grad_rows, input, target, weight)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        # v·gradient is g times the directional derivative of the loss along v. Its own derivatives, with u = v - p·v:
+        #   by g: -a·u;   by x: g A p∘u;   by a: -g u
+        saved_grad, input, target, weight = ctx.saved_tensors
+        rows = _rows(input, target, weight, *ctx.options)
+        v = v.to(rows.share.dtype).masked_fill(rows.hidden, 0)
+        grad_rows = _per_class(saved_grad).masked_fill(rows.inactive, 0)
+        u = v - (rows.probability * v).sum(1, keepdim=True)
+        grad_share = -grad_rows * u
+        grad_grad = grad_input = grad_target = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_grad = -(rows.share * u).sum(1).sum_to_size(saved_grad.shape).to(saved_grad.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_input = (grad_rows * rows.total * rows.probability * u).to(input.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_target = (rows.d_share_d_target * grad_share).to(target.dtype)
+        if ctx.needs_input_grad[3]:
+            grad_weight = _over_classes(rows.smoothed * grad_share).to(weight.dtype)
+        return grad_grad, grad_input, grad_target, grad_weight, None, None, None, None
+
+    @staticmethod
+    def vmap(  # type: ignore[override]
+        info: Any, in_dims: tuple[int | None, ...], grad_rows: Tensor, *arguments: Any
+    ) -> tuple[Tensor, int]:
+        if in_dims[3] is not None:
+            return loop(_gradient_function(), info, in_dims, grad_rows, *arguments)
+        input, target, weight, maximum, log_sum, *options = arguments
+        input, target, maximum, log_sum = (
+            batched(tensor, in_dims[position], info.batch_size)
+            for position, tensor in ((1, input), (2, target), (4, maximum), (5, log_sum))
+        )
+        grad_rows = batched(grad_rows, in_dims[0], info.batch_size)
+        if grad_rows.dim() == 1:
+            grad_rows = grad_rows.reshape(-1, *(1,) * (maximum.dim() - 1)).expand_as(maximum)
+        folded = (tensor.flatten(0, 1) for tensor in (grad_rows, input, target))
+        gradient = _gradient(*folded, weight, maximum.flatten(0, 1), log_sum.flatten(0, 1), *options)
+        return gradient.unflatten(0, input.shape[:2]), 0
+
+
+class _CrossEntropyGradientForwardAD(_CrossEntropyGradient):
+    @staticmethod
+    def jvp(  # type: ignore[override]
+        ctx: Any,
+        grad_tangent: Tensor | None,
+        input_tangent: Tensor | None,
+        target_tangent: Tensor | None,
+        weight_tangent: Tensor | None,
+        *_: None,
+    ) -> Tensor:
+        grad_rows, input, target, weight = ctx.saved_tensors
+        rows = _rows(input, target, weight, *ctx.options)
+        grad_rows = _per_class(grad_rows).masked_fill(rows.inactive, 0)
+        tangent = torch.zeros_like(rows.share)
+        if grad_tangent is not None:
+            tangent = tangent + _per_class(grad_tangent) * (rows.total * rows.probability - rows.share)
+        if input_tangent is not None:
+            u = _centred(rows, input_tangent)
+            tangent = tangent + grad_rows * rows.total * rows.probability * u
+        if target_tangent is not None or weight_tangent is not None:
+            share_tangent = _share_tangent(rows, target_tangent, weight_tangent)
+            total_tangent = share_tangent.sum(1, keepdim=True)
+            tangent = tangent + grad_rows * (total_tangent * rows.probability - share_tangent)
+        return tangent.to(input.dtype)
+
+
+def _function() -> type[Function]:
+    return without_forward_ad_when_compiling(_CrossEntropy, _CrossEntropyForwardAD)
+
+
+def _gradient_function() -> type[Function]:
+    return without_forward_ad_when_compiling(_CrossEntropyGradient, _CrossEntropyGradientForwardAD)
+
+
+def _gradient(*arguments: Any) -> Tensor:
+    return _gradient_function().apply(*arguments)
+
+
+class _Rows(NamedTuple):
+    """The quantities of the derivation, spelled out as (rows, classes) tensors for derivatives beyond the gradient."""
+
+    negative_log_probability: Tensor
+    probability: Tensor
+    smoothed: Tensor  # (1-ε) t + ε/C
+    share: Tensor  # a = w ((1-ε) t + ε/C)
+    total: Tensor  # A = Σ a
+    d_share_d_target: Tensor | float  # w (1-ε)
+    inactive: Tensor  # rows without any share: ignored ones, and those of weight 0
+    hidden: Tensor  # inactive rows whose logits are nan or infinite; they are computed as if they held zeros
+
+
+def _rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float) -> _Rows:
+    compute = eager.compute_dtype(input, target, weight)
+    classes = input.shape[1]
+    if target.dim() < input.dim():
+        ignored = (target == ignore_index).unsqueeze(1)
+        one_hot = torch.zeros_like(input, dtype=compute)
+        one_hot = one_hot.scatter(1, target.unsqueeze(1).masked_fill(ignored, 0), 1)
+        smoothed = ((1 - label_smoothing) * one_hot + label_smoothing / classes).masked_fill(ignored, 0)
+    else:
+        smoothed = (1 - label_smoothing) * target.to(compute) + label_smoothing / classes
+    weight_of_class: Tensor | float = 1.0
+    if weight is not None:
+        weight_of_class = weight.to(compute).unsqueeze(1) if input.dim() == 3 else weight.to(compute)
+    share = smoothed * weight_of_class
+    inactive = (share == 0).all(1, keepdim=True)
+    x = input.to(compute)
+    hidden = inactive & x.logsumexp(1, keepdim=True).isnan()
+    negative_log_probability = _negative_log_probability(x.masked_fill(hidden, 0))
+    return _Rows(
+        negative_log_probability=negative_log_probability,
+        probability=torch.exp(-negative_log_probability),
+        smoothed=smoothed,
+        share=share,
+        total=share.sum(1, keepdim=True),
+        d_share_d_target=weight_of_class * (1 - label_smoothing),
+        inactive=inactive,
+        hidden=hidden,
+    )
+
+
+def _negative_log_probability(x: Tensor) -> Tensor:
+    """(m - x_c) + log1p(Σ_{j≠i} exp(x_j - m)) with i the maximum's place; differentiable as it stands."""
+    i = x.argmax(1, keepdim=True)
+    shifted = x - x.gather(1, i)
+    return shifted.exp().scatter(1, i, 0).sum(1, keepdim=True).log1p() - shifted
+
+
+def _finite_where(factor: Tensor, rows: _Rows) -> Tensor:
+    """factor · (-log p), where 0 · ∞ is 0: a class without a share counts for nothing."""
+    infinite = (factor == 0) & rows.negative_log_probability.isinf()
+    return factor * rows.negative_log_probability.masked_fill(infinite, 0)
+
+
+def _centred(rows: _Rows, input_tangent: Tensor) -> Tensor:
+    """u = x' - p·x'."""
+    tangent = input_tangent.to(rows.share.dtype).masked_fill(rows.hidden, 0)
+    return tangent - (rows.probability * tangent).sum(1, keepdim=True)
+
+
+def _share_tangent(rows: _Rows, target_tangent: Tensor | None, weight_tangent: Tensor | None) -> Tensor:
+    """a' = w (1-ε) t' + w' ((1-ε) t + ε/C)."""
+    tangent = torch.zeros_like(rows.share)
+    if target_tangent is not None:
+        tangent = tangent + rows.d_share_d_target * target_tangent
+    if weight_tangent is not None:
+        along = weight_tangent.unsqueeze(1) if rows.share.dim() == 3 else weight_tangent
+        tangent = tangent + along * rows.smoothed
+    return tangent
+
+
+def _directional_derivative(
+    rows: _Rows, input_tangent: Tensor | None, target_tangent: Tensor | None, weight_tangent: Tensor | None
+) -> Tensor:
+    tangent = torch.zeros_like(rows.total)
+    if input_tangent is not None:
+        tangent = tangent - (rows.share * _centred(rows, input_tangent)).sum(1, keepdim=True)
+    if target_tangent is not None or weight_tangent is not None:
+        share_tangent = _share_tangent(rows, target_tangent, weight_tangent)
+        tangent = tangent + _finite_where(share_tangent, rows).sum(1, keepdim=True)
+    return tangent
+
+
+def _per_class(grad_rows: Tensor) -> Tensor:
+    """One number a row, broadcast along the class dimension."""
+    return grad_rows if grad_rows.dim() == 0 else grad_rows.unsqueeze(1)
+
+
+def _over_classes(values: Tensor) -> Tensor:
+    """Summed over everything but the class dimension."""
+    return values.sum((0, 2)) if values.dim() == 3 else values.sum(0)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: None = None,
+    ignore_index: int = -100,
+    reduce: None = None,
+    reduction: _validation.Reduction = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Cross-entropy between logits and class indices or class probabilities, in nats.
+
+    .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
+        \log \frac{\exp x_{nc}}{\sum_j \exp x_{nj}}
+
+    where t is one-hot for class indices. For a row with index y, no weight and no smoothing, that is
+    :math:`-\log p_y`, and its gradient :math:`p - \text{onehot}(y)`. A drop-in for
+    `torch.nn.functional.cross_entropy`; the few differences are listed in `docs/divergences.md`.
+
+    Args:
+        input: Logits of shape (C), (N, C) or (N, C, d1, ...).
+        target: Class indices of shape (), (N) or (N, d1, ...), of any integer dtype, in [0, C) or `ignore_index`;
+            or class probabilities, of a floating-point dtype and the shape of `input`.
+        weight: One factor a class, of shape (C); with class indices, of the dtype of `input`.
+        size_average: Not supported; here so that positional arguments keep their place. Use `reduction`.
+        ignore_index: Rows with this class index count neither for the loss nor for the mean, and their gradient is
+            exactly 0 even where their logits are nan. For class indices only.
+        reduce: Not supported; here so that positional arguments keep their place. Use `reduction`.
+        reduction: 'mean' divides the sum by the weights of the rows' classes (class indices; without weights, the
+            number of rows that are not ignored) or by the number of rows (class probabilities); 'sum'; 'none'.
+        label_smoothing: ε in [0, 1], the share of the target that is spread evenly over all classes.
+
+    Returns:
+        A scalar, or with 'none' one loss a row: the shape of `input` without the class dimension. float32 and
+        float64 keep their dtype; bfloat16 and float16 are computed in float32 and rounded once, and stay float32
+        under autocast.
+
+    Raises:
+        ValueError: `reduction` or `label_smoothing` is none of its values; the batch sizes differ.
+        RuntimeError: The other sizes do not fit; class indices are no integers or class probabilities no floats;
+            `weight` has the wrong length, or with class indices another dtype; `ignore_index` >= 0 with class
+            probabilities; the tensors are on different devices.
+        IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device).
+        NotImplementedError: `input` is not floating-point.
+        TypeError: An argument has the wrong type, or `size_average` or `reduce` is given.
+
+    Edge cases: a mean over no row is nan, with gradient 0; an empty sum is 0. A logit of -inf is a class that is ruled
+    out: loss inf if it is the target, no effect if its share is 0. A logit of +inf or nan gives nan.
+    Differentiable to all orders with respect to `input`, class probabilities and `weight`.
+
+    Example:
+        >>> import torch
+        >>> from torchlosses import cross_entropy
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0]], requires_grad=True)
+        >>> loss = cross_entropy(logits, torch.tensor([0]))
+        >>> round(loss.item(), 4)
+        0.2395
+        >>> loss.backward()
+        >>> logits.grad
+        tensor([[-0.2130,  0.1065,  0.1065]])
+
+    Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4; label smoothing from
+    C. Szegedy et al., *Rethinking the Inception Architecture for Computer Vision* (2016), section 7.
+    """
+    _validation.check_reduction(reduction)
+    if size_average is not None or reduce is not None:
+        _validation.check_legacy_arguments(size_average, reduce)
+    _validation.check_ignore_index(ignore_index)
+    _validation.check_label_smoothing(label_smoothing)
+    _validation.check_tensors("cross_entropy", input=input, target=target)
+    _validation.check_same_device("cross_entropy", input, target=target, weight=weight)
+    _validation.check_classification_shapes("cross_entropy", input, target)
+    _validation.check_floating_input("cross_entropy", input)
+    _validation.check_cross_entropy_target(input, target, ignore_index)
+    dtype = input.dtype
+    indices = target.shape != input.shape
+    if not indices:
+        dtype = torch.promote_types(dtype, target.dtype)
+    if weight is not None:
+        autocast = torch.is_autocast_enabled(input.device.type)
+        _validation.check_class_weight(input, target, weight, autocast)
+        dtype = torch.promote_types(dtype, weight.dtype)
+    dtype = result_dtype(dtype, input.device)
+    rows = to_rows(input)
+    target_rows = indices_to_rows(target.to(torch.int64)) if indices else to_rows(target)
+    if indices and weight is not None and reduction == "mean":
+        compute = eager.compute_dtype(input, weight)
+        total = _cross_entropy(rows, target_rows, weight, "sum", ignore_index, label_smoothing, compute)
+        return (total / _weight_of_rows(target_rows, weight.to(compute), ignore_index)).to(dtype)
+    loss = _cross_entropy(rows, target_rows, weight, reduction, ignore_index, label_smoothing, dtype)
+    return from_rows(loss, input) if reduction == "none" else loss
+
+
+def _cross_entropy(*arguments: Any) -> Tensor:
+    return _function().apply(*arguments)[0]
+
+
+def _weight_of_rows(target: Tensor, weight: Tensor, ignore_index: int) -> Tensor:
+    """Σ_n w_{y_n} over the rows that are not ignored: what the mean over class indices divides by."""
+    ignored = target == ignore_index
+    return weight[target.masked_fill(ignored, 0)].masked_fill(ignored, 0).sum()
+
+
+class CrossEntropyLoss(nn.Module):
+    r"""Cross-entropy on logits as a module: :func:`torchlosses.cross_entropy` with its options kept, in nats.
+
+    .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
+        \log \frac{\exp x_{nc}}{\sum_j \exp x_{nj}}
+
+    A drop-in for `torch.nn.CrossEntropyLoss`.
+
+    Args:
+        weight: One factor a class, of shape (C); kept as a buffer, so that `.to(...)` moves it.
+        size_average: Not supported; here so that positional arguments keep their place. Use `reduction`.
+        ignore_index: Rows with this class index are left out.
+        reduce: Not supported; here so that positional arguments keep their place. Use `reduction`.
+        reduction: 'mean', 'sum' or 'none'.
+        label_smoothing: ε in [0, 1].
+
+    Shape:
+        input (C), (N, C) or (N, C, d1, ...); target class indices (), (N) or (N, d1, ...), or class probabilities of
+        the shape of input; a scalar comes out, or with 'none' one loss a row. Dtypes as in `cross_entropy`.
+
+    Raises:
+        ValueError: `reduction` or `label_smoothing` is none of its values.
+        TypeError: An option has the wrong type, or `size_average` or `reduce` is given.
+        Errors of the call are those of `cross_entropy`.
+
+    Edge cases: as for `cross_entropy`.
+
+    Example:
+        >>> import torch
+        >>> from torchlosses import CrossEntropyLoss
+        >>> criterion = CrossEntropyLoss(ignore_index=255)
+        >>> logits = torch.zeros(2, 4)
+        >>> round(criterion(logits, torch.tensor([3, 255])).item(), 4)
+        1.3863
+
+    Source: as for `cross_entropy`.
+    """
+
+    __constants__ = ("ignore_index", "reduction", "label_smoothing")
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: None = None,
+        ignore_index: int = -100,
+        reduce: None = None,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _validation.check_legacy_arguments(size_average, reduce)
+        _validation.check_reduction(reduction)
+        _validation.check_ignore_index(ignore_index)
+        _validation.check_label_smoothing(label_smoothing)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction: _validation.Reduction = reduction
+        self.label_smoothing = label_smoothing
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits against class indices or probabilities; see :func:`torchlosses.cross_entropy`."""
+        return cross_entropy(
+            input,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, `weight` only by its shape."""
+        weight = "" if self.weight is None else f"weight={tuple(self.weight.shape)}, "
+        return (
+            f"{weight}ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
+            f"label_smoothing={self.label_smoothing}"
+        )

@@ -1,0 +1,404 @@
+"""The operators in plain PyTorch: every device, every floating-point dtype, no compiler.
+
+On the CPU a tensor is worked through in blocks that stay in cache: a block is read from memory once, its intermediates
+never leave the cache, and no temporary of the input's size is allocated. On other devices one block is the whole
+tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchlosses import _validation
+from torchlosses._reduction import reduce_rows
+
+# Elements of a block: 1 MiB of float32, large enough to hide the cost of calling an operation.
+BLOCK = 1 << 18
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 where an argument is float64, else float32."""
+    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mean squared error, elementwise: loss = w (x - t)², d loss / dx = 2 w (x - t)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def mse_forward(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, dtype: torch.dtype) -> Tensor:
+    """Squared errors of two tensors of one shape and dtype; 'mean' divides by their number."""
+    compute = compute_dtype(input, target, weight)
+    if reduction == "none":
+        losses = torch.empty_like(input, dtype=dtype)
+        for x, t, w, out in _element_blocks(input, target, weight, losses):
+            out.copy_(_squared_error(x, t, w, compute))
+        return losses
+    # A Python float holds the running sum of the blocks on the CPU in double precision.
+    total: Tensor | float = 0.0
+    for x, t, w, _ in _element_blocks(input, target, weight, None):
+        block = _squared_error(x, t, w, compute).sum()
+        total = total + (block.item() if x.device.type == "cpu" else block)
+    mean = reduction == "mean"
+    if isinstance(total, Tensor):
+        return (total / input.numel() if mean else total).to(dtype)
+    if mean:
+        total = total / input.numel() if input.numel() else float("nan")
+    return input.new_full((), total, dtype=dtype)
+
+
+def mse_backward(grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """2 g w (x - t), where g is a number or has the shape of the input."""
+    compute = compute_dtype(input, target, weight)
+    grad_input = torch.empty_like(input)
+    scale = (2 * grad_output.to(compute)).expand(input.shape)
+    for x, t, w, g, out in _element_blocks(input, target, weight, scale, grad_input):
+        in_place = out.dtype == compute
+        error = torch.sub(x.to(compute), t.to(compute), out=out) if in_place else x.to(compute) - t.to(compute)
+        error.mul_(g)
+        if w is not None:
+            error.mul_(w)
+        if not in_place:
+            out.copy_(error)
+    return grad_input
+
+
+def _squared_error(x: Tensor, t: Tensor, w: Tensor | None, compute: torch.dtype) -> Tensor:
+    squared = (x.to(compute) - t.to(compute)).square_()
+    return squared if w is None else squared.mul_(w)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cross-entropy on logits. Per row: m = max x, e_j = exp(x_j - m), s = Σ e_j, -log p_j = (m - x_j) + log s
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy_forward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, and for the backward the rows' maximum m and log s, and the number of rows that 'mean' divides by.
+
+    m and log s are kept apart: their sum would round log s away where m is large.
+    """
+    compute = compute_dtype(input, target, weight)
+    classes = input.shape[1]
+    losses, maximum, log_sum = (input.new_zeros((input.shape[0], *input.shape[2:]), dtype=compute) for _ in range(3))
+    if weight is not None:
+        weight = weight.to(compute)
+    if target.dim() < input.dim():
+        indices, ignored = _class_indices(target, classes, ignore_index)
+        count = losses.new_full((), target.numel()) if ignored is None else ignored.logical_not().sum().to(compute)
+        inactive = _without_weight(ignored, indices, weight, label_smoothing)
+        if classes:
+            for x, i, *out in _row_blocks(input, (indices, losses, maximum, log_sum)):
+                _index_rows(x.to(compute), i.unsqueeze(1), weight, label_smoothing, out)
+        if inactive is not None:
+            losses.masked_fill_(inactive, 0)
+    else:
+        count = losses.new_full((), losses.numel() if classes else 0)
+        if classes:
+            for x, t, *out in _row_blocks(input, (target, losses, maximum, log_sum)):
+                _probability_rows(x.to(compute), t.to(compute), weight, label_smoothing, out)
+    return reduce_rows(losses, reduction, count).to(dtype), maximum, log_sum, count
+
+
+def _index_rows(x: Tensor, i: Tensor, weight: Tensor | None, label_smoothing: float, out: list[Tensor]) -> None:
+    maximum = x.amax(1, keepdim=True)
+    shifted = x - maximum
+    shifted_target = shifted.gather(1, i)
+    smooth = _smooth_sum(shifted, weight) if label_smoothing else None
+    # The target's own term is left out of the sum and comes back as expm1: where the target is the maximum, that is
+    # exactly 0, and log1p keeps the small remainder that 1 + remainder would round away.
+    others = shifted.exp_().scatter_(1, i, 0).sum(1, keepdim=True)
+    log_sum = torch.log1p(others + torch.expm1(shifted_target))
+    loss = log_sum - shifted_target
+    if weight is not None:
+        loss = loss * weight[i]
+    if smooth is not None:
+        total = x.shape[1] if weight is None else weight.sum()
+        loss = (1 - label_smoothing) * loss + (total * log_sum - smooth) * (label_smoothing / x.shape[1])
+    for result, value in zip(out, (loss, maximum, log_sum), strict=True):
+        result.copy_(value.squeeze(1))
+
+
+def _probability_rows(x: Tensor, t: Tensor, weight: Tensor | None, label_smoothing: float, out: list[Tensor]) -> None:
+    maximum, i = x.max(1, keepdim=True)
+    shifted = x - maximum
+    share = _effective_target(t, weight, label_smoothing)
+    # 0 · log 0 = 0: a class without a share counts for nothing, also where its logit is -inf.
+    weighted = (share * shifted).masked_fill_(share == 0, 0).sum(1, keepdim=True)
+    log_sum = torch.log1p(shifted.exp_().scatter_(1, i, 0).sum(1, keepdim=True))
+    # exp_ and scatter_ have hidden a nan or +inf logit at the maximum; it has to reach the loss.
+    log_sum = log_sum + (maximum - maximum)
+    loss = share.sum(1, keepdim=True) * log_sum - weighted
+    for result, value in zip(out, (loss, maximum, log_sum), strict=True):
+        result.copy_(value.squeeze(1))
+
+
+def _smooth_sum(shifted: Tensor, weight: Tensor | None) -> Tensor:
+    """Σ_c w_c (x_c - m), where a class of weight 0 counts for nothing, also where its logit is -inf."""
+    if weight is None:
+        return shifted.sum(1, keepdim=True)
+    along = _along_classes(weight, shifted)
+    return (shifted * along).masked_fill_(along == 0, 0).sum(1, keepdim=True)
+
+
+def cross_entropy_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    maximum: Tensor,
+    log_sum: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor:
+    """Per row g (A softmax(x) - a): a is the target's weighted share of each class, A its sum, g the loss's gradient."""
+    compute = compute_dtype(input, target, weight)
+    classes = input.shape[1]
+    grad_input = torch.empty_like(input)
+    if not input.numel():
+        return grad_input
+    grad_rows = grad_output.to(compute).expand(maximum.shape)
+    if weight is not None:
+        weight = weight.to(compute)
+    if target.dim() < input.dim():
+        indices, ignored = _class_indices(target, classes, ignore_index)
+        inactive = _without_weight(ignored, indices, weight, label_smoothing)
+        if inactive is not None:
+            # A mean over no row divides by zero; its rows are inactive and their gradient is 0, not 0 · inf.
+            grad_rows = grad_rows.masked_fill(inactive, 0)
+        rows = (grad_input, grad_rows, indices, inactive, maximum, log_sum)
+        for x, out, g, i, none, m, s in _row_blocks(input, rows):
+            _index_gradient(x, out, g.unsqueeze(1), i.unsqueeze(1), none, (m, s), weight, label_smoothing, compute)
+    else:
+        for x, out, g, t in _row_blocks(input, (grad_input, grad_rows, target)):
+            _probability_gradient(x, out, g.unsqueeze(1), t.to(compute), weight, label_smoothing, compute)
+    return grad_input
+
+
+def _index_gradient(
+    x: Tensor,
+    out: Tensor,
+    g: Tensor,
+    i: Tensor,
+    inactive: Tensor | None,
+    stats: tuple[Tensor, Tensor],
+    weight: Tensor | None,
+    label_smoothing: float,
+    compute: torch.dtype,
+) -> None:
+    maximum, log_sum = (value.unsqueeze(1) for value in stats)
+    loss = (maximum - x.gather(1, i).to(compute)) + log_sum
+    hard = (g if weight is None else g * weight[i]) * (1 - label_smoothing)
+    smooth = g * (label_smoothing / x.shape[1])
+    scale = hard
+    if label_smoothing:
+        scale = hard + smooth * (x.shape[1] if weight is None else weight.sum())
+    gradient = _softmax(x, out, compute).mul_(scale)
+    # p_t - 1 = expm1(log p_t) keeps the digits that a subtraction of two numbers close to 1 loses.
+    at_target = hard * torch.expm1(-loss)
+    if label_smoothing:
+        gradient.sub_(smooth if weight is None else smooth * _along_classes(weight, gradient))
+        at_target = at_target + (scale - hard) * torch.exp(-loss) - smooth * (1 if weight is None else weight[i])
+    gradient.scatter_(1, i, at_target)
+    if inactive is not None:
+        gradient.masked_fill_(inactive.unsqueeze(1), 0)
+    if gradient is not out:
+        out.copy_(gradient)
+
+
+def _probability_gradient(
+    x: Tensor,
+    out: Tensor,
+    g: Tensor,
+    t: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+    compute: torch.dtype,
+) -> None:
+    share = _effective_target(t, weight, label_smoothing)
+    total = share.sum(1, keepdim=True)
+    gradient = _softmax(x, out, compute)
+    # At the most probable class, A p - a = Σ_{j≠i} a_j - A Σ_{j≠i} p_j keeps the digits that A p - a loses.
+    i = gradient.argmax(1, keepdim=True)
+    most_probable = gradient.gather(1, i)
+    rest = gradient.scatter(1, i, 0).sum(1, keepdim=True) + (most_probable - most_probable)
+    at_most_probable = (share.scatter(1, i, 0).sum(1, keepdim=True) - total * rest).mul_(g)
+    gradient.mul_(total).sub_(share).mul_(g).scatter_(1, i, at_most_probable)
+    if gradient is not out:
+        out.copy_(gradient)
+
+
+def _softmax(x: Tensor, out: Tensor, compute: torch.dtype) -> Tensor:
+    """softmax over dimension 1 in `compute`, written to `out` where that has the dtype."""
+    if out.dtype == compute:
+        return torch.softmax(x, 1, out=out)
+    return torch.softmax(x, 1, dtype=compute)
+
+
+def _effective_target(t: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
+    """a_c = w_c ((1 - ε) t_c + ε / C)."""
+    if label_smoothing:
+        t = t * (1 - label_smoothing) + label_smoothing / t.shape[1]
+    return t if weight is None else t * _along_classes(weight, t)
+
+
+def _along_classes(weight: Tensor, like: Tensor) -> Tensor:
+    """A view of `weight` that broadcasts along dimension 1."""
+    return weight.unsqueeze(1) if like.dim() == 3 else weight
+
+
+def _class_indices(target: Tensor, classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
+    """Indices safe to gather with, and which rows are ignored; None where it is known that none is."""
+    on_cpu = target.device.type == "cpu"
+    if on_cpu and target.numel():
+        lowest, highest = (int(value) for value in target.aminmax())
+        if lowest >= 0 and highest < classes and not (ignore_index is not None and lowest <= ignore_index <= highest):
+            return target, None
+    ignored = torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else target == ignore_index
+    indices = target.masked_fill(ignored, 0)
+    # On an accelerator a check would wait for the device; there the gather itself asserts the bounds.
+    if on_cpu and bool(((indices < 0) | (indices >= classes)).logical_and_(~ignored).any()):
+        _validation.raise_target_out_of_bounds(target, classes, ignore_index)
+    return indices, ignored
+
+
+def _without_weight(
+    ignored: Tensor | None, indices: Tensor, weight: Tensor | None, label_smoothing: float
+) -> Tensor | None:
+    """Rows that must leave no trace: ignored ones and, without smoothing, those whose class weighs 0."""
+    if weight is None or label_smoothing or not weight.numel():
+        return ignored
+    weightless = weight[indices] == 0
+    return weightless if ignored is None else weightless | ignored
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The textbook cross-entropy error on probabilities: loss = -Σ t log(p + δ), d loss / dp = -t / (p + δ)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def cee_forward(
+    input: Tensor, target: Tensor, reduction: str, delta: float, validate_args: bool, dtype: torch.dtype
+) -> Tensor:
+    """The cross-entropy error; 'mean' divides by the number of rows."""
+    compute = compute_dtype(input, target if target.is_floating_point() else None)
+    losses = input.new_empty((input.shape[0], *input.shape[2:]), dtype=compute)
+    if target.dim() < input.dim():
+        target, _ = _class_indices(target, input.shape[1], None)
+        for p, i, out in _row_blocks(input, (target, losses)):
+            if validate_args:
+                _check_probabilities(p)
+            out.copy_(log_plus_delta(p.gather(1, i.unsqueeze(1)).to(compute), delta).neg_().squeeze(1))
+    else:
+        for p, t, out in _row_blocks(input, (target, losses)):
+            if validate_args:
+                _check_probabilities(p)
+                _check_one_hot(t)
+            product = log_plus_delta(p.to(compute), delta).mul_(t)
+            if delta == 0:
+                product.masked_fill_(t == 0, 0)
+            torch.sum(product, 1, out=out).neg_()
+    return reduce_rows(losses, reduction, losses.numel()).to(dtype)
+
+
+def cee_backward(grad_output: Tensor, input: Tensor, target: Tensor, delta: float) -> Tensor:
+    """-g t / (p + δ), where g is a number or a row's."""
+    compute = compute_dtype(input, target if target.is_floating_point() else None)
+    grad_rows = grad_output.to(compute).neg().expand(input.shape[0], *input.shape[2:])
+    if target.dim() < input.dim():
+        grad_input = torch.zeros_like(input)
+        if input.numel():
+            i = target.unsqueeze(1)
+            at_target = grad_rows.unsqueeze(1) / (input.gather(1, i).to(compute) + delta)
+            grad_input.scatter_(1, i, at_target.to(input.dtype))
+        return grad_input
+    grad_input = torch.empty_like(input)
+    for p, t, g, out in _row_blocks(input, (target, grad_rows, grad_input)):
+        gradient = torch.div(t.to(compute), p.to(compute) + delta)
+        if delta == 0:
+            gradient.masked_fill_(t == 0, 0)
+        out.copy_(gradient.mul_(g.unsqueeze(1)))
+    return grad_input
+
+
+def log_plus_delta(p: Tensor, delta: float) -> Tensor:
+    """log(p + δ), right to rounding also next to p = 1, where p + δ would round δ away."""
+    return torch.where(p < 0.5, torch.log(p + delta), torch.log1p((p - 1) + delta))
+
+
+def _check_probabilities(p: Tensor) -> None:
+    if not p.numel():
+        return
+    tolerance = 4 * torch.finfo(p.dtype).eps
+    lowest, highest = (float(value) for value in p.aminmax())
+    if lowest < -tolerance or highest > 1 + tolerance:
+        _validation.raise_not_probabilities(lowest, highest)
+
+
+def _check_one_hot(t: Tensor) -> None:
+    if t.is_floating_point() or t.dtype == torch.bool or not t.numel():
+        return
+    lowest, highest = (int(value) for value in t.aminmax())
+    if lowest < 0 or highest > 1:
+        _validation.raise_not_one_hot(lowest, highest)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Blocks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _element_blocks(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Views of tensors of one shape, a block of elements at a time; None stays None."""
+    tensors = (first, *others)
+    if first.device.type != "cpu" or first.numel() <= BLOCK:
+        yield tensors
+        return
+    if all(tensor is None or tensor.is_contiguous() for tensor in tensors):
+        tensors = tuple(None if tensor is None else tensor.view(-1) for tensor in tensors)
+    yield from _split(tensors)
+
+
+def _split(tensors: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    first = tensors[0]
+    if first.numel() <= BLOCK:
+        yield tensors
+        return
+    dimension = next(d for d, size in enumerate(first.shape) if size > 1)
+    length = first.shape[dimension]
+    step = max(1, BLOCK * length // first.numel())
+    for start in range(0, length, step):
+        stop = min(step, length - start)
+        yield from _split(tuple(None if t is None else t.narrow(dimension, start, stop) for t in tensors))
+
+
+def _row_blocks(input: Tensor, others: tuple[Tensor | None, ...]) -> Iterator[tuple[Any, ...]]:
+    """Views of some rows at a time: `others` have the input's dimensions, or those without the class dimension 1."""
+    tensors = (input, *others)
+    if input.device.type != "cpu" or input.numel() <= BLOCK:
+        yield tensors
+        return
+    samples = max(1, BLOCK // max(1, input[0].numel()))
+    for start in range(0, input.shape[0], samples):
+        stop = min(samples, input.shape[0] - start)
+        some = tuple(None if tensor is None else tensor.narrow(0, start, stop) for tensor in tensors)
+        if input.dim() == 2 or stop * input[0].numel() <= BLOCK:
+            yield some
+            continue
+        positions = max(1, BLOCK // input.shape[1])
+        for first in range(0, input.shape[2], positions):
+            last = min(positions, input.shape[2] - first)
+            yield tuple(None if tensor is None else tensor.narrow(-1, first, last) for tensor in some)

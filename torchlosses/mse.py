@@ -1,0 +1,314 @@
+"""Mean squared error.
+
+What it computes, for an input x and a target t of n elements, in the squared unit of the target:
+
+    loss = (1/n) Σ (x - t)²
+
+How the gradient follows. Only the term of x_i depends on x_i, so with e = x - t
+
+    d loss / dx_i = (1/n) d(e_i²)/dx_i = (2/n) e_i        (chain rule: d(e²)/de = 2 e, de/dx = 1)
+    d loss / dt_i = -d loss / dx_i                        (de/dt = -1)
+    d² loss / dx_i² = 2/n                                 (constant: the loss is a parabola)
+
+'sum' drops the 1/n, 'none' the sum as well. A weight w multiplies each square, and the mean then divides by Σ w.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from torchlosses import _validation
+from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
+from torchlosses._transforms import batched, result_dtype, without_forward_ad_when_compiling
+from torchlosses.kernels import eager, mse_backward, mse_forward
+
+
+class _SquaredDifference(Function):
+    """loss = Σ w (x - t)², reduced."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, dtype: torch.dtype
+    ) -> Tensor:
+        return mse_forward(input, target, weight, reduction, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, target, weight, ctx.reduction, ctx.dtype = inputs
+        ctx.save_for_backward(input, target, weight)
+        ctx.save_for_forward(input, target, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        input, target, weight = ctx.saved_tensors
+        grad = scale_gradient(grad_output, ctx.reduction, input.numel())
+        grad_input = grad_target = grad_weight = None
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            grad_input = _gradient(grad, input, target, weight)
+            if ctx.needs_input_grad[1]:
+                grad_target = -grad_input
+        if ctx.needs_input_grad[2]:
+            grad_weight = (grad * _error(input, target).square()).to(weight.dtype)
+        return grad_input, grad_target, grad_weight, None, None
+
+    @staticmethod
+    def vmap(  # type: ignore[override]
+        info: Any, in_dims: tuple[int | None, ...], input: Tensor, target: Tensor, weight: Tensor | None, *options: Any
+    ) -> tuple[Tensor, int]:
+        reduction, dtype = options
+        input = batched(input, in_dims[0], info.batch_size)
+        target = batched(target, in_dims[1], info.batch_size)
+        if weight is not None:
+            weight = batched(weight, in_dims[2], info.batch_size)
+        if reduction == "none":
+            return _squared_difference(input, target, weight, "none", dtype), 0
+        losses = _squared_difference(input, target, weight, "none", eager.compute_dtype(input, target, weight))
+        return reduce_samples(losses, reduction, input[0].numel()).to(dtype), 0
+
+
+class _SquaredDifferenceForwardAD(_SquaredDifference):
+    """The same, with the directional derivative loss' = 2 w (x - t) (x' - t') + w' (x - t)²."""
+
+    @staticmethod
+    def jvp(  # type: ignore[override]
+        ctx: Any, input_tangent: Tensor | None, target_tangent: Tensor | None, weight_tangent: Tensor | None, *_: None
+    ) -> Tensor:
+        input, target, weight = ctx.saved_tensors
+        error = _error(input, target)
+        tangent = torch.zeros_like(error)
+        if input_tangent is not None:
+            tangent = tangent + 2 * error * input_tangent
+        if target_tangent is not None:
+            tangent = tangent - 2 * error * target_tangent
+        if weight is not None:
+            tangent = weight * tangent
+        if weight_tangent is not None:
+            tangent = tangent + weight_tangent * error.square()
+        return reduce_rows(tangent, ctx.reduction, input.numel()).to(ctx.dtype)
+
+
+class _SquaredDifferenceGradient(Function):
+    """gradient = 2 g w (x - t); a Function of its own, so that the gradient can be differentiated again."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None
+    ) -> Tensor:
+        return mse_backward(grad, input, target, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad, input, target, weight = ctx.saved_tensors
+        v = v.to(eager.compute_dtype(input, target, weight))
+        error = _error(input, target)
+        weighted = v if weight is None else v * weight
+        grad_grad = (2 * error * weighted).sum_to_size(grad.shape).to(grad.dtype)
+        grad_input = (2 * grad * weighted).to(input.dtype)
+        grad_weight = None if weight is None else (2 * grad * error * v).to(weight.dtype)
+        return grad_grad, grad_input, -grad_input, grad_weight
+
+    @staticmethod
+    def vmap(  # type: ignore[override]
+        info: Any, in_dims: tuple[int | None, ...], grad: Tensor, *arguments: Tensor | None
+    ) -> tuple[Tensor, int]:
+        grad = batched(grad, in_dims[0], info.batch_size)
+        input, target, weight = (
+            None if tensor is None else batched(tensor, dimension, info.batch_size)
+            for tensor, dimension in zip(arguments, in_dims[1:], strict=True)
+        )
+        assert input is not None
+        if grad.dim() == 1:
+            grad = grad.reshape(-1, *(1,) * (input.dim() - 1))
+        return _gradient(grad, input, target, weight), 0
+
+
+class _SquaredDifferenceGradientForwardAD(_SquaredDifferenceGradient):
+    @staticmethod
+    def jvp(  # type: ignore[override]
+        ctx: Any,
+        grad_tangent: Tensor | None,
+        input_tangent: Tensor | None,
+        target_tangent: Tensor | None,
+        weight_tangent: Tensor | None,
+    ) -> Tensor:
+        grad, input, target, weight = ctx.saved_tensors
+        error = _error(input, target)
+        tangent = torch.zeros_like(error)
+        if grad_tangent is not None:
+            tangent = tangent + grad_tangent * error
+        if input_tangent is not None:
+            tangent = tangent + grad * input_tangent
+        if target_tangent is not None:
+            tangent = tangent - grad * target_tangent
+        if weight is not None:
+            tangent = weight * tangent
+        if weight_tangent is not None:
+            tangent = tangent + weight_tangent * grad * error
+        return (2 * tangent).to(input.dtype)
+
+
+def _squared_difference(*arguments: Any) -> Tensor:
+    return without_forward_ad_when_compiling(_SquaredDifference, _SquaredDifferenceForwardAD).apply(*arguments)
+
+
+def _gradient(*arguments: Any) -> Tensor:
+    function = without_forward_ad_when_compiling(_SquaredDifferenceGradient, _SquaredDifferenceGradientForwardAD)
+    return function.apply(*arguments)
+
+
+def _error(input: Tensor, target: Tensor) -> Tensor:
+    compute = eager.compute_dtype(input, target)
+    return input.to(compute) - target.to(compute)
+
+
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: None = None,
+    reduce: None = None,
+    reduction: _validation.Reduction = "mean",
+    weight: Tensor | None = None,
+    *,
+    broadcast: _validation.Broadcast = "warn",
+) -> Tensor:
+    r"""Mean squared error between `input` and `target`, in the squared unit of the target.
+
+    .. math:: \text{loss} = \frac{1}{n} \sum_i (x_i - t_i)^2, \qquad
+        \frac{\partial\,\text{loss}}{\partial x_i} = \frac{2}{n} (x_i - t_i)
+
+    A drop-in for `torch.nn.functional.mse_loss`.
+
+    Args:
+        input: Predictions, of any shape.
+        target: True values, of the shape of `input`. Another shape that broadcasts is handled as `broadcast` says.
+        size_average: Not supported; here so that positional arguments keep their place. Use `reduction`.
+        reduce: Not supported; here so that positional arguments keep their place. Use `reduction`.
+        reduction: 'mean' divides the sum by the number of elements n, or by the sum of the weights; 'sum'; or 'none',
+            which returns one squared error an element.
+        weight: One factor an element, of the shape of `input`.
+        broadcast: What to do when the shapes differ but broadcast, such as (N, 1) and (N,), which compares N·N pairs:
+            'warn' (as torch does), 'error', or 'allow'.
+
+    Returns:
+        A scalar, or with 'none' a tensor of the common shape. float32 and float64 keep their dtype; bfloat16 and
+        float16 are computed in float32 and rounded once, and stay float32 under autocast; mixed dtypes are promoted.
+
+    Raises:
+        ValueError: `reduction` or `broadcast` is none of its values; `weight` has another shape than `input`; the
+            shapes differ and `broadcast` is 'error'.
+        RuntimeError: The shapes do not broadcast, or the tensors are on different devices.
+        NotImplementedError: Both tensors are integer, or one is complex.
+        TypeError: An argument is no tensor, or `size_average` or `reduce` is given.
+
+    Edge cases: an empty mean is nan, an empty sum 0. nan and ±inf pass through; inf - inf is nan.
+    Differentiable to all orders with respect to `input`, `target` and `weight`.
+
+    Example:
+        >>> import torch
+        >>> from torchlosses import mse_loss
+        >>> input = torch.tensor([2.0, 4.0], requires_grad=True)
+        >>> loss = mse_loss(input, torch.tensor([1.0, 1.0]))
+        >>> loss.item()
+        5.0
+        >>> loss.backward()
+        >>> input.grad
+        tensor([1., 3.])
+
+    Source: C. F. Gauss, *Theoria motus corporum coelestium* (1809); K. Saito, *Deep Learning from Scratch*
+    (2016), section 4.2.1, there with 1/2 in place of 1/n.
+    """
+    _validation.check_reduction(reduction)
+    if size_average is not None or reduce is not None:
+        _validation.check_legacy_arguments(size_average, reduce)
+    _validation.check_tensors("mse_loss", input=input, target=target)
+    _validation.check_same_device("mse_loss", input, target=target, weight=weight)
+    _validation.check_mse_dtypes(input, target)
+    if weight is not None:
+        _validation.check_mse_weight(input, weight)
+    if input.shape != target.shape:
+        _validation.check_broadcast_option(broadcast)
+        _validation.check_mse_shapes(input, target, broadcast, stacklevel=2)
+        input, target = torch.broadcast_tensors(input, target)
+    if weight is not None and weight.shape != input.shape:
+        weight = weight.expand(input.shape)
+    dtype = torch.promote_types(input.dtype, target.dtype)
+    if input.dtype != target.dtype:
+        input, target = input.to(dtype), target.to(dtype)
+    if weight is not None:
+        dtype = torch.promote_types(dtype, weight.dtype)
+    dtype = result_dtype(dtype, input.device)
+    if weight is not None and reduction == "mean":
+        compute = eager.compute_dtype(input, target, weight)
+        total = _squared_difference(input, target, weight, "sum", compute)
+        return (total / weight.to(compute).sum()).to(dtype)
+    return _squared_difference(input, target, weight, reduction, dtype)
+
+
+class MSELoss(nn.Module):
+    r"""Mean squared error as a module: :func:`torchlosses.mse_loss` with its options kept.
+
+    .. math:: \text{loss} = \frac{1}{n} \sum_i (x_i - t_i)^2
+
+    in the squared unit of the target. A drop-in for `torch.nn.MSELoss`.
+
+    Args:
+        size_average: Not supported; here so that positional arguments keep their place. Use `reduction`.
+        reduce: Not supported; here so that positional arguments keep their place. Use `reduction`.
+        reduction: 'mean', 'sum' or 'none'.
+        broadcast: What to do when the shapes differ but broadcast: 'warn' (as torch does), 'error' or 'allow'.
+
+    Shape:
+        input and target of one shape; a scalar comes out, or with 'none' that shape. Dtypes as in `mse_loss`.
+
+    Raises:
+        ValueError: `reduction` or `broadcast` is none of its values.
+        TypeError: `size_average` or `reduce` is given.
+        Errors of the call are those of `mse_loss`.
+
+    Edge cases: an empty mean is nan, an empty sum 0.
+
+    Example:
+        >>> import torch
+        >>> from torchlosses import MSELoss
+        >>> probabilities = torch.tensor([0.1, 0.05, 0.6, 0.0, 0.05, 0.1, 0.0, 0.1, 0.0, 0.0], dtype=torch.float64)
+        >>> one_hot = torch.tensor([0.0, 0, 1, 0, 0, 0, 0, 0, 0, 0], dtype=torch.float64)
+        >>> round(MSELoss()(probabilities, one_hot).item(), 12)
+        0.0195
+
+    Source: as for `mse_loss`.
+    """
+
+    __constants__ = ("reduction", "broadcast")
+
+    def __init__(
+        self,
+        size_average: None = None,
+        reduce: None = None,
+        reduction: _validation.Reduction = "mean",
+        *,
+        broadcast: _validation.Broadcast = "warn",
+    ) -> None:
+        super().__init__()
+        _validation.check_legacy_arguments(size_average, reduce)
+        _validation.check_reduction(reduction)
+        _validation.check_broadcast_option(broadcast)
+        self.reduction: _validation.Reduction = reduction
+        self.broadcast: _validation.Broadcast = broadcast
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of `input` against `target`; see :func:`torchlosses.mse_loss`."""
+        return mse_loss(input, target, reduction=self.reduction, broadcast=self.broadcast)
+
+    def extra_repr(self) -> str:
+        """The options that differ from the defaults, and `reduction`."""
+        broadcast = "" if self.broadcast == "warn" else f", broadcast={self.broadcast!r}"
+        return f"reduction={self.reduction!r}{broadcast}"
