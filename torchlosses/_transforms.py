@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 
 def without_forward_ad_when_compiling(function: type[Function], with_forward_ad: type[Function]) -> type[Function]:
     """torch.compile refuses a Function that defines `jvp`; there the twin without it stands in."""
     return function if torch.compiler.is_compiling() else with_forward_ad
+
+
+def forward_ad_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Make `rule(ctx, saved, *tangents)` a `jvp` that is itself differentiable in forward mode.
+
+    PyTorch switches forward-mode AD off while a `jvp` runs, so that a derivative of the derivative (`jacfwd` of
+    `jacfwd`) would come out as 0 without an error. Here it stays on, and `saved` holds the saved tensors without the tangents
+    of this level, which `rule` is about to use up.
+    """
+
+    @functools.wraps(rule)
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = (
+                tensor if tensor is None else forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors
+            )
+            return rule(ctx, tuple(saved), *tangents)
+
+    return jvp
 
 
 def batched(tensor: Tensor, dimension: int | None, size: int) -> Tensor:

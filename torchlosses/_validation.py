@@ -60,7 +60,7 @@ def check_ignore_index(ignore_index: int) -> None:
 def check_delta(delta: float) -> None:
     if isinstance(delta, bool) or not isinstance(delta, (int, float)):
         raise TypeError(f"delta must be a float, but got {delta!r}.")
-    if not (delta >= 0.0 and math.isfinite(delta)):
+    if not 0.0 <= delta < math.inf:
         raise ValueError(f"delta must be finite and not negative, but got {delta}; the textbook's value is 1e-7.")
 
 

@@ -27,7 +27,7 @@ from torch.autograd import Function
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
 from torchlosses._shapes import from_rows, indices_to_rows, to_rows
-from torchlosses._transforms import batched, result_dtype, without_forward_ad_when_compiling
+from torchlosses._transforms import batched, forward_ad_rule, result_dtype, without_forward_ad_when_compiling
 from torchlosses.kernels import cee_backward, cee_forward, eager
 
 
@@ -76,10 +76,11 @@ class _TextbookCrossEntropyForwardAD(_TextbookCrossEntropy):
     """The same, with the directional derivative loss' = -Σ_c t_c p'_c / (p_c + δ) + t'_c log(p_c + δ)."""
 
     @staticmethod
-    def jvp(  # type: ignore[override]
-        ctx: Any, input_tangent: Tensor | None, target_tangent: Tensor | None, *_: None
+    @forward_ad_rule
+    def jvp(
+        ctx: Any, saved: tuple[Tensor, ...], input_tangent: Tensor | None, target_tangent: Tensor | None, *_: None
     ) -> Tensor:
-        input, target = ctx.saved_tensors
+        input, target = saved
         shares = _shares(input, target)
         tangent = torch.zeros_like(shares)
         if input_tangent is not None:
@@ -131,10 +132,16 @@ class _TextbookCrossEntropyGradient(Function):
 
 class _TextbookCrossEntropyGradientForwardAD(_TextbookCrossEntropyGradient):
     @staticmethod
-    def jvp(  # type: ignore[override]
-        ctx: Any, grad_tangent: Tensor | None, input_tangent: Tensor | None, target_tangent: Tensor | None, _: None
+    @forward_ad_rule
+    def jvp(
+        ctx: Any,
+        saved: tuple[Tensor, ...],
+        grad_tangent: Tensor | None,
+        input_tangent: Tensor | None,
+        target_tangent: Tensor | None,
+        _: None,
     ) -> Tensor:
-        grad_rows, input, target = ctx.saved_tensors
+        grad_rows, input, target = saved
         grad_rows = _per_class(grad_rows)
         quotient = _divided(_shares(input, target), input, ctx.delta)
         tangent = torch.zeros_like(quotient)

@@ -33,7 +33,7 @@ from torch.autograd import Function
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
 from torchlosses._shapes import from_rows, indices_to_rows, to_rows
-from torchlosses._transforms import batched, loop, result_dtype, without_forward_ad_when_compiling
+from torchlosses._transforms import batched, forward_ad_rule, loop, result_dtype, without_forward_ad_when_compiling
 from torchlosses.kernels import cross_entropy_backward, cross_entropy_forward, eager
 
 
@@ -104,10 +104,16 @@ class _CrossEntropyForwardAD(_CrossEntropy):
     """The same, with the directional derivative loss' = Σ_c a'_c (-log p_c) - a_c u'_c."""
 
     @staticmethod
-    def jvp(  # type: ignore[override]
-        ctx: Any, input_tangent: Tensor | None, target_tangent: Tensor | None, weight_tangent: Tensor | None, *_: None
+    @forward_ad_rule
+    def jvp(
+        ctx: Any,
+        saved: tuple[Tensor, ...],
+        input_tangent: Tensor | None,
+        target_tangent: Tensor | None,
+        weight_tangent: Tensor | None,
+        *_: None,
     ) -> tuple[Tensor, None, None, None]:
-        input, target, weight, _maximum, _log_sum, count = ctx.saved_tensors
+        input, target, weight, _maximum, _log_sum, count = saved
         rows = _rows(input, target, weight, *ctx.options)
         tangent = _directional_derivative(rows, input_tangent, target_tangent, weight_tangent)
         return reduce_rows(tangent.squeeze(1), ctx.reduction, count).to(ctx.dtype), None, None, None
@@ -178,15 +184,17 @@ class _CrossEntropyGradient(Function):
 
 class _CrossEntropyGradientForwardAD(_CrossEntropyGradient):
     @staticmethod
-    def jvp(  # type: ignore[override]
+    @forward_ad_rule
+    def jvp(
         ctx: Any,
+        saved: tuple[Tensor, ...],
         grad_tangent: Tensor | None,
         input_tangent: Tensor | None,
         target_tangent: Tensor | None,
         weight_tangent: Tensor | None,
         *_: None,
     ) -> Tensor:
-        grad_rows, input, target, weight = ctx.saved_tensors
+        grad_rows, input, target, weight = saved
         rows = _rows(input, target, weight, *ctx.options)
         grad_rows = _per_class(grad_rows).masked_fill(rows.inactive, 0)
         tangent = torch.zeros_like(rows.share)

@@ -23,7 +23,7 @@ from torch.autograd import Function
 
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
-from torchlosses._transforms import batched, result_dtype, without_forward_ad_when_compiling
+from torchlosses._transforms import batched, forward_ad_rule, result_dtype, without_forward_ad_when_compiling
 from torchlosses.kernels import eager, mse_backward, mse_forward
 
 
@@ -74,10 +74,16 @@ class _SquaredDifferenceForwardAD(_SquaredDifference):
     """The same, with the directional derivative loss' = 2 w (x - t) (x' - t') + w' (x - t)²."""
 
     @staticmethod
-    def jvp(  # type: ignore[override]
-        ctx: Any, input_tangent: Tensor | None, target_tangent: Tensor | None, weight_tangent: Tensor | None, *_: None
+    @forward_ad_rule
+    def jvp(
+        ctx: Any,
+        saved: tuple[Tensor, ...],
+        input_tangent: Tensor | None,
+        target_tangent: Tensor | None,
+        weight_tangent: Tensor | None,
+        *_: None,
     ) -> Tensor:
-        input, target, weight = ctx.saved_tensors
+        input, target, weight = saved
         error = _error(input, target)
         tangent = torch.zeros_like(error)
         if input_tangent is not None:
@@ -133,14 +139,16 @@ class _SquaredDifferenceGradient(Function):
 
 class _SquaredDifferenceGradientForwardAD(_SquaredDifferenceGradient):
     @staticmethod
-    def jvp(  # type: ignore[override]
+    @forward_ad_rule
+    def jvp(
         ctx: Any,
+        saved: tuple[Tensor, ...],
         grad_tangent: Tensor | None,
         input_tangent: Tensor | None,
         target_tangent: Tensor | None,
         weight_tangent: Tensor | None,
     ) -> Tensor:
-        grad, input, target, weight = ctx.saved_tensors
+        grad, input, target, weight = saved
         error = _error(input, target)
         tangent = torch.zeros_like(error)
         if grad_tangent is not None:

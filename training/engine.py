@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ EVALUATION_BATCH = 5000
 REPORT_EVERY = 50
 
 Report = Callable[[int, float], None]
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,23 @@ class Trainer:
         model: the name of the trunk.
         objective: what to train for.
         seed: fixes the initial weights and the order of the images.
+        optimizer: makes the optimizer from the parameters; Adam with the settings' learning rate where it is None.
     """
 
-    def __init__(self, settings: Settings, model: str, objective: Objective, seed: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        model: str,
+        objective: Objective,
+        seed: int,
+        optimizer: MakeOptimizer | None = None,
+    ) -> None:
         self.settings = settings
         self.objective = objective
         self.seed = seed
         self.network: Network = build_network(model, objective.outputs, seed, settings.device)
-        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=settings.learning_rate, fused=True
-        )
+        make_optimizer = optimizer or partial(torch.optim.Adam, lr=settings.learning_rate, fused=True)
+        self.optimizer = make_optimizer(self.network.parameters())
         self._replica = settings.processes.wrap(self.network)
         self._batch_loss: Callable[[Tensor, Tensor], Tensor] = self._plain_batch_loss
         if settings.compile:
@@ -84,22 +94,27 @@ class Trainer:
             epoch: counts from 1.
             report: called now and then with the number of steps done since the last call, and the batch's loss.
         """
-        settings, count = self.settings, len(images)
-        order = self.order(epoch, count)
+        settings, image_count = self.settings, len(images)
+        order = self.order(epoch, image_count)
         total = torch.zeros((), dtype=torch.float64, device=settings.device)
-        self.network.train()
         unreported = 0
-        for start in range(0, count, settings.batch_size):
-            stop = min(start + settings.batch_size, count)
+        for start in range(0, image_count, settings.batch_size):
+            stop = min(start + settings.batch_size, image_count)
             first, last, weight = settings.processes.share(start, stop)
             indices = order[first:last]
             loss = self.step(images.index_select(0, indices), targets.index_select(0, indices), weight)
             total.add_(loss, alpha=weight * (stop - start))
             unreported += 1
-            if report is not None and (unreported == REPORT_EVERY or stop == count):
+            if report is not None and (unreported == REPORT_EVERY or stop == image_count):
                 report(unreported, loss.item())
                 unreported = 0
-        return settings.processes.sum(total).item() / (count * settings.processes.count)
+        return settings.processes.sum(total).item() / (image_count * settings.processes.count)
+
+    def batches(self, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch after epoch without end, for training that is counted in steps."""
+        for epoch in count(1):
+            for indices in self.order(epoch, len(images)).split(self.settings.batch_size):
+                yield images.index_select(0, indices), targets.index_select(0, indices)
 
     def predict(self, images: Tensor) -> Tensor:
         """The network's outputs, float32, for all images."""
@@ -109,6 +124,9 @@ class Trainer:
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor, *, amp: bool = False) -> Tensor:
     """The outputs of `network`, float32, for all images in large batches."""
+    was_training = network.training
     network.eval()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-        return torch.cat([network(batch).float() for batch in images.split(EVALUATION_BATCH)])
+        outputs = torch.cat([network(batch).float() for batch in images.split(EVALUATION_BATCH)])
+    network.train(was_training)
+    return outputs

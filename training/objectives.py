@@ -134,7 +134,7 @@ class RegressionMSE(Objective):
     title = "Regression head, MSE"
     head = "regression"
     loss_title = "MSE"
-    target_title = "the digit as a number"
+    target_title = "the digit as a number, as a share of the largest"
     default_tasks = ("digit", "angle")
 
     def encode(self, values: Tensor) -> Tensor:

@@ -172,9 +172,10 @@ class RecoveryExperiment(_Record):
 
 
 class ParityRecord(_Record):
-    """Our losses against the torch.nn built-ins: the same seed, the same batches, `steps` updates."""
+    """Our losses against the torch.nn built-ins: the same seed, the same batches, `steps` updates by `optimizer`."""
 
     loss: str
+    optimizer: str = "Adam"
     ours: str
     builtin: str
     steps: int

@@ -28,7 +28,7 @@ class Task:
         name: 'digit' or 'angle'.
         class_values: the value each class stands for: the digits themselves, or the centres of the angle bins.
         spacing: the distance between neighbouring class values.
-        scale: what a regression head's output of 1 stands for.
+        scale: what a regression head's output of 1 stands for: the largest answer, so that both tasks train alike.
         is_category: whether only the class values themselves are answers.
     """
 
@@ -61,7 +61,7 @@ class TaskData:
 
 def digit_task(device: torch.device) -> Task:
     """Which digit is it?"""
-    return Task("digit", torch.arange(10.0, device=device), spacing=1.0, scale=1.0, is_category=True)
+    return Task("digit", torch.arange(10.0, device=device), spacing=1.0, scale=9.0, is_category=True)
 
 
 def angle_task(bins: int, limit: float, device: torch.device) -> Task:

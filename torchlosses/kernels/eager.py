@@ -164,7 +164,10 @@ def cross_entropy_backward(
     ignore_index: int,
     label_smoothing: float,
 ) -> Tensor:
-    """Per row g (A softmax(x) - a): a is the target's weighted share of each class, A its sum, g the loss's gradient."""
+    """g (A softmax(x) - a) for each row.
+
+    a is the target's weighted share of each class, A its sum, and g the gradient of the row's loss, or of every row's.
+    """
     compute = compute_dtype(input, target, weight)
     classes = input.shape[1]
     grad_input = torch.empty_like(input)
