@@ -572,8 +572,8 @@ def _gradient_statements(experiment: GradientExperiment | None) -> list[Statemen
         parts.append(Mention(curve.title, curve.objective))
     parts.append(".")
     opening = (
-        "The formula spreads the rest of the probability evenly over the wrong classes. Measured on images, the gradient "
-        "is at the median "
+        "The formula spreads the rest of the probability evenly over the wrong classes. Measured on images, the "
+        "gradient is at the median "
     )
     measured: list[Part] = []
     for curve in curves:
@@ -702,9 +702,10 @@ def _caveats(results: Results) -> Iterable[str]:
         factor = student_t_quantile(CONFIDENCE, len(seeds) - 1) / math.sqrt(len(seeds))
         yield (
             f"± is the half width of Student's {100 * CONFIDENCE:g} % interval of the mean over seeds; with "
-            f"{len(seeds)} seeds that is {factor:.2f} standard deviations. One objective is said to be ahead of another "
-            "only where the two intervals do not overlap, which asks for more than a test at the 5 % level does. The "
-            "intervals hold for other seeds on the same images; they say nothing about other images."
+            f"{len(seeds)} seeds that is {factor:.2f} standard deviations. One objective is said to be ahead of "
+            "another only where the two intervals do not overlap, which asks for more than a test at the "
+            f"{100 * (1 - CONFIDENCE):.0f} % level does. The intervals hold for other seeds on the same images; they "
+            "say nothing about other images."
         )
     counts = {
         (description.task, description.name): sum(

@@ -295,8 +295,8 @@ def _captions(results: Results) -> dict[str, str]:
     if experiment:
         captions["recovery-accuracy"] = (
             f"Every network was pushed to answer {experiment.wrong_class} with a margin of {experiment.margin:g} and "
-            "then trained. Thick: mean over seeds; thin: each seed. A flat line is a network that does not get away from "
-            "its mistake."
+            "then trained. Thick: mean over seeds; thin: each seed. A flat line is a network that does not get away "
+            "from its mistake."
         )
     return captions
 

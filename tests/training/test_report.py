@@ -1,0 +1,300 @@
+"""The page: whole, self-contained, honest about what is missing, and no wider than the screen."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from functools import cache
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from training.conclusions import draw_conclusions
+from training.report import write_report
+from training.results import Results, read_results, write_results
+
+from .synthetic_results import ANGLE_ERROR, DIGIT_ERROR, build_results
+
+FIGURES = {
+    "learning-curves-digit",
+    "learning-curves-angle",
+    "final-error-digit",
+    "final-error-angle",
+    "confusion-regression",
+    "confusion-classification",
+    "angle-residuals",
+    "reliability-digit",
+    "reliability-angle",
+    "gradient-by-probability",
+    "gradient-by-probability-logarithmic",
+    "recovery-accuracy",
+}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def unfinished() -> Results:
+    """Interrupted in the second seed of the second objective, before every experiment."""
+    results = build_results(complete=False, experiments=False, parity=False)
+    runs = [run for run in results.runs if run.task == "digit"][:5]
+    runs[-1] = runs[-1].model_copy(update={"complete": False, "details": None, "epochs": runs[-1].epochs[:1]})
+    return results.model_copy(update={"runs": runs})
+
+
+def diverged() -> Results:
+    nan = float("nan")
+    return build_results(
+        digit={**DIGIT_ERROR, "cross-entropy": (0.02, nan, 0.02)},
+        angle={**ANGLE_ERROR, ("regression-mse", "direct"): (nan, nan, nan)},
+    )
+
+
+WORLDS = {
+    "complete": build_results,
+    "one seed": lambda: build_results(seeds=1),
+    "nothing": lambda: build_results(digit={}, angle={}, complete=False, experiments=False, parity=False),
+    "begun": lambda: unfinished().model_copy(update={"runs": [unfinished().runs[-1]]}),
+    "unfinished": unfinished,
+    "diverged": diverged,
+    "without details": lambda: build_results(details=False),
+    "failed parity": lambda: build_results(angle={}, details=False, experiments=False, parity_passed=False),
+    "digit only": lambda: build_results(angle={}),
+}
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask about."""
+
+    void = frozenset({"meta", "link", "br", "img", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The page of a world by name, written once."""
+    return cache(lambda name: write_report(WORLDS[name](), tmp_path_factory.mktemp("world")))
+
+
+@pytest.fixture
+def complete(written):
+    return written("complete")
+
+
+@pytest.fixture(params=WORLDS)
+def world(request, written):
+    return written(request.param)
+
+
+def test_nothing_comes_from_elsewhere(world):
+    text = world.read_text(encoding="utf-8")
+    page = Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "xlink:href", "srcset", "data", "poster", "action"):
+            target = attributes.get(name)
+            assert target is None or target.startswith(("#", "data:")), (tag, target)
+    assert not re.search(r"@import|url\((?!#)", text)
+
+
+def test_accessible_bones(world):
+    page = Page(world.read_text(encoding="utf-8"))
+    assert dict(page.tags)["html"]["lang"] == "en"
+    assert page.count("title") == 1
+    assert any(attributes.get("name") == "viewport" for tag, attributes in page.tags if tag == "meta")
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    drawings = [attributes for _, attributes in page.tags if attributes.get("class") == "drawing"]
+    assert len(drawings) == page.count("svg") == page.count("figure") == page.count("figcaption")
+    assert all(len(attributes["aria-label"] or "") > 40 for attributes in drawings)
+    for _, attributes in page.tags:
+        if attributes.get("aria-labelledby"):
+            assert attributes["aria-labelledby"] in ids
+
+
+def test_references_inside_the_drawings_resolve(complete):
+    text = complete.read_text(encoding="utf-8")
+    ids = set(re.findall(r'\bid="([^"]+)"', text))
+    targets = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
+    assert targets
+    assert targets <= ids
+
+
+def test_every_figure_is_a_picture(complete):
+    directory = complete.parent / "figures"
+    assert {path.name for path in directory.iterdir()} == {
+        f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "svg")
+    }
+    for name in FIGURES:
+        pixels = imread(directory / f"{name}.png")
+        assert min(pixels.shape[:2]) > 300
+        assert np.ptp(pixels[..., :3]) > 0.5
+        root = ElementTree.parse(directory / f"{name}.svg").getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 10
+
+
+def test_every_figure_is_on_the_page_once(complete):
+    page = Page(complete.read_text(encoding="utf-8"))
+    assert sorted(str(attributes["id"]) for tag, attributes in page.tags if tag == "figure") == sorted(FIGURES)
+
+
+def test_figures_of_partial_results_are_pictures_too(world):
+    for path in (world.parent / "figures").glob("*.png"):
+        assert np.ptp(imread(path)[..., :3]) > 0.5
+
+
+def test_same_results_same_bytes(complete, tmp_path):
+    write_report(build_results(), tmp_path)
+    first, second = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (complete.parent, tmp_path)
+    )
+    assert first == second
+
+
+def test_page_gives_the_numbers(complete):
+    text = Page(complete.read_text(encoding="utf-8")).text.replace("\N{NO-BREAK SPACE}", " ")
+    for expected in (
+        "97.97 ± 0.10 %",
+        "8.71 ± 0.16°",
+        "60,000 images to train on, 10,000 to test on",
+        "python -m training.compare --seeds 3",
+        "torch 2.14.1",
+        "MSE is for classification and CEE for regression",
+        "235,146",
+    ):
+        assert expected in text
+    assert "not complete" not in text
+    assert "FAILED" not in text
+
+
+def test_failed_parity_is_loud(written):
+    page = Page(written("failed parity").read_text(encoding="utf-8"))
+    assert any(attributes.get("role") == "alert" for _, attributes in page.tags)
+    assert "Parity failed: MSE" in page.text
+    assert "✗ FAILED" in page.text
+    assert page.text.index("Parity failed") < page.text.index("The answer of this run")
+
+
+def test_partial_results_say_so(written):
+    text = Page(written("unfinished").read_text(encoding="utf-8")).text
+    assert "This run is not complete" in text
+    assert "Finished trainings: 4." in text
+    assert "Begun but not finished, shown in the learning curves only: 1." in text
+    assert "Classification head, MSE on raw outputs (digit)" in text
+    assert "Parity not checked" in text
+
+
+def test_one_seed_says_so(written):
+    text = Page(written("one seed").read_text(encoding="utf-8")).text
+    assert "One seed" in text
+    assert "±" not in text.replace("±45°", "").replace("± is", "")
+
+
+def test_hostile_words_are_only_words(tmp_path):
+    results = build_results(angle={}, details=False, experiments=False)
+    objectives = [item.model_copy(update={"title": "<img src=x> & co"}) for item in results.objectives]
+    text = write_report(results.model_copy(update={"objectives": objectives, "command": "</code><script>"}), tmp_path)
+    page = Page(text.read_text(encoding="utf-8"))
+    assert page.count("img") == page.count("script") == 0
+
+
+def test_values_that_are_not_finite_survive_the_file(tmp_path):
+    write_results(diverged(), tmp_path / "results.json")
+    before, after = draw_conclusions(diverged()), draw_conclusions(read_results(tmp_path / "results.json"))
+    assert [item.text for item in before.statements] == [item.text for item in after.statements]
+    assert any("not finite in 3 of 3" in item.text for item in after.statements)
+
+
+MEASURE = """<script>
+addEventListener("load", () => {
+  const outside = [...document.querySelectorAll("main *")].filter(
+    (e) => !e.closest(".scroll table") && !e.closest("svg") && e.getBoundingClientRect().right > innerWidth + 0.5);
+  parent.postMessage(JSON.stringify({
+    wide: innerWidth,
+    document: document.documentElement.scrollWidth,
+    outside: outside.map((e) => e.tagName + "." + e.className),
+    drawings: [...document.querySelectorAll(".drawing svg")].map((e) => e.getBoundingClientRect().width),
+    columns: getComputedStyle(document.querySelector(".figures")).gridTemplateColumns.split(" ").length}), "*");
+});
+</script>"""
+
+# A frame, because a browser's own window is never narrower than 500 pixels.
+FRAME = """<!doctype html><pre id="measured"></pre>
+<script>addEventListener("message", (e) => { document.getElementById("measured").textContent = e.data; });</script>
+<iframe src="page.html" style="border: 0; width: WIDTHpx; height: 1000px"></iframe>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_page_fits_the_window(complete, tmp_path, width):
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.replace("WIDTH", str(width)), encoding="utf-8")
+    page = tmp_path / "page.html"
+    page.write_text(complete.read_text(encoding="utf-8").replace("</body>", MEASURE + "</body>"), encoding="utf-8")
+    assert CHROMIUM is not None
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1400,1200",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+        frame.as_uri(),
+    ]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r'<pre id="measured">(.+?)</pre>', dom, re.DOTALL)
+    assert found, dom[-2000:]
+    measured = json.loads(found[1].replace("&gt;", ">").replace("&amp;", "&"))
+    assert measured["wide"] == width
+    assert measured["document"] <= width
+    assert measured["outside"] == []
+    assert measured["columns"] == (2 if width == 1280 else 1)
+    assert len(measured["drawings"]) == len(FIGURES)
+    assert all(300 < drawing <= width for drawing in measured["drawings"])
