@@ -1,6 +1,7 @@
 """The images: found or unpacked, checked, and read through torchvision.
 
-MNIST itself is embedded beside this file. Fashion-MNIST and KMNIST are read from a folder, or downloaded by torchvision.
+MNIST itself is embedded beside this file. Fashion-MNIST and KMNIST are read from a folder, or downloaded by
+torchvision.
 """
 
 from __future__ import annotations

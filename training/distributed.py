@@ -7,14 +7,17 @@ A batch that does not divide evenly is weighted so that the average is that of t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from training.errors import StudyError
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Processes:
     def share(self, start: int, stop: int) -> tuple[int, int, float]:
         """This process's part of the batch [start, stop) and the weight of its mean loss.
 
-        The weights are such that the average over the processes of the weighted mean losses is the mean loss of the batch.
-        A process for which nothing is left takes the first item with weight 0: it has to take part all the same.
+        The weights are such that the weighted mean losses, averaged over the processes, give the mean loss of the
+        batch. A process for which nothing is left takes the first item with weight 0: it has to take part all the same.
         """
         if self.count == 1:
             return start, stop, 1.0
@@ -54,6 +57,21 @@ class Processes:
             dist.all_reduce(value)
         return value
 
+    def agree(self, decide: Callable[[], Path]) -> Path:
+        """What the first process decides, or its StudyError, in every process."""
+        if self.count == 1:
+            return decide()
+        answer: list[Path | StudyError | None] = [None]
+        if self.is_first:
+            try:
+                answer[0] = decide()
+            except StudyError as error:
+                answer[0] = error
+        dist.broadcast_object_list(answer)
+        if not isinstance(answer[0], Path):
+            raise answer[0] or StudyError("the first process decided nothing")
+        return answer[0]
+
     def wait(self) -> None:
         """Until every process has come this far."""
         if self.count > 1:
@@ -61,13 +79,16 @@ class Processes:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[Processes]:
-    """Join the processes that `torchrun` started, if it did."""
+def process_group(device: torch.device) -> Iterator[tuple[torch.device, Processes]]:
+    """Join the processes that `torchrun` started, if it did; with GPUs, each takes its own."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Processes()
+        yield device, Processes()
         return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        yield device, Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()

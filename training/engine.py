@@ -62,6 +62,8 @@ class Trainer:
         self._replica = settings.processes.wrap(self.network)
         self._batch_loss: Callable[[Tensor, Tensor], Tensor] = self._plain_batch_loss
         if settings.compile:
+            # Each network is compiled anew; without this the compiler gives up after a few.
+            torch.compiler.reset()
             self._batch_loss = torch.compile(self._plain_batch_loss)
 
     @property

@@ -228,6 +228,6 @@ def select_objectives(names: tuple[str, ...], task: TaskName) -> list[type[Objec
     unknown = [name for name in names if name not in OBJECTIVES]
     if unknown:
         raise StudyError(f"--objectives: unknown {', '.join(unknown)}; allowed are {', '.join(OBJECTIVES)}")
-    return [
-        objective for name, objective in OBJECTIVES.items() if (name in names if names else task in objective.default_tasks)
-    ]
+    if names:
+        return [objective for name, objective in OBJECTIVES.items() if name in names]
+    return [objective for objective in OBJECTIVES.values() if task in objective.default_tasks]

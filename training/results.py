@@ -148,7 +148,7 @@ class GradientExperiment(_Record):
 
 
 class RecoveryCurve(_Record):
-    """One network, pushed to a wrong class by `margin` and then trained; accuracy[i] was measured after steps[i] updates.
+    """One network, pushed to a wrong class by `margin` and then trained; accuracy[i] is that after steps[i] updates.
 
     `recovered_at` is the first measured step whose accuracy reaches `RecoveryExperiment.threshold`, or None.
     """

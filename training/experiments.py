@@ -1,0 +1,145 @@
+"""The two experiments that show why a loss suits a head, on the digits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from training.engine import Report, Settings, Trainer
+from training.objectives import Objective
+from training.randomness import generator
+from training.results import GradientCurve, GradientExperiment, RecoveryCurve
+from training.tasks import TaskData
+
+GRADIENT_OBJECTIVES = ("cross-entropy", "mse-softmax")
+_POINTS_PER_BIN = 10
+_LOG_ODDS = np.linspace(-16.0, 16.0, 257)
+
+RECOVERY_MARGIN = 20.0
+RECOVERY_CLASS = 0
+RECOVERY_THRESHOLD = 0.8
+_RECOVERY_STEPS = (0, 5, 10, 20, 35, 50, 75, 100, 150, 200, 250)
+
+
+def theoretical_gradient(objective: str, probability: np.ndarray, classes: int) -> np.ndarray:
+    """The norm of one image's loss gradient at the logits, the rest of the probability spread evenly.
+
+    With p at the right class and q = (1 - p) / (C - 1) at each other, both gradients point the same way,
+    (-1 at the right class, 1 / (C - 1) at the others), a vector of norm sqrt(C / (C - 1)):
+
+    - cross-entropy: the gradient softmax - onehot is (1 - p) times that vector;
+    - MSE on softmax, averaged over the C classes: the softmax Jacobian (diag(s) - s s') turns 2 / C (s - onehot) into
+      2 p (1 - p)^2 / (C - 1) times that vector. It vanishes at p = 1, where the network is right, and also at p = 0.
+    """
+    direction = np.sqrt(classes / (classes - 1))
+    if objective == "cross-entropy":
+        return (1 - probability) * direction
+    if objective == "mse-softmax":
+        return 2 * probability * (1 - probability) ** 2 / (classes - 1) * direction
+    raise KeyError(objective)
+
+
+def measured_gradients(objective: Objective, outputs: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The probability of the right class and the norm of the loss gradient at the logits, per image, in float64."""
+    logits = outputs.double().requires_grad_()
+    # The loss is a mean over images that do not mix: times their number it is the sum of the losses of each.
+    loss = objective.loss(logits, _in_float64(objective.encode(values))) * len(outputs)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    classes = objective.task.classes_of(values)
+    probability = outputs.double().softmax(dim=1).gather(1, classes.unsqueeze(1)).squeeze(1)
+    return probability, gradient.norm(dim=1)
+
+
+def _in_float64(targets: Tensor) -> Tensor:
+    return targets.double() if targets.is_floating_point() else targets
+
+
+def gradient_experiment(
+    objectives: Sequence[Objective], outputs: Mapping[str, Tensor], values: Tensor, seed: int
+) -> GradientExperiment:
+    """What reaches the logits, theory and test images, for objectives named in GRADIENT_OBJECTIVES.
+
+    Args:
+        objectives: the objectives.
+        outputs: what the network trained for each objective makes of the test images.
+        values: the right answers.
+        seed: fixes which images are shown.
+    """
+    classes = objectives[0].task.classes
+    theory = 1 / (1 + np.exp(-_LOG_ODDS))
+    curves = []
+    for objective in objectives:
+        probability, gradient = measured_gradients(objective, outputs[objective.name], values)
+        shown = spread_sample(probability, seed)
+        curves.append(
+            GradientCurve(
+                objective=objective.name,
+                title=objective.title,
+                theory_probability=theory.tolist(),
+                theory_gradient=theoretical_gradient(objective.name, theory, classes).tolist(),
+                measured_probability=probability[shown].tolist(),
+                measured_gradient=gradient[shown].tolist(),
+            )
+        )
+    return GradientExperiment(classes=classes, seed=seed, curves=curves)
+
+
+def spread_sample(probability: Tensor, seed: int) -> Tensor:
+    """Indices of a few images at every level of probability, in order of it; most images crowd near 1."""
+    order = torch.randperm(len(probability), generator=generator("sample", seed)).to(probability.device)
+    level = torch.logit(probability[order], eps=1e-12).floor()
+    # The rank of each image within its level, by a stable sort.
+    sorted_level, by_level = level.sort(stable=True)
+    starts = torch.searchsorted(sorted_level, sorted_level)
+    rank = torch.arange(len(order), device=order.device) - starts
+    chosen = order[by_level[rank < _POINTS_PER_BIN]]
+    return chosen[probability[chosen].argsort(stable=True)]
+
+
+def recovery_steps(steps: int) -> list[int]:
+    """After how many updates the accuracy is measured."""
+    return [step for step in (*_RECOVERY_STEPS, *range(300, steps, 100)) if step < steps] + [steps]
+
+
+def recovery_curve(
+    settings: Settings, model: str, objective: Objective, seed: int, data: TaskData, steps: int, report: Report
+) -> RecoveryCurve:
+    """Train a network that starts out confidently wrong, and measure how fast it recovers.
+
+    The network is freshly initialised, the same for every objective of a seed; then the bias of one output is raised by
+    RECOVERY_MARGIN, so that it takes every image for that class with a probability of nearly 1. A fresh network, not a
+    trained one: nothing else in it helps or hinders, and what follows depends on the gradient that the loss sends back.
+    The optimizer is that of the study, Adam: not even steps whose size does not depend on the gradient's scale help
+    where the gradient has all but vanished.
+    """
+    trainer = Trainer(settings, model, objective, seed)
+    with torch.no_grad():
+        trainer.network.head.bias[RECOVERY_CLASS] += RECOVERY_MARGIN
+    right = objective.task.classes_of(data.test_values)
+    measured = recovery_steps(steps)
+    accuracy: list[float] = []
+    train_loss: list[float] = []
+    batches = trainer.batches(data.train_images, objective.encode(data.train_values))
+    for step, (images, targets) in zip(range(steps + 1), batches, strict=False):
+        if step in measured:
+            with torch.no_grad():
+                train_loss.append(objective.loss(trainer.network(images), targets).item())
+            predicted = trainer.predict(data.test_images).argmax(dim=1)
+            accuracy.append(multiclass_accuracy(predicted, right, objective.task.classes, average="micro").item())
+            report(step - measured[max(len(accuracy) - 2, 0)], train_loss[-1])
+        if step < steps:
+            trainer.step(images, targets)
+    recovered = (step for step, share in zip(measured, accuracy, strict=True) if share >= RECOVERY_THRESHOLD)
+    return RecoveryCurve(
+        objective=objective.name,
+        title=objective.title,
+        seed=seed,
+        steps=measured,
+        accuracy=accuracy,
+        train_loss=train_loss,
+        recovered_at=next(recovered, None),
+    )
