@@ -17,7 +17,7 @@ def reduce_samples(losses: Tensor, reduction: str, count: Tensor | int) -> Tenso
     """The same for each of the first dimension's entries, as torch.vmap needs it."""
     if reduction == "none":
         return losses
-    total = losses.flatten(1).sum(1)
+    total = losses.flatten(1).sum(1) if losses.dim() > 1 else losses
     return total if reduction == "sum" else total / count
 
 
