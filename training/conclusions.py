@@ -29,6 +29,9 @@ from training.statistics import CONFIDENCE, Summary, order, student_t_quantile, 
 
 SOURCE_SENTENCE = "MSE is for classification and CEE for regression"
 
+# Images that give the right class less than this are the ones whose measured gradient is put into words.
+CONFIDENTLY_WRONG = 0.01
+
 Verdict = Literal["agrees", "disagrees", "undecided"]
 
 
@@ -560,10 +563,9 @@ def _gradient_statements(experiment: GradientExperiment | None) -> list[Statemen
     curves = [curve for curve in experiment.curves if curve.theory_probability and max(curve.theory_gradient) > 0]
     if not curves:
         return []
-    probability = max(min(curve.theory_probability) for curve in curves)
+    probability = max(1e-4, *(min(curve.theory_probability) for curve in curves))
     parts: list[Part] = [
-        f"Where the right class has one chance in {round(1 / max(probability, 1e-12)):,}, the formula leaves at the "
-        "logits "
+        f"Where the right class has one chance in {round(1 / probability):,}, the formula leaves at the logits "
     ]
     for i, curve in enumerate(curves):
         share = interpolate(curve, probability) / max(curve.theory_gradient)
@@ -571,23 +573,32 @@ def _gradient_statements(experiment: GradientExperiment | None) -> list[Statemen
         parts += [_separator(i, len(curves)), f"{format_share(share)} of its largest gradient{nothing} with "]
         parts.append(Mention(curve.title, curve.objective))
     parts.append(".")
-    opening = (
-        "The formula spreads the rest of the probability evenly over the wrong classes. Measured on images, the "
-        "gradient is at the median "
-    )
+    statements = [Statement(tuple(parts))]
     measured: list[Part] = []
     for curve in curves:
-        ratios = [
-            gradient / theory
+        gradients = [
+            gradient
             for p, gradient in zip(curve.measured_probability, curve.measured_gradient, strict=True)
-            if math.isfinite(gradient) and (theory := interpolate(curve, p)) > 0
+            if p < CONFIDENTLY_WRONG and math.isfinite(gradient)
         ]
-        if ratios:
-            measured += ["; " if measured else "", f"{statistics.median(ratios):.2f} times the formula's with "]
-            measured += [Mention(curve.title, curve.objective), f" ({len(ratios):,} images)"]
-    statements = [Statement(tuple(parts))]
+        if gradients:
+            share = statistics.median(gradients) / max(curve.theory_gradient)
+            measured += [
+                "; " if measured else "",
+                f"{format_share(share)} with ",
+                Mention(curve.title, curve.objective),
+            ]
+            measured.append(f" ({len(gradients):,} image{'s' if len(gradients) > 1 else ''})")
     if measured:
-        statements.append(Statement((opening, *measured, ".")))
+        opening = (
+            f"Measured on images whose right class has a probability below {format_share(CONFIDENTLY_WRONG)}, the "
+            "median gradient is, of the formula's largest, "
+        )
+        ending = (
+            ". The formula spreads the rest of the probability evenly over the wrong classes; an image off the line "
+            "does not."
+        )
+        statements.append(Statement((opening, *measured, ending)))
     return statements
 
 
@@ -618,6 +629,7 @@ class _Recovery:
     watched: int
     earliest: Summary
     latest: Summary
+    accuracy: Summary
 
 
 def _recovery_statements(experiment: RecoveryExperiment | None) -> list[Statement]:
@@ -643,6 +655,7 @@ def _recovery_statements(experiment: RecoveryExperiment | None) -> list[Statemen
                     watched=min(curve.steps[-1] for curve in curves),
                     earliest=summarize(before),
                     latest=summarize(steps),
+                    accuracy=summarize(curve.accuracy[-1] for curve in curves),
                 )
             )
     if not found:
@@ -652,6 +665,11 @@ def _recovery_statements(experiment: RecoveryExperiment | None) -> list[Statemen
         parts += ["; " if i else "", Mention(item.title, item.objective), f" in {_recovered_text(item)}"]
     parts.append(".")
     statements = [Statement(tuple(parts))]
+    parts = ["Accuracy at the end: "]
+    for i, item in enumerate(found):
+        value = format_summary(item.accuracy, ACCURACY.scale, ACCURACY.unit, 1)
+        parts += ["; " if i else "", f"{value} with ", Mention(item.title, item.objective)]
+    statements.append(Statement((*parts, f" (after {min(item.watched for item in found)} updates).")))
     for later in found:
         sooner = [(item, bounds) for item in found if item is not later and (bounds := _sooner(item, later))]
         if sooner:

@@ -105,7 +105,7 @@ class Palette:
 
     def weight(self, objective: str) -> float:
         """A factor for line width and marker size: later curves are finer, so that one below stays visible."""
-        return 1.25 - 0.14 * min(self.position(objective), 5)
+        return 1.25 - 0.11 * min(self.position(objective), 5)
 
     def marker(self, objective: str) -> str:
         """The objective's marker."""
@@ -307,7 +307,7 @@ def _learning_curves(results: Results, task: TaskName, palette: Palette) -> tupl
         return None
     axes.set_title(f"{label}, by epoch")
     axes.set_xlabel("epoch")
-    axes.set_xlim(0.85, max(longest, 2) + 0.15)
+    axes.set_xlim(0.85 if longest > 1 else 0.5, longest + (0.15 if longest > 1 else 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(min(longest, 8), integer=True))
     axes.grid(visible=False, axis="x")
     _format_error_axis(axes, "y", task, everything)
@@ -492,10 +492,12 @@ def _reliability(results: Results, task: TaskName, palette: Palette) -> tuple[Fi
             continue
         name = contender.description.name
         color = palette.color(name)
-        confidence = [item.confidence for item in pooled]
-        accuracy = [item.accuracy for item in pooled]
-        largest = max(item.count for item in pooled)
-        sizes = [(12 + 110 * math.sqrt(item.count / largest)) * palette.weight(name) for item in pooled]
+        # One lucky image in an otherwise empty bin would draw the eye more than thousands elsewhere.
+        shown = [item for item in pooled if item.count >= min(10, max(other.count for other in pooled))]
+        confidence = [item.confidence for item in shown]
+        accuracy = [item.accuracy for item in shown]
+        largest = max(item.count for item in shown)
+        sizes = [(12 + 110 * math.sqrt(item.count / largest)) * palette.weight(name) for item in shown]
         axes.plot(confidence, accuracy, color=color, linewidth=1.6 * palette.weight(name))
         axes.scatter(
             confidence,

@@ -93,7 +93,7 @@ def _alerts(results: Results) -> Iterable[Alert]:
         if not parity_holds(record):
             yield Alert(
                 "failure",
-                f"Parity failed: {record.loss}",
+                f"Parity failed: {record.loss} with {record.optimizer}",
                 f"{record.ours} and {record.builtin} went apart over {record.steps} updates: {_parity_text(record)} "
                 "Do not trust the other numbers of this run before the cause is found.",
             )
@@ -280,10 +280,11 @@ def _captions(results: Results) -> dict[str, str]:
         "angle-residuals": "How far the decoded angle is from the true one, all seeds together. Narrow and centred on "
         f"0° is good.{_residual_sentence(contenders(results, 'angle', every_decoding=True))}",
         "reliability-digit": "On the dashed line a network is right as often as it is sure. Below it, it is too sure; "
-        "above it, not sure enough. Larger marks stand for more images.",
-        "reliability-angle": "The same for the bins of the angle. Larger marks stand for more images.",
+        "above it, not sure enough. Larger marks stand for more images; bins with fewer than 10 are left out.",
+        "reliability-angle": "The same for the bins of the angle.",
         "gradient-by-probability": "Left end: the network is confidently wrong. Lines follow the formula, points are "
-        "images. A curve that falls to zero at the left leaves no gradient to learn from where it is needed most.",
+        "images; those off the line do not spread the rest evenly. A line that falls to zero at the left leaves no "
+        "gradient to learn from where it is needed most.",
         "gradient-by-probability-logarithmic": "The gradients themselves. A sloping line at the left means that the "
         "gradient shrinks together with the probability.",
     }

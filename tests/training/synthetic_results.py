@@ -141,7 +141,7 @@ def build_results(
         objectives=[describe("digit", name) for name in digit] + [describe("angle", name) for name in angle_names],
         runs=runs,
         gradient_experiment=_gradients(generator) if experiments else None,
-        recovery_experiment=_recovery() if experiments else None,
+        recovery_experiment=_recovery(3 if seeds is None else seeds) if experiments else None,
         parity=_parity(parity_passed) if parity else [],
     )
 
@@ -286,7 +286,7 @@ def _gradients(generator: np.random.Generator) -> GradientExperiment:
     return GradientExperiment(classes=10, seed=0, curves=curves)
 
 
-def _recovery() -> RecoveryExperiment:
+def _recovery(seeds: int) -> RecoveryExperiment:
     steps = [0, 5, 10, 20, 40, 80, 120, 160, 240, 320, 400]
     curves = []
     for name, speed in (
@@ -294,7 +294,7 @@ def _recovery() -> RecoveryExperiment:
         ("mse-softmax", 4000.0),
         ("mse-raw", 30.0),
     ):
-        for seed in range(3):
+        for seed in range(seeds):
             accuracy = [0.098 + 0.85 * (1 - math.exp(-step / (speed * (1 + 0.1 * seed)))) for step in steps]
             recovered = next((s for s, a in zip(steps, accuracy, strict=True) if a >= 0.9), None)
             curves.append(

@@ -231,6 +231,7 @@ def test_recovery_is_claimed_only_where_it_is_separate():
     results = build_results()
     texts = [statement.text for statement in draw_conclusions(results).recovery]
     assert "0 of 3 seeds within 400 updates" in texts[0]
+    assert texts[1].startswith("Accuracy at the end: 94.8")
     assert any("recover sooner than “Classification head, MSE on probabilities”" in text for text in texts)
     experiment = results.recovery_experiment
     assert experiment is not None
@@ -245,13 +246,33 @@ def test_recovery_is_claimed_only_where_it_is_separate():
 def test_gradient_sentence_reads_the_curves():
     results = build_results()
     text = draw_conclusions(results).gradient[0].text
-    assert "one chance in 1,000,000" in text
+    assert "one chance in 10,000" in text
     assert "nearly nothing, with “Classification head, MSE on probabilities” and 100 %" in text
     experiment = results.gradient_experiment
     assert experiment is not None
     flat = [curve.model_copy(update={"theory_gradient": [1.0] * 120}) for curve in experiment.curves]
     results = results.model_copy(update={"gradient_experiment": experiment.model_copy(update={"curves": flat})})
     assert "nothing" not in draw_conclusions(results).gradient[0].text
+
+
+def test_measured_gradients_of_the_confidently_wrong_are_put_into_words():
+    results = build_results()
+    experiment = results.gradient_experiment
+    assert experiment is not None
+    curves = [
+        curve.model_copy(
+            update={
+                "theory_gradient": [2.0] * 120,
+                "measured_probability": [0.001, 0.002, 0.003, 0.5],
+                "measured_gradient": [0.5, 1.0, math.nan, 7.0],
+            }
+        )
+        for curve in experiment.curves
+    ]
+    results = results.model_copy(update={"gradient_experiment": experiment.model_copy(update={"curves": curves})})
+    text = draw_conclusions(results).gradient[1].text
+    assert "below 1 %" in text
+    assert "38 % with “Classification head, MSE on probabilities” (2 images)" in text
 
 
 def test_parity_does_not_take_a_record_at_its_word():
