@@ -167,20 +167,19 @@ def parse_config(arguments: Sequence[str]) -> Config:
 
 def _in_one_line(complaint: str) -> str:
     """What is wrong, from the box that tyro draws around it."""
-    lines = [line.strip("│ ") for line in complaint.splitlines()]
+    # Lines that end in dashes, drawn or typed, part the title from what is wrong, and that from the help.
     sections: list[list[str]] = [[]]
-    for line in lines:
-        if re.match(r"[╭╰]", line):
-            continue
-        if line and set(line) == {"─"}:
+    for line in complaint.splitlines():
+        text = line.strip("│| ")
+        if re.search(r"[─-]{3,}\W*$", text):
             sections.append([])
-        elif line:
-            sections[-1].append(line)
-    message = " ".join(sections[0]) or "the options could not be understood"
+        elif text:
+            sections[-1].append(text)
+    message = " ".join(sections[1] if len(sections) > 1 else ()) or "the options could not be understood"
     if unreadable := re.match(r"Error parsing (--[\w-]+):.*'(.*?)'\]?$", message):
         kind = "a whole number" if "for int()" in message else "a number"
         message = f"{unreadable[1]} must be {kind}, not '{unreadable[2]}'"
-    hints = [line for section in sections[1:] for line in section if line.startswith("--")]
+    hints = [line for section in sections[2:] for line in section if line.startswith("--")]
     if hints and "Perhaps you meant:" in complaint:
         message += f"; perhaps you meant {hints[0].split()[0]}"
     return f"{message.rstrip('.')}; see {PROGRAM} --help"

@@ -121,9 +121,7 @@ def open_folder(run: Path) -> tuple[RunFolder, Config, Results | None]:
     try:
         return folder, config, read_results(folder.results)
     except (ValidationError, OSError) as error:
-        raise StudyError(
-            f"--resume: {folder.results} cannot be read ({type(error).__name__}); it is damaged"
-        ) from error
+        raise StudyError(f"--resume: {folder.results} is damaged ({type(error).__name__})") from error
 
 
 class Study:

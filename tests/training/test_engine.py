@@ -1,0 +1,295 @@
+"""The training loop against loops written out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from training import parity
+from training.data import Images
+from training.distributed import Processes
+from training.engine import Settings, Trainer, predict
+from training.experiments import (
+    RECOVERY_CLASS,
+    gradient_experiment,
+    measured_gradients,
+    recovery_curve,
+    recovery_steps,
+    spread_sample,
+    theoretical_gradient,
+)
+from training.models import build_network
+from training.objectives import OBJECTIVES, LossLibrary, Objective, loss_library
+from training.tasks import TaskData, digit_data, digit_task
+
+CPU = torch.device("cpu")
+TASK = digit_task(CPU)
+SETTINGS = Settings(batch_size=64, learning_rate=1e-3, device=CPU)
+
+
+def nothing(steps: int, loss: float) -> None:
+    """Take a report and show nothing."""
+
+
+def build(name: str, implementation: str = "torchlosses") -> Objective:
+    return OBJECTIVES[name](TASK, loss_library(implementation))
+
+
+@pytest.fixture(scope="module")
+def digits(mnist: Images) -> TaskData:
+    return digit_data(
+        Images(mnist.train[:1000], mnist.train_labels[:1000], mnist.test[:500], mnist.test_labels[:500]), CPU
+    )
+
+
+def weights(network: nn.Module) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(network.parameters()).detach()
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_an_epoch_is_a_bare_loop_with_the_builtin_losses(digits: TaskData, model: str) -> None:
+    trainer = Trainer(SETTINGS, model, build("cross-entropy"), seed=5)
+    targets = trainer.objective.encode(digits.train_values)
+    reported: list[int] = []
+    mean_loss = trainer.train_epoch(digits.train_images, targets, 1, lambda steps, loss: reported.append(steps))
+
+    network = build_network(model, 10, 5, CPU)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    summed = 0.0
+    for indices in Trainer(SETTINGS, model, build("mse-raw"), seed=5).order(1, 1000).split(64):
+        loss = nn.CrossEntropyLoss()(network(digits.train_images[indices]), digits.train_values[indices].long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        summed += loss.item() * len(indices)
+    assert mean_loss == pytest.approx(summed / 1000, rel=1e-5)
+    torch.testing.assert_close(weights(trainer.network), weights(network), rtol=0, atol=1e-4)
+    # 1000 images are 15 batches of 64 and one of 40: none is left out.
+    assert sum(reported) == 16
+
+
+def test_the_order_is_a_permutation_fixed_by_seed_and_epoch() -> None:
+    trainer = Trainer(SETTINGS, "mlp", build("cross-entropy"), seed=5)
+    same = Trainer(SETTINGS, "mlp", build("regression-mse"), seed=5)
+    other = Trainer(SETTINGS, "mlp", build("cross-entropy"), seed=6)
+    order = trainer.order(2, 100)
+    assert order.sort().values.tolist() == list(range(100))
+    assert torch.equal(order, same.order(2, 100))
+    assert not torch.equal(order, trainer.order(1, 100))
+    assert not torch.equal(order, other.order(2, 100))
+
+
+def test_one_seed_gives_every_objective_the_same_trunk() -> None:
+    torch.manual_seed(99)
+    first = build_network("mlp", 10, 3, CPU)
+    before = torch.random.get_rng_state()
+    second = build_network("mlp", 1, 3, CPU)
+    assert torch.equal(weights(first.trunk), weights(second.trunk))
+    assert not torch.equal(weights(first.trunk), weights(build_network("mlp", 1, 4, CPU).trunk))
+    # Building a network leaves the global random state alone.
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_training_learns(digits: TaskData, name: str) -> None:
+    trainer = Trainer(SETTINGS, "mlp", build(name), seed=0)
+    targets = trainer.objective.encode(digits.train_values)
+    losses = [trainer.train_epoch(digits.train_images, targets, epoch) for epoch in (1, 2, 3, 4, 5)]
+    assert losses[-1] < 0.6 * losses[0]
+    answers = next(iter(trainer.objective.decode(trainer.predict(digits.test_images)).values()))
+    assert (answers == digits.test_values).float().mean() > (0.25 if name == "regression-mse" else 0.75)
+
+
+def test_prediction_covers_every_image_and_restores_the_mode(digits: TaskData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.engine.EVALUATION_BATCH", 64)
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 3))
+    outputs = predict(network, digits.test_images)
+    expected = network[2](digits.test_images.flatten(1))
+    torch.testing.assert_close(outputs, expected.detach())
+    assert not outputs.requires_grad
+    assert network.training
+
+
+def test_mixed_precision_computes_in_bfloat16_and_learns(digits: TaskData) -> None:
+    settings = Settings(batch_size=64, learning_rate=1e-3, device=CPU, amp=True)
+    trainer = Trainer(settings, "mlp", build("cross-entropy"), seed=0)
+    seen: list[torch.dtype] = []
+    trainer.network.head.register_forward_hook(lambda module, arguments, output: seen.append(output.dtype))
+    targets = trainer.objective.encode(digits.train_values)
+    losses = [trainer.train_epoch(digits.train_images, targets, epoch) for epoch in (1, 2, 3)]
+    outputs = trainer.predict(digits.test_images)
+    assert set(seen) == {torch.bfloat16}
+    assert outputs.dtype == torch.float32
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", [1, 2, 5, 64])
+def test_shares_of_a_batch_average_to_the_whole(count: int, size: int) -> None:
+    losses = torch.rand(100, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    start = 30
+    covered: list[int] = []
+    average = 0.0
+    for rank in range(count):
+        first, last, weight = Processes(rank, count).share(start, start + size)
+        assert last > first
+        if weight:
+            covered.extend(range(first, last))
+        average += weight * losses[first:last].mean().item() / count
+    assert covered == list(range(start, start + size))
+    assert average == pytest.approx(losses[start : start + size].mean().item())
+
+
+def test_recovery_starts_wrong_and_measures_what_a_bare_loop_measures(digits: TaskData) -> None:
+    curve = recovery_curve(SETTINGS, "mlp", build("cross-entropy"), 0, digits, 40, nothing)
+    assert curve.steps == [0, 5, 10, 20, 35, 40]
+    share = (digits.test_values == RECOVERY_CLASS).double().mean().item()
+    assert curve.accuracy[0] == pytest.approx(share, abs=1e-6)
+    assert curve.train_loss[0] > 15
+
+    network = build_network("mlp", 10, 0, CPU)
+    with torch.no_grad():
+        network.head.bias[RECOVERY_CLASS] += 20
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    # 1000 images at batches of 64: the 17th batch begins the second epoch.
+    order = Trainer(SETTINGS, "mlp", build("mse-raw"), 0)
+    batches = [batch for epoch in (1, 2, 3) for batch in order.order(epoch, 1000).split(64)]
+    for indices in batches[:40]:
+        loss = nn.functional.cross_entropy(network(digits.train_images[indices]), digits.train_values[indices].long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    accuracy = (predict(network, digits.test_images).argmax(1) == digits.test_values).double().mean().item()
+    assert curve.accuracy[-1] == pytest.approx(accuracy, abs=0.01)
+
+
+def test_only_losses_whose_gradient_survives_recover(digits: TaskData) -> None:
+    recovered = {
+        name: recovery_curve(SETTINGS, "mlp", build(name), 0, digits, 150, nothing)
+        for name in ("cross-entropy", "mse-softmax")
+    }
+    assert recovered["cross-entropy"].accuracy[-1] > 0.6
+    assert recovered["mse-softmax"].accuracy[-1] == recovered["mse-softmax"].accuracy[0]
+    assert recovered["mse-softmax"].recovered_at is None
+
+
+@pytest.mark.parametrize("steps", [1, 5, 300, 301, 750])
+def test_recovery_is_measured_from_the_first_step_to_the_last(steps: int) -> None:
+    measured = recovery_steps(steps)
+    assert measured[0] == 0
+    assert measured[-1] == steps
+    assert measured == sorted(set(measured))
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "mse-softmax"])
+@pytest.mark.parametrize("implementation", ["torchlosses", "torch"])
+def test_the_theory_of_the_gradient_is_what_the_losses_send(name: str, implementation: str) -> None:
+    probability = torch.tensor([1e-6, 1e-3, 0.1, 1 / 3, 0.5, 0.9, 1 - 1e-6], dtype=torch.float64)
+    values = torch.arange(7.0)
+    # Logits that give the right class this probability and share out the rest evenly.
+    outputs = ((1 - probability) / 9).log().unsqueeze(1).repeat(1, 10)
+    outputs[torch.arange(7), values.long()] = probability.log()
+    measured_probability, gradient = measured_gradients(build(name, implementation), outputs, values)
+    torch.testing.assert_close(measured_probability, probability)
+    expected = torch.from_numpy(theoretical_gradient(name, probability.numpy(), 10))
+    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-14)
+
+
+def test_measured_gradients_of_a_batch_are_those_of_each_image_alone() -> None:
+    objective = build("mse-softmax")
+    outputs = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    values = torch.arange(6.0)
+    probability, gradient = measured_gradients(objective, outputs, values)
+    for index in range(6):
+        alone = measured_gradients(objective, outputs[index : index + 1], values[index : index + 1])
+        torch.testing.assert_close(probability[index : index + 1], alone[0])
+        torch.testing.assert_close(gradient[index : index + 1], alone[1])
+
+
+def test_the_gradient_experiment_shows_images_of_every_probability() -> None:
+    objectives = [build("cross-entropy"), build("mse-softmax")]
+    generator = torch.Generator().manual_seed(0)
+    outputs = {objective.name: 3 * torch.randn(2000, 10, generator=generator) for objective in objectives}
+    experiment = gradient_experiment(objectives, outputs, torch.zeros(2000), seed=0)
+    for curve in experiment.curves:
+        assert len(curve.measured_probability) == len(curve.measured_gradient) > 50
+        assert min(curve.measured_probability) < 1e-3
+        assert max(curve.measured_probability) > 0.9
+        assert curve.measured_probability == sorted(curve.measured_probability)
+        assert len(curve.theory_probability) == len(curve.theory_gradient)
+    assert experiment == gradient_experiment(objectives, outputs, torch.zeros(2000), seed=0)
+
+
+def test_a_sample_takes_at_most_ten_of_a_level() -> None:
+    crowd = torch.full((1000,), 0.9, dtype=torch.float64)
+    probability = torch.cat([crowd, torch.tensor([1e-9, 0.2, 1.0], dtype=torch.float64)])
+    shown = spread_sample(probability, seed=0)
+    assert len(shown) == 13
+    assert {1000, 1001, 1002} <= set(shown.tolist())
+
+
+def test_a_checkpoint_brings_everything_back(digits: TaskData, tmp_path) -> None:
+    from training.checkpoints import load_checkpoint, save_checkpoint
+
+    path = tmp_path / "new" / "checkpoint.pt"
+    trainers = [Trainer(SETTINGS, "mlp", build("cross-entropy"), seed=1) for _ in range(2)]
+    targets = trainers[0].objective.encode(digits.train_values)
+    assert load_checkpoint(path, trainers[1]) == []
+    trainers[0].train_epoch(digits.train_images, targets, 1)
+    save_checkpoint(path, trainers[0], [])
+    load_checkpoint(path, trainers[1])
+    for trainer in trainers:
+        trainer.train_epoch(digits.train_images, targets, 2)
+    assert torch.equal(weights(trainers[0].network), weights(trainers[1].network))
+
+
+def run_parity(digits: TaskData, loss: str, optimizer: str, ours: LossLibrary, steps: int = 40):
+    return parity.compare_losses(
+        SETTINGS, "mlp", loss, optimizer, TASK, digits, ours, loss_library("torch"), 0, steps, nothing
+    )
+
+
+@pytest.mark.parametrize("optimizer", parity.RULES)
+@pytest.mark.parametrize("loss", parity.OBJECTIVES)
+def test_our_losses_train_as_the_builtin_ones(digits: TaskData, loss: str, optimizer: str) -> None:
+    record = run_parity(digits, loss, optimizer, loss_library("torchlosses"))
+    assert record.passed
+    assert record.ours == f"torchlosses.{loss}"
+    assert record.builtin == f"torch.nn.{loss}"
+
+
+class _Scaled(torch.autograd.Function):
+    """The right value with a gradient that is too large by a thousandth."""
+
+    @staticmethod
+    def forward(ctx, loss: torch.Tensor) -> torch.Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: torch.Tensor) -> torch.Tensor:
+        return grad_outputs[0] * 1.001
+
+
+@pytest.mark.parametrize("loss", parity.OBJECTIVES)
+def test_parity_notices_a_gradient_that_is_off_by_a_thousandth(digits: TaskData, loss: str) -> None:
+    builtin = loss_library("torch")
+    wrong = LossLibrary(
+        "wrong",
+        lambda outputs, targets: _Scaled.apply(builtin.mean_squared_error(outputs, targets)),
+        lambda outputs, targets: _Scaled.apply(builtin.cross_entropy(outputs, targets)),
+        builtin.cross_entropy_error,
+    )
+    assert not run_parity(digits, loss, "gradient descent", wrong, steps=100).passed
+
+
+def test_parity_notices_a_value_that_is_off_and_a_nan(digits: TaskData) -> None:
+    builtin = loss_library("torch")
+    for wrong in (lambda loss: loss + 0.01, lambda loss: loss * torch.nan):
+        library = LossLibrary(
+            "wrong",
+            builtin.mean_squared_error,
+            lambda *pair, f=wrong: f(builtin.cross_entropy(*pair)),
+            builtin.cross_entropy_error,
+        )
+        assert not run_parity(digits, "CrossEntropyLoss", "Adam", library, steps=5).passed

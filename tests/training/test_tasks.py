@@ -1,0 +1,117 @@
+"""The two tasks: classes and values, and a rotation that is what it says."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from training.data import Images
+from training.tasks import angle_data, angle_task, digit_data, digit_task, rotate, to_float
+
+CPU = torch.device("cpu")
+
+
+def test_a_digit_is_its_own_class() -> None:
+    task = digit_task(CPU)
+    digits = torch.arange(10.0)
+    assert torch.equal(task.classes_of(digits), torch.arange(10))
+    assert torch.equal(task.class_values, digits)
+
+
+@pytest.mark.parametrize(("bins", "limit"), [(2, 45.0), (30, 45.0), (7, 10.0), (90, 180.0)])
+def test_every_angle_falls_into_the_bin_with_the_nearest_centre(bins: int, limit: float) -> None:
+    task = angle_task(bins, limit, CPU)
+    assert task.classes == bins
+    angles = (torch.rand(5000, generator=torch.Generator().manual_seed(0)) * 2 - 1) * limit
+    distances = (angles.unsqueeze(1) - task.class_values).abs()
+    assert torch.equal(task.classes_of(angles), distances.argmin(dim=1))
+    assert distances.min(dim=1).values.max() <= task.spacing / 2 * (1 + 1e-4)
+    assert task.classes_of(torch.tensor([-limit, limit])).tolist() == [0, bins - 1]
+    assert task.class_values.sum().abs() < 1e-3
+
+
+def blob(x: float, y: float) -> Tensor:
+    """An image of a soft spot, its centre given in pixels from the middle of the image, x to the right and y up."""
+    rows, columns = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+    return torch.exp(-((columns - 13.5 - x) ** 2 + (13.5 - rows - y) ** 2) / 8).view(1, 1, 28, 28)
+
+
+def centre_of_mass(image: Tensor) -> tuple[float, float]:
+    rows, columns = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+    weights = image[0, 0] / image.sum()
+    return (weights * (columns - 13.5)).sum().item(), (weights * (13.5 - rows)).sum().item()
+
+
+@pytest.mark.parametrize("degrees", [-45.0, -20.0, 0.0, 10.0, 45.0, 90.0])
+@pytest.mark.parametrize(("x", "y"), [(6.0, 0.0), (-2.0, 5.0)])
+def test_a_spot_moves_counter_clockwise_on_its_circle(degrees: float, x: float, y: float) -> None:
+    turned = centre_of_mass(rotate(blob(x, y), torch.tensor([degrees])))
+    radians = math.radians(degrees)
+    expected = (x * math.cos(radians) - y * math.sin(radians), x * math.sin(radians) + y * math.cos(radians))
+    assert turned == pytest.approx(expected, abs=0.05)
+
+
+def test_a_quarter_turn_is_exact_and_no_turn_changes_nothing(mnist: Images) -> None:
+    images = to_float(mnist.test[:50])
+    turned = rotate(images, torch.full((50,), 90.0))
+    torch.testing.assert_close(turned, torch.rot90(images, 1, (2, 3)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(rotate(images, torch.zeros(50)), images, atol=1e-5, rtol=0)
+
+
+def test_interpolation_is_bilinear(mnist: Images) -> None:
+    image = to_float(mnist.test[:1])
+    degrees = 17.0
+    turned = rotate(image, torch.tensor([degrees]))[0, 0].numpy()
+    padded = np.zeros((30, 30))
+    padded[1:-1, 1:-1] = image[0, 0].numpy()
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    for row, column in ((5, 20), (13, 13), (14, 8), (20, 17), (10, 14)):
+        x, up = column - 13.5, 13.5 - row
+        # The source of an output pixel is found by turning back.
+        source_x, source_up = x * cosine + up * sine, -x * sine + up * cosine
+        r, c = 13.5 - source_up + 1, source_x + 13.5 + 1
+        r0, c0 = math.floor(r), math.floor(c)
+        a, b = r - r0, c - c0
+        expected = (
+            (1 - a) * (1 - b) * padded[r0, c0]
+            + (1 - a) * b * padded[r0, c0 + 1]
+            + a * (1 - b) * padded[r0 + 1, c0]
+            + a * b * padded[r0 + 1, c0 + 1]
+        )
+        assert turned[row, column] == pytest.approx(expected, abs=1e-4)
+
+
+def test_batches_of_the_rotation_do_not_mix(mnist: Images) -> None:
+    images = to_float(mnist.train[:4100])
+    degrees = torch.linspace(-45, 45, 4100)
+    turned = rotate(images, degrees)
+    for index in (0, 1999, 2000, 4099):
+        alone = rotate(images[index : index + 1], degrees[index : index + 1])
+        torch.testing.assert_close(turned[index : index + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_angles_are_uniform_and_fixed_by_the_seed(mnist: Images) -> None:
+    small = Images(mnist.train[:4000], mnist.train_labels[:4000], mnist.test[:1000], mnist.test_labels[:1000])
+    digits = digit_data(small, CPU)
+    first, again, other = (angle_data(digits, 45.0, seed) for seed in (1, 1, 2))
+    assert torch.equal(first.train_values, again.train_values)
+    assert torch.equal(first.train_images, again.train_images)
+    assert torch.equal(first.test_images, again.test_images)
+    assert not torch.equal(first.train_values, other.train_values)
+    assert not torch.equal(first.train_values[:1000], first.test_values)
+    assert first.train_values.abs().max() <= 45
+    # Each quarter of the range holds a quarter of 4000, give or take four standard deviations.
+    counts = torch.histc(first.train_values, 4, -45, 45)
+    assert (counts - 1000).abs().max() < 4 * math.sqrt(4000 * 0.25 * 0.75)
+
+
+def test_digits_keep_their_images(mnist: Images) -> None:
+    small = Images(mnist.train[:10], mnist.train_labels[:10], mnist.test[:5], mnist.test_labels[:5])
+    digits = digit_data(small, CPU)
+    assert digits.train_images.shape == (10, 1, 28, 28)
+    np.testing.assert_allclose(digits.train_images[:, 0].numpy() * 255, small.train.numpy(), atol=1e-4)
+    assert digits.test_values.tolist() == small.test_labels.tolist()
