@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from torchlosses.kernels import eager
 
@@ -49,8 +50,37 @@ def _without_autocast(operator: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _without_derivative(name: str) -> Callable[..., Any]:
+    """What runs in front of every backend: an operator that is asked for its derivative says so.
+
+    The Functions call operators with gradients switched off, so it stops only those who call an operator themselves.
+    Without it they would get a zero: torch warns of that in reverse mode, and in forward mode not at all.
+    """
+
+    def call(*arguments: Any) -> Any:
+        if _is_differentiated(arguments):
+            raise RuntimeError(
+                f"torchlosses::{name} has no derivative of its own: call the loss function (such as "
+                "torchlosses.cross_entropy), or call the operator under torch.no_grad() or on detached tensors."
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            return getattr(torch.ops.torchlosses, name).default(*arguments)
+
+    return call
+
+
+def _is_differentiated(arguments: tuple[Any, ...]) -> bool:
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    return forward_ad._is_fwd_grad_enabled() and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
+
+
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, _without_derivative(_name), "Autograd")
     _library.impl(_name, _without_autocast(getattr(eager, _name)), "CompositeExplicitAutograd")
 
 
@@ -60,7 +90,7 @@ def _rows(input: Tensor) -> list[int]:
 
 @torch.library.register_fake("torchlosses::mse_forward", lib=_library)
 def _(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, dtype: torch.dtype) -> Tensor:
-    return input.new_empty(input.shape if reduction == "none" else (), dtype=dtype)
+    return torch.empty_like(input, dtype=dtype) if reduction == "none" else input.new_empty((), dtype=dtype)
 
 
 @torch.library.register_fake("torchlosses::mse_backward", lib=_library)
