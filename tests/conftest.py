@@ -1,8 +1,9 @@
-"""What every test shares: which of torch's own warnings are not about this package."""
+"""What every test shares: which of torch's own warnings are not about this package, and how many threads it gets."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 # torch.func and torch.compile script some of torch's own functions when they are first used.
 TORCH_WARNINGS = (
@@ -13,3 +14,5 @@ TORCH_WARNINGS = (
 def pytest_configure(config: pytest.Config) -> None:
     for warning in TORCH_WARNINGS:
         config.addinivalue_line("filterwarnings", warning)
+    # Small tensors gain nothing from threads, and several test processes at once would wait for each other's.
+    torch.set_num_threads(1)

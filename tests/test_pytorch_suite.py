@@ -38,7 +38,7 @@ MODULES: dict[type[nn.Module], type[nn.Module]] = {
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def tolerance(dtype: torch.dtype) -> dict[str, float]:
+def tolerance(dtype: torch.dtype) -> dict[str, Any]:
     """A few roundings of the result: this package computes in float32 at least and rounds once."""
     if dtype in (torch.bfloat16, torch.float16):
         # The smallest step of float16 is 6e-8, of which a gradient divided by the number of rows can lose half.

@@ -1,0 +1,399 @@
+"""The operators of the torch.library namespace `torchlosses`: their registration, their blocks and their memory."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.testing import assert_close
+
+import torchlosses
+from torchlosses import kernels
+from torchlosses.kernels import eager
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+REDUCTIONS = ("mean", "sum", "none")
+SHAPES = ((4, 3), (2, 3, 5), (1, 1), (0, 3), (3, 2, 0))
+
+
+def rows_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:1] + shape[2:]
+
+
+def logits_of(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def probabilities_of(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.softmax(logits_of(shape, torch.float64).flip(0), 1).to(dtype)
+
+
+def indices_of(shape: tuple[int, ...]) -> Tensor:
+    return torch.randint(0, shape[1], rows_of(shape), generator=torch.Generator().manual_seed(1))
+
+
+def incoming_gradient(shape: tuple[int, ...], reduction: str, dtype: torch.dtype) -> Tensor:
+    return torch.full(shape if reduction == "none" else (), 0.75, dtype=dtype)
+
+
+def mse_calls(shape: tuple[int, ...], dtype: torch.dtype, reduction: str) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    input, target = logits_of(shape, dtype), probabilities_of(shape, dtype)
+    for weight in (None, probabilities_of(shape, dtype)):
+        yield kernels.mse_forward, (input, target, weight, reduction, dtype)
+        yield kernels.mse_backward, (incoming_gradient(shape, reduction, dtype), input, target, weight)
+
+
+def cross_entropy_calls(
+    shape: tuple[int, ...], dtype: torch.dtype, reduction: str
+) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    input = logits_of(shape, dtype)
+    for target in (indices_of(shape), probabilities_of(shape, dtype)):
+        for weight in (None, torch.linspace(0.5, 2, shape[1], dtype=dtype)):
+            for label_smoothing in (0.0, 0.25):
+                ignore_index = 1 if target.dim() < input.dim() and shape[1] > 1 else -100
+                options = (ignore_index, label_smoothing)
+                forward = (input, target, weight, reduction, *options, dtype)
+                yield kernels.cross_entropy_forward, forward
+                _, maximum, log_sum, _ = kernels.cross_entropy_forward(*forward)
+                grad = incoming_gradient(rows_of(shape), reduction, dtype)
+                yield kernels.cross_entropy_backward, (grad, input, target, weight, maximum, log_sum, *options)
+
+
+def cee_calls(shape: tuple[int, ...], dtype: torch.dtype, reduction: str) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    input = probabilities_of(shape, dtype)
+    one_hot = torch.zeros(shape, dtype=torch.int64).scatter_(1, indices_of(shape).unsqueeze(1), 1)
+    for target in (indices_of(shape), one_hot, one_hot.to(dtype)):
+        for delta in (1e-7, 0.0):
+            yield kernels.cee_forward, (input, target, reduction, delta, True, dtype)
+            yield kernels.cee_backward, (incoming_gradient(rows_of(shape), reduction, dtype), input, target, delta)
+
+
+CALLS: dict[str, Callable[..., Iterator[tuple[Any, tuple[Any, ...]]]]] = {
+    "mse": mse_calls,
+    "cross_entropy": cross_entropy_calls,
+    "cee": cee_calls,
+}
+
+
+class TestRegistration:
+    def test_every_operator_is_put_to_the_checks(self) -> None:
+        checked = {
+            operator.name().removeprefix("torchlosses::")
+            for calls in CALLS.values()
+            for operator, _ in calls((4, 3), torch.float32, "mean")
+        }
+        assert checked == set(kernels._SCHEMAS)
+
+    @pytest.mark.parametrize(
+        ("reduction", "shape"),
+        [
+            pytest.param(reduction, shape, id=f"{reduction}-{shape}")
+            for reduction in REDUCTIONS
+            for shape in SHAPES
+            # opcheck takes two nan for different, and the mean of nothing is nan.
+            if reduction != "mean" or math.prod(shape)
+        ],
+    )
+    @pytest.mark.parametrize("loss", CALLS)
+    def test_opcheck(self, loss: str, reduction: str, shape: tuple[int, ...]) -> None:
+        """Schema, autograd registration, fake tensors, and static and dynamic tracing, as torch.library checks them."""
+        for operator, arguments in CALLS[loss](shape, torch.float32, reduction):
+            torch.library.opcheck(operator, arguments)
+
+    @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+    @pytest.mark.parametrize("loss", CALLS)
+    def test_opcheck_of_other_dtypes(self, loss: str, dtype: torch.dtype) -> None:
+        for operator, arguments in CALLS[loss]((4, 3), dtype, "none"):
+            torch.library.opcheck(operator, arguments)
+
+    @pytest.mark.parametrize("loss", CALLS)
+    def test_opcheck_of_strided_inputs(self, loss: str) -> None:
+        for operator, arguments in CALLS[loss]((4, 3, 2), torch.float32, "none"):
+            strided = tuple(
+                a.transpose(0, -1).contiguous().transpose(0, -1) if isinstance(a, Tensor) and a.dim() else a
+                for a in arguments
+            )
+            torch.library.opcheck(operator, strided)
+
+    @pytest.mark.parametrize("loss", CALLS)
+    def test_fake_outputs_have_the_layout_of_real_ones(self, loss: str) -> None:
+        """Compiled code reads the real outputs with the strides that the fake ones promised."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        for operator, arguments in CALLS[loss]((4, 3, 2), torch.bfloat16, "none"):
+            transposed = [
+                a.transpose(0, -1).contiguous().transpose(0, -1) if isinstance(a, Tensor) and a.dim() else a
+                for a in arguments
+            ]
+            real = operator(*transposed)
+            with FakeTensorMode() as mode:
+                fake = operator(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in transposed))
+            pairs = zip(real, fake, strict=True) if isinstance(real, tuple) else [(real, fake)]
+            for actual, promised in pairs:
+                assert (actual.shape, actual.stride(), actual.dtype) == (
+                    promised.shape,
+                    promised.stride(),
+                    promised.dtype,
+                )
+
+
+class TestDerivativesOfAnOperator:
+    """An operator has no derivative of its own; asked for one, it says so instead of giving zero."""
+
+    @staticmethod
+    def first_calls() -> list[Any]:
+        return [
+            pytest.param(operator, arguments, id=operator.name())
+            for calls in CALLS.values()
+            for operator, arguments in list(calls((4, 3), torch.float64, "sum"))[:2]
+        ]
+
+    @pytest.mark.parametrize(("operator", "arguments"), first_calls())
+    def test_reverse_mode(self, operator: Any, arguments: tuple[Any, ...]) -> None:
+        for position, argument in enumerate(arguments):
+            if isinstance(argument, Tensor) and argument.is_floating_point():
+                leaf = argument.clone().requires_grad_()
+                asked = (*arguments[:position], leaf, *arguments[position + 1 :])
+                with pytest.raises(RuntimeError, match="torchlosses"):
+                    operator(*asked)
+                with torch.no_grad():
+                    operator(*asked)
+
+    @pytest.mark.parametrize(("operator", "arguments"), first_calls())
+    def test_forward_mode(self, operator: Any, arguments: tuple[Any, ...]) -> None:
+        for position, argument in enumerate(arguments):
+            if isinstance(argument, Tensor) and argument.is_floating_point():
+                with forward_ad.dual_level():
+                    dual = forward_ad.make_dual(argument, torch.ones_like(argument))
+                    with pytest.raises(RuntimeError, match="torchlosses"):
+                        operator(*arguments[:position], dual, *arguments[position + 1 :])
+
+    @pytest.mark.parametrize(("operator", "arguments"), first_calls())
+    def test_functional_transforms(self, operator: Any, arguments: tuple[Any, ...]) -> None:
+        def call(input: Tensor) -> Tensor:
+            output = operator(input, *arguments[1:])
+            return (output[0] if isinstance(output, tuple) else output).sum()
+
+        with pytest.raises(RuntimeError, match="torchlosses"):
+            torch.func.grad(call)(arguments[0])
+        with pytest.raises(RuntimeError, match="torchlosses"):
+            torch.func.jvp(call, (arguments[0],), (torch.ones_like(arguments[0]),))
+
+
+class TestAutocast:
+    @pytest.mark.parametrize("loss", CALLS)
+    def test_an_operator_does_not_see_it(self, loss: str) -> None:
+        """The functions choose the dtype before the operator runs; autocast must not change the steps inside."""
+        for dtype in (torch.float32, torch.bfloat16):
+            for operator, arguments in CALLS[loss]((4, 3), dtype, "none"):
+                expected = operator(*arguments)
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    actual = operator(*arguments)
+                    assert torch.is_autocast_enabled("cpu")
+                assert_close(actual, expected, rtol=0, atol=0)
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def sliced(tensor: Tensor) -> Tensor:
+    return torch.stack([tensor, tensor], -1)[..., 0]
+
+
+def classes_last(tensor: Tensor) -> Tensor:
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def expanded(tensor: Tensor) -> Tensor:
+    return tensor[:1].expand(tensor.shape)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": torch.Tensor.contiguous,
+    "transposed": transposed,
+    "sliced": sliced,
+    "classes last": classes_last,
+    "expanded": expanded,
+}
+# Fewer rows than a block, blocks that end within a sample, and more classes than a block holds.
+BLOCKED_SHAPES = ((13, 5), (3, 3, 11), (2, 90), (2, 80, 2))
+
+
+class TestBlocks:
+    @pytest.mark.parametrize("block", [7, 64])
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("loss", CALLS)
+    def test_results_do_not_depend_on_their_size(
+        self, loss: str, layout: str, block: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for shape in BLOCKED_SHAPES:
+            for operator, arguments in CALLS[loss](shape, torch.float64, "none" if block == 7 else "sum"):
+                laid_out = [LAYOUTS[layout](a) if isinstance(a, Tensor) and a.shape == shape else a for a in arguments]
+                monkeypatch.setattr(eager, "BLOCK", 1 << 18)
+                expected = operator(*laid_out)
+                monkeypatch.setattr(eager, "BLOCK", block)
+                assert_close(operator(*laid_out), expected, rtol=1e-13, atol=1e-13)
+
+    @pytest.mark.parametrize("block", [7, 64])
+    @pytest.mark.parametrize("loss", CALLS)
+    def test_mixed_dtypes(self, loss: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A float64 target or weight beside a bfloat16 input: the arithmetic is float64 in every block."""
+        for operator, arguments in CALLS[loss]((13, 5), torch.bfloat16, "none"):
+            mixed = list(arguments)
+            second = 2 if "backward" in operator.name() else 1
+            if mixed[second].is_floating_point():
+                mixed[second] = mixed[second].double()
+            monkeypatch.setattr(eager, "BLOCK", 1 << 18)
+            expected = operator(*mixed)
+            monkeypatch.setattr(eager, "BLOCK", block)
+            assert_close(operator(*mixed), expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("function", ["cross_entropy", "cee", "mse"])
+    @pytest.mark.parametrize("shape", [(13, 5), (5, 3, 11), (4, 3, 2, 5)], ids=str)
+    def test_losses_and_gradients_of_small_blocks(
+        self, function: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The whole way, against the definition in plain tensors."""
+        monkeypatch.setattr(eager, "BLOCK", 7)
+        x = classes_last(logits_of(shape, torch.float64)).requires_grad_()
+        target = probabilities_of(shape, torch.float64)
+        if function == "mse":
+            loss, definition = torchlosses.mse_loss(x, target), (x - target).square().mean()
+        elif function == "cee":
+            p = torch.softmax(x, 1)
+            loss, definition = torchlosses.cee_loss(p, target), -(target * (p + 1e-7).log()).sum(1).mean()
+        else:
+            loss, definition = torchlosses.cross_entropy(x, target), -(target * x.log_softmax(1)).sum(1).mean()
+        assert_close(loss, definition)
+        assert_close(torch.autograd.grad(loss, x, retain_graph=True), torch.autograd.grad(definition, x))
+
+    @pytest.mark.parametrize("block", [1, 7, 64])
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+    def test_ignored_and_weightless_rows(
+        self, block: int, label_smoothing: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is left out must be left out of its own block, whatever the other blocks hold."""
+        monkeypatch.setattr(eager, "BLOCK", block)
+        x = logits_of((9, 4, 3), torch.float64)
+        target = indices_of((9, 4, 3))
+        target[2] = target[5, 1] = -100
+        x[2] = math.nan
+        weight = torch.tensor([1.0, 0.0, 2.0, 0.5], dtype=torch.float64)
+        x.requires_grad_()
+        loss = torchlosses.cross_entropy(x, target, weight, label_smoothing=label_smoothing)
+        (gradient,) = torch.autograd.grad(loss, x)
+        kept = [row for row in range(9) if row != 2]
+        clean = x.detach()[kept].requires_grad_()
+        truth = F.cross_entropy(clean, target[kept], weight, label_smoothing=label_smoothing)
+        assert_close(loss, truth)
+        assert_close(gradient[kept], torch.autograd.grad(truth, clean)[0])
+        assert gradient[2].eq(0).all()
+
+    def test_a_bad_target_is_found_in_any_block(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(eager, "BLOCK", 7)
+        for row in range(9):
+            target = indices_of((9, 4))
+            target[row] = 4
+            with pytest.raises(IndexError, match=rf"Target 4 is out of bounds.*\({row},\)"):
+                torchlosses.cross_entropy(logits_of((9, 4), torch.float32), target)
+            with pytest.raises(IndexError, match=rf"Target 4 is out of bounds.*\({row},\)"):
+                torchlosses.cee_loss(probabilities_of((9, 4), torch.float32), target)
+
+    def test_a_bad_probability_is_found_in_any_block(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(eager, "BLOCK", 7)
+        for row in range(9):
+            input = probabilities_of((9, 4), torch.float32)
+            input[row, 3] = 1.5
+            for target in (indices_of((9, 4)), probabilities_of((9, 4), torch.float32)):
+                with pytest.raises(ValueError, match=r"1\.5"):
+                    torchlosses.cee_loss(input, target)
+
+
+def peak_allocation(call: Callable[[], object]) -> int:
+    """The most bytes that were allocated at one time during the call and not freed again, as the allocator saw it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = call()
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    allocated = peak = 0
+    for event in events:
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
+    del result
+    return peak
+
+
+ROWS, CLASSES = 2048, 4096
+
+
+@functools.cache
+def large_cases() -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
+    """Losses of (ROWS, CLASSES), and an input for each."""
+    x = torch.randn(ROWS, CLASSES)
+    p = torch.softmax(x, 1)
+    target, shares = torch.randint(0, CLASSES, (ROWS,)), p.flip(0)
+    image = torch.randint(0, 64, (8, ROWS * CLASSES // 512))
+    weight = torch.rand(CLASSES)
+    return {
+        "cross_entropy, indices": (lambda x: torchlosses.cross_entropy(x, target), x),
+        "cross_entropy, indices, weight, smoothing": (
+            lambda x: torchlosses.cross_entropy(x, target, weight, label_smoothing=0.1),
+            x,
+        ),
+        "cross_entropy, probabilities": (lambda x: torchlosses.cross_entropy(x, shares), x),
+        "cross_entropy, images": (lambda x: torchlosses.cross_entropy(x, image), x.view(8, 64, -1)),
+        "cross_entropy, bfloat16": (lambda x: torchlosses.cross_entropy(x, target), x.bfloat16()),
+        "cee_loss, indices": (lambda x: torchlosses.cee_loss(x, target), p),
+        "cee_loss, probabilities": (lambda x: torchlosses.cee_loss(x, shares), p),
+        "mse_loss": (lambda x: torchlosses.mse_loss(x, shares), x),
+        "mse_loss, transposed": (lambda x: torchlosses.mse_loss(x.t(), shares.t()), x),
+        "mse_loss, weight": (lambda x: torchlosses.mse_loss(x, shares, weight=p), x),
+    }
+
+
+class TestMemory:
+    """No temporary of the input's size: the gradient is the only large tensor that is ever allocated."""
+
+    @pytest.mark.parametrize(
+        "case",
+        [
+            "cross_entropy, indices",
+            "cross_entropy, indices, weight, smoothing",
+            "cross_entropy, probabilities",
+            "cross_entropy, images",
+            "cross_entropy, bfloat16",
+            "cee_loss, indices",
+            "cee_loss, probabilities",
+            "mse_loss",
+            "mse_loss, transposed",
+            "mse_loss, weight",
+        ],
+    )
+    def test_peak_of_forward_and_backward(self, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        function, shared = large_cases()[case]
+        input = shared.detach().requires_grad_()
+        # What is needed beside the gradient is a few blocks in float32, and a few numbers a row.
+        for block in (eager.BLOCK, 1 << 16):
+            monkeypatch.setattr(eager, "BLOCK", block)
+            allowance = 6 * block * 4 + 32 * ROWS + 8 * CLASSES + shared.numel() // 64 * 32 * (shared.dim() == 3)
+            assert allowance < shared.numel() * 4
+            assert peak_allocation(lambda: function(input)) <= allowance
+            peak = peak_allocation(lambda: torch.autograd.grad(function(input), input))
+            assert input.nbytes <= peak <= input.nbytes + allowance
+
+    def test_the_measure_sees_a_temporary(self) -> None:
+        """PyTorch's own cross-entropy keeps the log-probabilities, as large as the input."""
+        input = torch.randn(ROWS, CLASSES, requires_grad=True)
+        target = torch.randint(0, CLASSES, (ROWS,))
+        assert peak_allocation(lambda: F.cross_entropy(input, target)) >= input.nbytes
