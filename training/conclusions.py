@@ -389,12 +389,16 @@ def _why_no_comparison(among: Sequence[Contender], measure: Measure) -> str:
 
 
 def _against(measure: Measure, reference: Contender, others: Sequence[Contender]) -> Statement | None:
-    """Where the others lie relative to one reference."""
+    """Where the others lie relative to one reference; None where there is nothing to say beyond the caveats."""
     others = [other for other in others if other.summary(measure).values]
     if not others or not reference.summary(measure).values:
         return None
     relations = [(other, *_compare(measure, other, reference)) for other in others]
     claims = tuple(claim for _, _, claim in relations if claim)
+    if all(found == "unknown" for _, found, _ in relations) and all(
+        item.summary(measure).finite for item in (reference, *others)
+    ):
+        return None
     parts: list[Part] = []
 
     def named() -> list[Part]:

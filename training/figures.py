@@ -25,7 +25,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from training.conclusions import ACCURACY, ANGLE_ERROR, Contender, Measure, contenders, format_share, format_summary
 from training.files import atomic_path
 from training.results import Details, ObjectiveRun, ReliabilityBin, Results, TaskName
-from training.statistics import summarize
+from training.statistics import CONFIDENCE, summarize
 
 WIDTH = 4.6
 INK = "#23272e"
@@ -380,7 +380,8 @@ def _final_error(results: Results, task: TaskName, palette: Palette) -> tuple[Fi
             va="center_baseline",
         )
     axes.set_title(f"{label}, after training")
-    axes.set_xlabel("one mark a seed; line: mean; band: 95 % interval")
+    intervals = any(len(values) > 1 for _, values in rows)
+    axes.set_xlabel("one mark a seed" + (f"; line: mean; band: {100 * CONFIDENCE:g} % interval" if intervals else ""))
     return figure, f"Final error of the {task} task. " + "; ".join(told) + "."
 
 

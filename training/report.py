@@ -254,12 +254,12 @@ def _table(results: Results, task: TaskName) -> Table:
     return Table(
         (
             "Seeds",
-            "Accuracy ↑",
-            "Mean absolute error ↓",
-            "Root mean squared error ↓",
-            "Negative log-likelihood, nats ↓",
-            "Brier score ↓",
-            "Calibration error ↓",
+            "Accuracy\N{NO-BREAK SPACE}↑",
+            "Mean absolute error\N{NO-BREAK SPACE}↓",
+            "Root mean squared error\N{NO-BREAK SPACE}↓",
+            "Negative log-likelihood, nats\N{NO-BREAK SPACE}↓",
+            "Brier score\N{NO-BREAK SPACE}↓",
+            "Calibration error\N{NO-BREAK SPACE}↓",
             "Time per epoch",
             "Parameters",
         ),
@@ -271,12 +271,16 @@ def _table(results: Results, task: TaskName) -> Table:
 
 def _captions(results: Results) -> dict[str, str]:
     """What to see in each figure; numbers in a caption are computed like everything else."""
+    several_seeds = len({run.seed for run in results.runs if run.complete}) > 1
     captions = {
         "learning-curves-digit": "Test images named wrongly after each epoch. Thick: mean over seeds; thin: each seed.",
         "learning-curves-angle": "Error of the angle after each epoch. Thick: mean over seeds; thin: each seed; "
         "dashed: another decoding of the same network.",
-        "final-error-digit": "Further left is better. Where two bands overlap, the runs cannot tell the two apart.",
-        "final-error-angle": "Further left is better. Where two bands overlap, the runs cannot tell the two apart.",
+        **{
+            f"final-error-{task}": "Further left is better."
+            + (" Where two bands overlap, the runs cannot tell the two apart." if several_seeds else "")
+            for task in ("digit", "angle")
+        },
         "angle-residuals": "How far the decoded angle is from the true one, all seeds together. Narrow and centred on "
         f"0° is good.{_residual_sentence(contenders(results, 'angle', every_decoding=True))}",
         "reliability-digit": "On the dashed line a network is right as often as it is sure. Below it, it is too sure; "
