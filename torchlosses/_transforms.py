@@ -20,8 +20,8 @@ def forward_ad_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
     """Make `rule(ctx, saved, *tangents)` a `jvp` that is itself differentiable in forward mode.
 
     PyTorch switches forward-mode AD off while a `jvp` runs, so that a derivative of the derivative (`jacfwd` of
-    `jacfwd`) would come out as 0 without an error. Here it stays on, and `saved` holds the saved tensors without the tangents
-    of this level, which `rule` is about to use up.
+    `jacfwd`) would come out as 0 without an error. Here it stays on, and `saved` holds the saved tensors without the
+    tangents of this level, which `rule` is about to use up.
     """
 
     @functools.wraps(rule)

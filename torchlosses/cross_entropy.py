@@ -403,9 +403,11 @@ def cross_entropy(
     rows = to_rows(input)
     target_rows = indices_to_rows(target.to(torch.int64)) if indices else to_rows(target)
     if indices and weight is not None and reduction == "mean":
+        # Numerator and denominator share one wide weight, so that its gradient is rounded once.
         compute = eager.compute_dtype(input, weight)
+        weight = weight.to(compute)
         total = _cross_entropy(rows, target_rows, weight, "sum", ignore_index, label_smoothing, compute)
-        return (total / _weight_of_rows(target_rows, weight.to(compute), ignore_index)).to(dtype)
+        return (total / _weight_of_rows(target_rows, weight, ignore_index)).to(dtype)
     loss = _cross_entropy(rows, target_rows, weight, reduction, ignore_index, label_smoothing, dtype)
     return from_rows(loss, input) if reduction == "none" else loss
 

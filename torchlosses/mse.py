@@ -255,9 +255,10 @@ def mse_loss(
         dtype = torch.promote_types(dtype, weight.dtype)
     dtype = result_dtype(dtype, input.device)
     if weight is not None and reduction == "mean":
+        # Numerator and denominator share one wide weight, so that its gradient is rounded once.
         compute = eager.compute_dtype(input, target, weight)
-        total = _squared_difference(input, target, weight, "sum", compute)
-        return (total / weight.to(compute).sum()).to(dtype)
+        weight = weight.to(compute)
+        return (_squared_difference(input, target, weight, "sum", compute) / weight.sum()).to(dtype)
     return _squared_difference(input, target, weight, reduction, dtype)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows
 
-# Elements of a block: 1 MiB of float32, large enough to hide the cost of calling an operation.
-BLOCK = 1 << 18
+# Elements of a block: 2 MiB of float32, large enough to hide the cost of calling an operation.
+BLOCK = 1 << 19
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
