@@ -60,6 +60,9 @@ def loop(function: type[Function], info: Any, in_dims: tuple[int | None, ...], *
 
 def result_dtype(computed: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype a loss is returned in: that of its arguments, and at least float32 under autocast."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.promote_types(computed, torch.float32)
-    return computed
+    return torch.promote_types(computed, torch.float32) if autocast_enabled(device) else computed
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for `device`; meta tensors know no autocast, and torch raises when asked."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)

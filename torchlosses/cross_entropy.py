@@ -33,7 +33,14 @@ from torch.autograd import Function
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
 from torchlosses._shapes import from_rows, indices_to_rows, to_rows
-from torchlosses._transforms import batched, forward_ad_rule, loop, result_dtype, without_forward_ad_when_compiling
+from torchlosses._transforms import (
+    autocast_enabled,
+    batched,
+    forward_ad_rule,
+    loop,
+    result_dtype,
+    without_forward_ad_when_compiling,
+)
 from torchlosses.kernels import cross_entropy_backward, cross_entropy_forward, eager
 
 
@@ -396,8 +403,7 @@ def cross_entropy(
     if not indices:
         dtype = torch.promote_types(dtype, target.dtype)
     if weight is not None:
-        autocast = torch.is_autocast_enabled(input.device.type)
-        _validation.check_class_weight(input, target, weight, autocast)
+        _validation.check_class_weight(input, target, weight, autocast_enabled(input.device))
         dtype = torch.promote_types(dtype, weight.dtype)
     dtype = result_dtype(dtype, input.device)
     rows = to_rows(input)
