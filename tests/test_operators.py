@@ -324,7 +324,7 @@ def peak_allocation(call: Callable[[], object]) -> int:
         result = call()
     assert profiler.profiler is not None
     assert profiler.profiler.kineto_results is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events: list[Any] = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     allocated = peak = 0
     for event in events:

@@ -1,0 +1,727 @@
+"""What PyTorch asks of a loss beside its numbers: compile, export, autocast, copies, hooks, processes, threads."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+import torchlosses
+from torchlosses._validation import Reduction
+
+ROWS, CLASSES = 6, 5
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def probabilities(*shape: int, seed: int = 1) -> Tensor:
+    return torch.softmax(random(*shape, seed=seed), 1)
+
+
+def indices(rows: int = ROWS) -> Tensor:
+    return torch.randint(0, CLASSES, (rows,), generator=torch.Generator().manual_seed(2))
+
+
+def as_logits(rows: int) -> Tensor:
+    return random(rows, CLASSES)
+
+
+def as_probabilities(rows: int) -> Tensor:
+    return probabilities(rows, CLASSES, seed=0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss as a module, with its first argument and its target for any number of rows."""
+
+    module: Callable[[], nn.Module]
+    input: Callable[[int], Tensor]
+    target: Callable[[int], Tensor]
+
+    def build(self, dtype: torch.dtype = torch.float64, rows: int = ROWS) -> tuple[nn.Module, Tensor, Tensor]:
+        target = self.target(rows)
+        if target.is_floating_point():
+            target = target.to(dtype)
+        return self.module().to(dtype), self.input(rows).to(dtype).requires_grad_(), target
+
+
+def some_ignored(rows: int) -> Tensor:
+    return indices(rows).index_fill(0, torch.tensor([1]), 255)
+
+
+def class_weight() -> Tensor:
+    return torch.linspace(0.5, 2.0, CLASSES, dtype=torch.float64)
+
+
+CASES = {
+    "mse": Case(torchlosses.MSELoss, as_logits, as_probabilities),
+    "mse none": Case(lambda: torchlosses.MSELoss(reduction="none"), as_logits, as_probabilities),
+    "cross_entropy": Case(torchlosses.CrossEntropyLoss, as_logits, indices),
+    "cross_entropy weight smoothing": Case(
+        lambda: torchlosses.CrossEntropyLoss(class_weight(), label_smoothing=0.1), as_logits, indices
+    ),
+    "cross_entropy ignore_index": Case(lambda: torchlosses.CrossEntropyLoss(ignore_index=255), as_logits, some_ignored),
+    "cross_entropy none": Case(lambda: torchlosses.CrossEntropyLoss(reduction="none"), as_logits, indices),
+    "cross_entropy probabilities": Case(
+        lambda: torchlosses.CrossEntropyLoss(class_weight(), label_smoothing=0.1, reduction="sum"),
+        as_logits,
+        lambda rows: probabilities(rows, CLASSES),
+    ),
+    "cee indices": Case(torchlosses.CEELoss, as_probabilities, indices),
+    "cee probabilities": Case(
+        lambda: torchlosses.CEELoss(reduction="none"), as_probabilities, lambda rows: probabilities(rows, CLASSES)
+    ),
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+
+
+def value_and_gradient(module: Callable[..., Tensor], input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    loss = module(input, target)
+    (gradient,) = torch.autograd.grad(loss, input, torch.full_like(loss, 0.75))
+    return loss.detach(), gradient
+
+
+class TestCompile:
+    @pytest.fixture(autouse=True)
+    def _fresh(self) -> Iterator[None]:
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()
+
+    @every_case
+    def test_static_shapes(self, case: Case) -> None:
+        module, input, target = case.build()
+        compiled = torch.compile(module, fullgraph=True, dynamic=False, backend="aot_eager")
+        assert_close(value_and_gradient(compiled, input, target), value_and_gradient(module, input, target))
+
+    @every_case
+    def test_dynamic_shapes_are_compiled_for_the_first_only(self, case: Case) -> None:
+        module = case.build()[0]
+        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+        compilations = set()
+        for rows in (6, 7, 11):
+            _, input, target = case.build(rows=rows)
+            assert_close(value_and_gradient(compiled, input, target), value_and_gradient(module, input, target))
+            compilations.add(counter.frame_count)
+        assert len(compilations) == 1
+
+    @pytest.mark.parametrize(
+        "name", ["mse", "cross_entropy weight smoothing", "cross_entropy probabilities", "cee indices"]
+    )
+    def test_inductor(self, name: str) -> None:
+        module, input, target = CASES[name].build(torch.float32)
+        compiled = torch.compile(module, fullgraph=True)
+        assert_close(value_and_gradient(compiled, input, target), value_and_gradient(module, input, target))
+
+    def test_a_model_and_its_loss_in_one_graph(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(CLASSES, CLASSES).double()
+        criterion = torchlosses.CrossEntropyLoss()
+        input, target = random(ROWS, CLASSES), indices()
+
+        def step(input: Tensor, target: Tensor) -> Tensor:
+            return criterion(model(input), target)
+
+        loss = torch.compile(step, fullgraph=True, backend="aot_eager")(input, target)
+        actual = torch.autograd.grad(loss, list(model.parameters()))
+        assert_close(actual, torch.autograd.grad(step(input, target), list(model.parameters())))
+
+    @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+    @pytest.mark.parametrize("name", ["cross_entropy", "cee indices"])
+    def test_a_bad_target_still_raises(self, name: str, backend: str) -> None:
+        module, input, target = CASES[name].build(torch.float32)
+        compiled = torch.compile(module, fullgraph=True, backend=backend)
+        compiled(input, target)
+        with pytest.raises(IndexError, match="Target 5 is out of bounds"):
+            compiled(input, target.index_fill(0, torch.tensor([3]), 5))
+
+    def test_logits_given_to_cee_still_raise(self) -> None:
+        compiled = torch.compile(torchlosses.cee_loss, fullgraph=True, backend="aot_eager")
+        with pytest.raises(ValueError, match="probabilities in"):
+            compiled(random(ROWS, CLASSES), indices())
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_low_precision(self, dtype: torch.dtype) -> None:
+        module, input, target = CASES["cross_entropy"].build(dtype)
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        assert_close(
+            value_and_gradient(compiled, input, target), value_and_gradient(module, input, target), rtol=0, atol=0
+        )
+
+    def test_under_autocast(self) -> None:
+        module, input, target = CASES["cross_entropy"].build(torch.float32)
+        model = nn.Linear(CLASSES, CLASSES)
+
+        def step(input: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return module(model(input), target)
+
+        loss = torch.compile(step, fullgraph=True, backend="aot_eager")(input)
+        assert loss.dtype == torch.float32
+        assert_close(loss, step(input))
+
+
+class TestExport:
+    @pytest.mark.parametrize("strict", [False, True])
+    @every_case
+    def test_the_exported_module_runs(self, case: Case, strict: bool) -> None:
+        module, input, target = case.build(torch.float32)
+        input = input.detach()
+        program = torch.export.export(module, (input, target), strict=strict)
+        assert_close(program.module()(input, target), module(input, target))
+
+    @pytest.mark.parametrize("name", ["mse", "cross_entropy", "cross_entropy probabilities", "cee indices"])
+    def test_any_number_of_rows(self, name: str) -> None:
+        module, input, target = CASES[name].build(torch.float32)
+        rows = torch.export.Dim("rows", min=2)
+        program = torch.export.export(
+            module, (input.detach(), target), dynamic_shapes={"input": {0: rows}, "target": {0: rows}}
+        )
+        _, input, target = CASES[name].build(torch.float32, rows=17)
+        assert_close(program.module()(input.detach(), target), module(input.detach(), target))
+
+    def test_saved_and_loaded(self, tmp_path: Path) -> None:
+        module, input, target = CASES["cross_entropy weight smoothing"].build(torch.float32)
+        input = input.detach()
+        torch.export.save(torch.export.export(module, (input, target)), tmp_path / "loss.pt2")
+        loaded = torch.export.load(tmp_path / "loss.pt2")
+        assert_close(loaded.module()(input, target), module(input, target))
+
+
+class TestAutocast:
+    @every_case
+    def test_the_loss_is_float32_and_the_gradient_has_the_dtype_of_the_input(self, case: Case) -> None:
+        module, input, target = case.build(torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, gradient = value_and_gradient(module, input, target)
+        assert loss.dtype == torch.float32
+        assert gradient.dtype == torch.bfloat16
+        wide = copy.deepcopy(module).float()
+        x = input.detach().float().requires_grad_()
+        expected, expected_gradient = value_and_gradient(
+            wide, x, target.float() if target.is_floating_point() else target
+        )
+        assert_close(loss, expected)
+        assert_close(gradient, expected_gradient.bfloat16(), rtol=2**-8, atol=1e-8)
+
+    @every_case
+    def test_float32_inputs_stay_float32(self, case: Case) -> None:
+        module, input, target = case.build(torch.float32)
+        expected = value_and_gradient(module, input, target)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert_close(value_and_gradient(module, input, target), expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("name", ["cross_entropy weight smoothing", "cross_entropy probabilities"])
+    def test_float32_weights_of_bfloat16_logits(self, name: str) -> None:
+        case = CASES[name]
+        _, input, target = case.build(torch.bfloat16)
+        module = case.module().float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, gradient = value_and_gradient(module, input, target)
+        assert (loss.dtype, gradient.dtype) == (torch.float32, torch.bfloat16)
+        wide = target.float() if target.is_floating_point() else target
+        assert_close(loss, module(input.detach().float(), wide))
+
+    def test_a_float32_target_of_a_bfloat16_prediction(self) -> None:
+        """What a regression head under autocast and its labels look like."""
+        model, x = nn.Linear(CLASSES, 1), random(ROWS, CLASSES).float()
+        target = random(ROWS, 1).float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            prediction = model(x)
+            assert prediction.dtype == torch.bfloat16
+            loss = torchlosses.mse_loss(prediction, target)
+        assert loss.dtype == torch.float32
+        assert_close(loss, (prediction.detach().float() - target).square().mean())
+        loss.backward()
+        assert model.weight.grad is not None
+        assert model.weight.grad.dtype == torch.float32
+
+    def test_backward_inside_the_region(self) -> None:
+        module, input, target = CASES["cross_entropy"].build(torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = module(input, target)
+            (inside,) = torch.autograd.grad(loss, input, retain_graph=True)
+        (outside,) = torch.autograd.grad(loss, input)
+        assert_close(inside, outside, rtol=0, atol=0)
+
+    def test_other_dtypes_of_the_region(self) -> None:
+        module, input, target = CASES["cross_entropy"].build(torch.float16)
+        with torch.autocast("cpu", dtype=torch.float16):
+            assert module(input, target).dtype == torch.float32
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+            assert module(input, target).dtype == torch.float16
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert module(input.double(), target).dtype == torch.float64
+
+
+class TestGraph:
+    @every_case
+    def test_checkpoint(self, case: Case) -> None:
+        module, input, target = case.build()
+        loss: Any = checkpoint(module, input, target, use_reentrant=False)
+        (actual,) = torch.autograd.grad(loss, input, torch.full_like(loss, 0.75))
+        assert_close(actual, value_and_gradient(module, input, target)[1], rtol=0, atol=0)
+
+    @every_case
+    def test_saved_tensors_go_through_the_hooks(self, case: Case) -> None:
+        module, input, target = case.build()
+        expected = value_and_gradient(module, input, target)
+        packed: list[Tensor] = []
+
+        def pack(tensor: Tensor) -> int:
+            packed.append(tensor.detach().clone())
+            return len(packed) - 1
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda position: packed[position]):
+            actual = value_and_gradient(module, input, target)
+        assert packed
+        assert_close(actual, expected, rtol=0, atol=0)
+        with torch.autograd.graph.save_on_cpu():
+            assert_close(value_and_gradient(module, input, target), expected, rtol=0, atol=0)
+
+    @every_case
+    def test_a_saved_tensor_that_was_changed_is_noticed(self, case: Case) -> None:
+        module, input, target = case.build()
+        leaf = input.clone()
+        loss = module(leaf, target)
+        with torch.no_grad():
+            leaf.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.sum().backward()
+        loss = module(input, target)
+        target.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.sum().backward()
+
+    @every_case
+    def test_a_graph_that_was_freed_is_noticed(self, case: Case) -> None:
+        module, input, target = case.build()
+        loss = module(input, target).sum()
+        loss.backward()
+        with pytest.raises(RuntimeError, match="second time"):
+            loss.backward()
+
+    @every_case
+    def test_two_backwards_with_different_incoming_gradients(self, case: Case) -> None:
+        module, input, target = case.build()
+        loss = module(input, target)
+        ones = torch.ones_like(loss)
+        (first,) = torch.autograd.grad(loss, input, ones, retain_graph=True)
+        kept = first.clone()
+        (second,) = torch.autograd.grad(loss, input, -3 * ones, retain_graph=True)
+        (zero,) = torch.autograd.grad(loss, input, 0 * ones)
+        assert_close(first, kept, rtol=0, atol=0)
+        assert_close(second, -3 * first)
+        assert first.any()
+        assert not zero.any()
+
+    @every_case
+    def test_a_scaled_loss(self, case: Case) -> None:
+        """What a GradScaler does: a loss times 2^16, and its gradients divided by it again."""
+        module, input, target = case.build(torch.float32)
+        (gradient,) = torch.autograd.grad((module(input, target) * 2.0**16).sum(), input)
+        (expected,) = torch.autograd.grad(module(input, target).sum(), input)
+        assert_close(gradient / 2.0**16, expected, rtol=1e-6, atol=0)
+
+    @every_case
+    def test_accumulation_over_parts_of_a_batch(self, case: Case) -> None:
+        module, input, target = case.build()
+        (module(input, target).sum() / 2).backward()
+        assert input.grad is not None
+        once = input.grad.clone()
+        (module(input, target).sum() / 2).backward()
+        assert_close(input.grad, 2 * once)
+
+    @every_case
+    def test_create_graph(self, case: Case) -> None:
+        module, input, target = case.build()
+        loss = module(input, target).sum()
+        (gradient,) = torch.autograd.grad(loss, input, create_graph=True)
+        assert gradient.requires_grad
+        direction = random(*input.shape, seed=3)
+        (actual,) = torch.autograd.grad(gradient, input, direction)
+        step = 1e-6
+        ends = [
+            value_and_sum_gradient(module, input.detach() + sign * step * direction, target) for sign in (1.0, -1.0)
+        ]
+        assert_close(actual, (ends[0] - ends[1]) / (2 * step), rtol=1e-6, atol=1e-8)
+
+    @every_case
+    def test_no_gradient_that_is_not_asked_for(self, case: Case) -> None:
+        module, input, target = case.build()
+        assert not module(input.detach(), target).requires_grad
+        with torch.no_grad():
+            assert not module(input, target).requires_grad
+        assert module(input, target).requires_grad
+        if target.is_floating_point():
+            target.requires_grad_()
+            loss = module(input.detach(), target).sum()
+            (gradient,) = torch.autograd.grad(loss, target)
+            assert gradient.any()
+
+    @every_case
+    def test_inference_mode(self, case: Case) -> None:
+        module, input, target = case.build()
+        expected = module(input, target)
+        with torch.inference_mode():
+            loss = module(input.clone(), target.clone())
+            assert loss.is_inference()
+        assert_close(loss, expected, rtol=0, atol=0)
+
+    def test_only_some_arguments_require_grad(self) -> None:
+        x, target, weight = random(ROWS, CLASSES), probabilities(ROWS, CLASSES), class_weight()
+        together = [tensor.clone().requires_grad_() for tensor in (x, target, weight)]
+        truth = torch.autograd.grad(torchlosses.cross_entropy(together[0], together[1], together[2]), together)
+        for position in range(3):
+            alone = [x, target, weight]
+            alone[position] = alone[position].clone().requires_grad_()
+            torchlosses.cross_entropy(alone[0], alone[1], alone[2]).backward()
+            assert_close(alone[position].grad, truth[position])
+            assert all(tensor.grad is None for other, tensor in enumerate(alone) if other != position)
+
+    @every_case
+    def test_anomaly_detection(self, case: Case) -> None:
+        module, input, target = case.build()
+        with (
+            pytest.warns(UserWarning, match="Anomaly Detection has been enabled"),
+            torch.autograd.detect_anomaly(),
+        ):
+            module(input, target).sum().backward()
+        assert input.grad is not None
+
+    def test_hooks_see_the_gradient(self) -> None:
+        module, input, target = CASES["cross_entropy"].build()
+        seen: list[Tensor] = []
+        input.register_hook(lambda gradient: seen.append(gradient.clone()))
+        module(input, target).backward()
+        assert_close(seen[0], input.grad)
+
+
+def value_and_sum_gradient(module: nn.Module, input: Tensor, target: Tensor) -> Tensor:
+    leaf = input.requires_grad_()
+    return torch.autograd.grad(module(leaf, target).sum(), leaf)[0]
+
+
+class TestInputs:
+    @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "expanded"])
+    @every_case
+    def test_are_never_modified(self, case: Case, layout: str) -> None:
+        module, input, target = case.build()
+        x = input.detach()
+        if layout == "transposed":
+            x = x.t().contiguous().t()
+        elif layout == "sliced":
+            x = torch.cat([x, x])[::2]
+            target = torch.cat([target, target])[::2]
+        elif layout == "expanded":
+            x = x[:1].expand(x.shape)
+        before = (x.clone(), target.clone(), [buffer.clone() for buffer in module.buffers()])
+        x.requires_grad_()
+        loss, gradient = value_and_gradient(module, x, target)
+        copied = x.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+        assert_close((loss, gradient), value_and_gradient(module, copied, target.contiguous()))
+        assert_close((x.detach(), target, list(module.buffers())), before, rtol=0, atol=0)
+
+    @every_case
+    def test_the_default_dtype_and_device_do_not_matter(self, case: Case) -> None:
+        module, input, target = case.build(torch.float32)
+        expected = value_and_gradient(module, input, target)
+        try:
+            torch.set_default_dtype(torch.float64)
+            with torch.device("meta"):
+                actual = value_and_gradient(module, input, target)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert_close(actual, expected, rtol=0, atol=0)
+
+    @every_case
+    def test_the_random_numbers_of_the_caller_stay_as_they_are(self, case: Case) -> None:
+        module, input, target = case.build()
+        state = torch.get_rng_state()
+        first = value_and_gradient(module, input, target)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(99)
+        assert_close(value_and_gradient(module, input, target), first, rtol=0, atol=0)
+
+    @every_case
+    def test_deterministic_algorithms(self, case: Case) -> None:
+        module, input, target = case.build()
+        expected = value_and_gradient(module, input, target)
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert_close(value_and_gradient(module, input, target), expected, rtol=0, atol=0)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def test_meta_tensors_give_a_shape(self) -> None:
+        x, target = torch.empty(4, 3, 2, device="meta"), torch.empty(4, 2, dtype=torch.int64, device="meta")
+        expected: list[tuple[Reduction, tuple[int, ...]]] = [("none", (4, 2)), ("mean", ())]
+        for reduction, shape in expected:
+            for weight in (None, torch.empty(3, device="meta")):
+                loss = torchlosses.CrossEntropyLoss(weight, reduction=reduction)(x.requires_grad_(), target)
+                assert (loss.device.type, loss.shape) == ("meta", shape)
+                (gradient,) = torch.autograd.grad(loss.sum(), x)
+                assert (gradient.device.type, gradient.shape) == ("meta", x.shape)
+            assert torchlosses.CEELoss(reduction=reduction)(x, target).shape == shape
+        assert torchlosses.mse_loss(x, x.detach()).shape == ()
+
+
+class TestModules:
+    @every_case
+    def test_pickle_and_deepcopy(self, case: Case) -> None:
+        module, input, target = case.build()
+        for again in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+            assert repr(again) == repr(module)
+            assert_close(again(input, target), module(input, target), rtol=0, atol=0)
+
+    def test_state_dict(self) -> None:
+        """The class weight is a buffer that is saved, as in torch.nn."""
+        module = torchlosses.CrossEntropyLoss(class_weight())
+        assert list(module.state_dict()) == ["weight"]
+        other = torchlosses.CrossEntropyLoss(torch.ones(CLASSES, dtype=torch.float64))
+        other.load_state_dict(module.state_dict())
+        x, target = random(ROWS, CLASSES), indices()
+        assert_close(other(x, target), module(x, target), rtol=0, atol=0)
+        assert not list(module.parameters())
+        assert not torchlosses.CrossEntropyLoss().state_dict()
+        torchlosses.CrossEntropyLoss().load_state_dict(nn.CrossEntropyLoss().state_dict())
+        other.load_state_dict(nn.CrossEntropyLoss(class_weight()).state_dict())
+
+    def test_moving_moves_the_class_weight(self) -> None:
+        module = torchlosses.CrossEntropyLoss(class_weight())
+        for dtype in (torch.float16, torch.bfloat16):
+            moved = module.half() if dtype == torch.float16 else module.to(dtype)
+            assert moved.get_buffer("weight").dtype == dtype
+            assert moved(random(ROWS, CLASSES).to(dtype), indices()).dtype == dtype
+        assert module.to("meta").get_buffer("weight").device.type == "meta"
+
+    def test_repr(self) -> None:
+        assert repr(torchlosses.MSELoss()) == "MSELoss(reduction='mean')"
+        assert repr(torchlosses.MSELoss(reduction="sum", broadcast="error")) == (
+            "MSELoss(reduction='sum', broadcast='error')"
+        )
+        module = torchlosses.CrossEntropyLoss(class_weight(), ignore_index=255, label_smoothing=0.1)
+        assert repr(module) == (
+            "CrossEntropyLoss(weight=(5,), ignore_index=255, reduction='mean', label_smoothing=0.1)"
+        )
+        assert repr(torchlosses.CEELoss(delta=0.5)) == "CEELoss(delta=0.5, reduction='mean', validate_args=True)"
+
+    def test_functional_call_swaps_the_class_weight(self) -> None:
+        module = torchlosses.CrossEntropyLoss(class_weight())
+        x, target = random(ROWS, CLASSES), indices()
+        swapped = torch.func.functional_call(module, {"weight": torch.ones(CLASSES, dtype=torch.float64)}, (x, target))
+        assert_close(swapped, torchlosses.cross_entropy(x, target))
+        assert not torch.equal(swapped, module(x, target))
+
+    def test_per_sample_gradients_of_a_model(self) -> None:
+        torch.manual_seed(0)
+        model, criterion = nn.Linear(CLASSES, CLASSES).double(), torchlosses.CrossEntropyLoss(label_smoothing=0.1)
+        x, target = random(ROWS, CLASSES), indices()
+
+        def loss(parameters: dict[str, Tensor], x: Tensor, target: Tensor) -> Tensor:
+            return criterion(torch.func.functional_call(model, parameters, (x.unsqueeze(0),)), target.unsqueeze(0))
+
+        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, target)
+        for row in range(ROWS):
+            one = torch.autograd.grad(criterion(model(x[row : row + 1]), target[row : row + 1]), model.weight)[0]
+            assert_close(each["weight"][row], one)
+
+
+class TestThreadsAndProcesses:
+    @every_case
+    def test_four_threads_at_once(self, case: Case) -> None:
+        module, input, target = case.build()
+        expected = value_and_gradient(module, input, target)
+        results: list[Any] = [None] * 4
+        gate = threading.Barrier(4)
+
+        def work(position: int) -> None:
+            gate.wait()
+            for _ in range(20):
+                results[position] = value_and_gradient(module, input, target)
+
+        threads = [threading.Thread(target=work, args=(position,)) for position in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for result in results:
+            assert_close(result, expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("name", ["mse", "cross_entropy", "cross_entropy probabilities", "cee indices"])
+    def test_the_number_of_threads_does_not_matter(self, name: str) -> None:
+        """The blocks are summed in one order, so the result has the same bits from run to run."""
+        module, input, target = CASES[name].build(torch.float32, rows=120_001)
+        before = torch.get_num_threads()
+        found = {}
+        try:
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                found[threads] = value_and_gradient(module, input, target)
+                assert_close(value_and_gradient(module, input, target), found[threads], rtol=0, atol=0)
+        finally:
+            torch.set_num_threads(before)
+        # torch sums a row of losses in as many parts as there are threads: the same to rounding.
+        assert_close(found[2][0], found[1][0], rtol=1e-6, atol=0)
+        assert_close(found[2][1], found[1][1], rtol=1e-6, atol=1e-12)
+
+    def test_a_forked_child(self) -> None:
+        run(
+            """
+            import multiprocessing, torch, torchlosses
+
+            def losses():
+                x = torch.linspace(-1, 1, 4096 * 100).reshape(4096, 100).requires_grad_()
+                target = torch.arange(4096) % 100
+                loss = torchlosses.cross_entropy(x, target) + torchlosses.mse_loss(x, x.detach().flip(0))
+                loss = loss + torchlosses.cee_loss(torch.softmax(x, 1), target)
+                loss.backward()
+                return loss.item(), float(x.grad.double().abs().sum())
+
+            def child(queue):
+                queue.put(losses())
+
+            torch.set_num_threads(1)
+            expected = losses()
+            context = multiprocessing.get_context("fork")
+            queue = context.Queue()
+            process = context.Process(target=child, args=(queue,))
+            process.start()
+            assert queue.get(timeout=60) == expected
+            process.join()
+            assert process.exitcode == 0
+            """
+        )
+
+    def test_data_parallel(self, tmp_path: Path) -> None:
+        """Two processes with half of the batch each have the gradients of one with all of it."""
+        script = """
+            import sys, torch, torchlosses
+            from torch.nn.parallel import DistributedDataParallel
+            rank, store = int(sys.argv[1]), sys.argv[2]
+            torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+            torch.set_num_threads(1)
+            torch.manual_seed(0)
+            model = torch.nn.Linear(5, 5).double()
+            x, target = torch.randn(8, 5).double(), torch.arange(8) % 5
+
+            def loss(model, x, target):
+                logits = model(x)
+                return (
+                    torchlosses.CrossEntropyLoss()(logits, target)
+                    + torchlosses.MSELoss()(logits, x)
+                    + torchlosses.CEELoss()(torch.softmax(logits, 1), target)
+                )
+
+            whole = torch.autograd.grad(loss(model, x, target), list(model.parameters()))
+            mine = slice(4 * rank, 4 * rank + 4)
+            parallel = DistributedDataParallel(model)
+            loss(parallel, x[mine], target[mine]).backward()
+            torch.testing.assert_close([p.grad for p in model.parameters()], list(whole))
+            assert all(gradient.any() for gradient in whole)
+            torch.distributed.destroy_process_group()
+        """
+        processes = [start(script, str(rank), str(tmp_path / "store")) for rank in range(2)]
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+
+
+class TestImport:
+    def test_needs_only_torch_and_numpy(self) -> None:
+        run(
+            """
+            import importlib.metadata, re, sys
+
+            def distributions(name, found):
+                if name not in found:
+                    found.add(name)
+                    try:
+                        needed = importlib.metadata.requires(name) or []
+                    except importlib.metadata.PackageNotFoundError:
+                        return found
+                    for requirement in needed:
+                        if "extra ==" not in requirement:
+                            other = re.match(r"[\\w.-]+", requirement).group()
+                            distributions(re.sub(r"[-_.]+", "-", other).lower(), found)
+                return found
+
+            allowed = distributions("torch", set()) | distributions("numpy", set())
+            owners = importlib.metadata.packages_distributions()
+            refused = []
+
+            class Refuse:
+                def find_spec(self, name, path=None, target=None):
+                    top = name.partition(".")[0]
+                    mine = {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners.get(top, [])}
+                    if mine and top != "torchlosses" and not mine & allowed:
+                        refused.append(name)
+                        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+            sys.meta_path.insert(0, Refuse())
+            import torch
+            refused.clear()
+            import torchlosses, torchlosses.functional, torchlosses.reference
+            assert not refused, refused
+            x = torch.randn(3, 4, requires_grad=True)
+            loss = torchlosses.cross_entropy(x, torch.tensor([0, 1, 2])) + torchlosses.mse_loss(x, x.detach() + 1)
+            (loss + torchlosses.cee_loss(torch.softmax(x, 1), torch.tensor([0, 1, 2]))).backward()
+            assert x.grad.any()
+            for name in ("torchvision", "matplotlib", "tyro", "torchmetrics", "training"):
+                assert name not in sys.modules, name
+            """
+        )
+
+    def test_changes_no_global_state(self) -> None:
+        run(
+            """
+            import torch, warnings, logging, sys
+
+            def state():
+                return (
+                    torch.get_rng_state().tolist(), torch.get_default_dtype(), torch.get_num_threads(),
+                    torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(), list(warnings.filters),
+                    logging.getLogger().handlers, torch.cuda.is_initialized(),
+                )
+
+            before = state()
+            import torchlosses
+            assert state() == before
+            assert not torch.cuda.is_initialized()
+            assert "torch._dynamo" not in sys.modules
+            assert "torch._inductor" not in sys.modules
+            """
+        )
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(script: str) -> None:
+    process = start(script)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
