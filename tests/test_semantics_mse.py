@@ -115,7 +115,7 @@ def test_wrong_reduction_at_construction_and_wrong_types() -> None:
 
 
 def test_positional_arguments_keep_the_places_they_have_in_torch() -> None:
-    arguments = (None, None, "sum", torch.tensor([1.0, 2.0, 3.0]))
+    arguments: tuple[Any, ...] = (None, None, "sum", torch.tensor([1.0, 2.0, 3.0]))
     expected = F.mse_loss(_values(3), _values(3, seed=1), *arguments)
     torch.testing.assert_close(mse_loss(_values(3), _values(3, seed=1), *arguments), expected)
     torch.testing.assert_close(
@@ -131,8 +131,8 @@ def test_mixed_dtypes_are_promoted(input_dtype: torch.dtype, target_dtype: torch
     leaves = [t.requires_grad_() for t in (input, target) if t.is_floating_point()]
     loss, expected = mse_loss(input, target), F.mse_loss(input, target)
     assert loss.dtype == expected.dtype
-    tolerance = {"rtol": 2e-2, "atol": 2e-2} if loss.dtype.itemsize == 2 else {"rtol": 1e-6, "atol": 1e-6}
-    torch.testing.assert_close(loss, expected, **tolerance)
+    tolerance = 2e-2 if loss.dtype.itemsize == 2 else 1e-6
+    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=tolerance)
     gradients = torch.autograd.grad(loss, leaves)
     assert [gradient.dtype for gradient in gradients] == [leaf.dtype for leaf in leaves]
     exact = 2 / 5 * (input.detach().double() - target.detach().double())

@@ -28,7 +28,7 @@ def test_equals_the_builtin(case: Case, dtype: torch.dtype) -> None:
         leaves = {name: tensors[name].clone().requires_grad_() for name in names}
         value = loss(**{**tensors, **leaves}, **arguments)
         values.append(value.detach())
-        gradients.append(torch.autograd.grad(value, leaves.values(), grad_outputs=torch.cos(value.detach() * 3)))
+        gradients.append(torch.autograd.grad(value, tuple(leaves.values()), torch.cos(value.detach() * 3)))
     torch.testing.assert_close(values[0], values[1])
     torch.testing.assert_close(gradients[0], gradients[1])
 
