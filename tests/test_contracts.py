@@ -470,6 +470,20 @@ class TestInputs:
         finally:
             torch.use_deterministic_algorithms(False)
 
+    def test_that_are_no_tensors_are_named(self) -> None:
+        x: Any = random(ROWS, CLASSES)
+        target: Any = indices()
+        no_tensor: Any = [1.0] * CLASSES
+        for call, name in (
+            (lambda: torchlosses.cross_entropy(x, target, weight=no_tensor), "weight"),
+            (lambda: torchlosses.cross_entropy(x, no_tensor), "target"),
+            (lambda: torchlosses.mse_loss(x, x, weight=no_tensor), "weight"),
+            (lambda: torchlosses.mse_loss(no_tensor, x), "input"),
+            (lambda: torchlosses.cee_loss(no_tensor, target), "input"),
+        ):
+            with pytest.raises(TypeError, match=f"{name} must be a Tensor, but got list"):
+                call()
+
     def test_meta_tensors_give_a_shape(self) -> None:
         x, target = torch.empty(4, 3, 2, device="meta"), torch.empty(4, 2, dtype=torch.int64, device="meta")
         expected: list[tuple[Reduction, tuple[int, ...]]] = [("none", (4, 2)), ("mean", ())]

@@ -79,7 +79,11 @@ def check_tensors(function: str, **arguments: object) -> None:
 
 def check_same_device(function: str, input: Tensor, **others: Tensor | None) -> None:
     for name, other in others.items():
-        if other is not None and other.device != input.device:
+        if other is None:
+            continue
+        if not isinstance(other, Tensor):
+            check_tensors(function, **{name: other})
+        if other.device != input.device:
             raise RuntimeError(
                 f"{function}: expected input and {name} on the same device, but input is on {input.device} and {name} "
                 f"on {other.device}. Move one of them with .to(...)."
