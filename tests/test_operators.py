@@ -200,6 +200,24 @@ class TestAutocast:
                     assert torch.is_autocast_enabled("cpu")
                 assert_close(actual, expected, rtol=0, atol=0)
 
+    @pytest.mark.parametrize("loss", CALLS)
+    def test_it_is_off_inside(self, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Which operations autocast changes depends on the device; inside an operator it must change none."""
+        calls = list(CALLS[loss]((4, 3), torch.bfloat16, "none"))
+        compute_dtype = eager.compute_dtype
+        seen: list[bool] = []
+
+        def record(*tensors: Tensor | None) -> torch.dtype:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return compute_dtype(*tensors)
+
+        monkeypatch.setattr(eager, "compute_dtype", record)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for operator, arguments in calls:
+                operator(*arguments)
+        assert len(seen) >= len(calls)
+        assert not any(seen)
+
 
 def transposed(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, -1).contiguous().transpose(0, -1)
