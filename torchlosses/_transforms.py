@@ -11,9 +11,40 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 
-def without_forward_ad_when_compiling(function: type[Function], with_forward_ad: type[Function]) -> type[Function]:
-    """torch.compile refuses a Function that defines `jvp`; there the twin without it stands in."""
-    return function if torch.compiler.is_compiling() else with_forward_ad
+class Variants:
+    """One Function in the three forms that PyTorch asks for; `apply` takes the one that fits the moment.
+
+    Args:
+        without_forward_ad: The Function without `jvp`: torch.compile refuses a Function that defines one.
+        with_forward_ad: The same with `jvp`, and with `setup_context`, which torch.func asks for.
+
+    The third form, for plain eager calls, is made of the second: `forward` and `setup_context` in one, which is what
+    PyTorch calls fastest, and below autograd, which has nothing to record there.
+    """
+
+    def __init__(self, without_forward_ad: type[Function], with_forward_ad: type[Function]) -> None:
+        self._compiled = without_forward_ad
+        self._transformed = with_forward_ad
+        self._plain = _in_one(with_forward_ad)
+
+    def apply(self, *arguments: Any) -> Any:
+        """Call the Function."""
+        if torch.compiler.is_compiling():
+            return self._compiled.apply(*arguments)
+        if torch._C._are_functorch_transforms_active():
+            return self._transformed.apply(*arguments)
+        return self._plain.apply(*arguments)
+
+
+def _in_one(function: Any) -> type[Function]:
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = function.forward(*arguments)
+        function.setup_context(ctx, arguments, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
+    return type(function.__name__.removesuffix("ForwardAD"), (function,), methods)
 
 
 def forward_ad_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,7 +73,7 @@ def batched(tensor: Tensor, dimension: int | None, size: int) -> Tensor:
     return tensor.movedim(dimension, 0)
 
 
-def loop(function: type[Function], info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+def loop(function: Variants, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
     """The mapped call as a plain loop, for the rare arguments that cannot be folded into the rows."""
     calls = [
         function.apply(

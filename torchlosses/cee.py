@@ -27,7 +27,7 @@ from torch.autograd import Function
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
 from torchlosses._shapes import from_rows, indices_to_rows, to_rows
-from torchlosses._transforms import batched, forward_ad_rule, result_dtype, without_forward_ad_when_compiling
+from torchlosses._transforms import Variants, batched, forward_ad_rule, result_dtype
 from torchlosses.kernels import cee_backward, cee_forward, eager
 
 
@@ -52,7 +52,7 @@ class _TextbookCrossEntropy(Function):
         grad_rows = scale_gradient(grad_output, ctx.reduction, _count(input))
         grad_input = grad_target = None
         if ctx.needs_input_grad[0]:
-            grad_input = _gradient(grad_rows, input, target, ctx.delta)
+            grad_input = _GRADIENT.apply(grad_rows, input, target, ctx.delta)
         if ctx.needs_input_grad[1]:
             log = eager.log_plus_delta(input.to(eager.compute_dtype(input, target)), ctx.delta)
             grad_target = (-_per_class(grad_rows) * log).to(target.dtype)
@@ -66,7 +66,7 @@ class _TextbookCrossEntropy(Function):
         input = batched(input, in_dims[0], info.batch_size)
         target = batched(target, in_dims[1], info.batch_size)
         row_dtype = dtype if reduction == "none" else eager.compute_dtype(input, target)
-        losses = _textbook_cross_entropy(
+        losses = _LOSS.apply(
             input.flatten(0, 1), target.flatten(0, 1), "none", delta, validate_args, row_dtype
         ).unflatten(0, input.shape[:2])
         return reduce_samples(losses, reduction, _count(input[0])).to(dtype), 0
@@ -127,7 +127,7 @@ class _TextbookCrossEntropyGradient(Function):
             rows = (*input.shape[:2], *input.shape[3:])
             grad_rows = grad_rows.reshape(-1, *(1,) * (len(rows) - 1)).expand(rows)
         folded = (tensor.flatten(0, 1) for tensor in (grad_rows, input, target))
-        return _gradient(*folded, delta).unflatten(0, input.shape[:2]), 0
+        return _GRADIENT.apply(*folded, delta).unflatten(0, input.shape[:2]), 0
 
 
 class _TextbookCrossEntropyGradientForwardAD(_TextbookCrossEntropyGradient):
@@ -154,13 +154,8 @@ class _TextbookCrossEntropyGradientForwardAD(_TextbookCrossEntropyGradient):
         return tangent.to(input.dtype)
 
 
-def _textbook_cross_entropy(*arguments: Any) -> Tensor:
-    return without_forward_ad_when_compiling(_TextbookCrossEntropy, _TextbookCrossEntropyForwardAD).apply(*arguments)
-
-
-def _gradient(*arguments: Any) -> Tensor:
-    function = without_forward_ad_when_compiling(_TextbookCrossEntropyGradient, _TextbookCrossEntropyGradientForwardAD)
-    return function.apply(*arguments)
+_LOSS = Variants(_TextbookCrossEntropy, _TextbookCrossEntropyForwardAD)
+_GRADIENT = Variants(_TextbookCrossEntropyGradient, _TextbookCrossEntropyGradientForwardAD)
 
 
 def _count(input: Tensor) -> int:
@@ -247,7 +242,7 @@ def cee_loss(
     dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
     dtype = result_dtype(dtype, input.device)
     target_rows = indices_to_rows(target.to(torch.int64)) if indices else to_rows(target)
-    loss = _textbook_cross_entropy(to_rows(input), target_rows, reduction, float(delta), bool(validate_args), dtype)
+    loss = _LOSS.apply(to_rows(input), target_rows, reduction, float(delta), bool(validate_args), dtype)
     return from_rows(loss, input) if reduction == "none" else loss
 
 

@@ -34,12 +34,12 @@ from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
 from torchlosses._shapes import from_rows, indices_to_rows, to_rows
 from torchlosses._transforms import (
+    Variants,
     autocast_enabled,
     batched,
     forward_ad_rule,
     loop,
     result_dtype,
-    without_forward_ad_when_compiling,
 )
 from torchlosses.kernels import cross_entropy_backward, cross_entropy_forward, eager
 
@@ -76,7 +76,7 @@ class _CrossEntropy(Function):
         grad_rows = scale_gradient(grad_output, ctx.reduction, count)
         grad_input = grad_target = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_input = _gradient(grad_rows, input, target, weight, maximum, log_sum, *ctx.options)
+            grad_input = _GRADIENT.apply(grad_rows, input, target, weight, maximum, log_sum, *ctx.options)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             rows = _rows(input, target, weight, *ctx.options)
             grad_rows = _per_class(grad_rows)
@@ -91,14 +91,14 @@ class _CrossEntropy(Function):
         info: Any, in_dims: tuple[int | None, ...], input: Tensor, target: Tensor, weight: Tensor | None, *options: Any
     ) -> Any:
         if in_dims[2] is not None:
-            return loop(_function(), info, in_dims, input, target, weight, *options)
+            return loop(_LOSS, info, in_dims, input, target, weight, *options)
         reduction, ignore_index, label_smoothing, dtype = options
         input, target = (
             batched(tensor, dimension, info.batch_size)
             for tensor, dimension in zip((input, target), in_dims, strict=False)
         )
         row_dtype = dtype if reduction == "none" else eager.compute_dtype(input, target, weight)
-        rows = _function().apply(
+        rows = _LOSS.apply(
             input.flatten(0, 1), target.flatten(0, 1), weight, "none", ignore_index, label_smoothing, row_dtype
         )
         losses, maximum, log_sum = (row.unflatten(0, input.shape[:2]) for row in rows[:3])
@@ -175,7 +175,7 @@ class _CrossEntropyGradient(Function):
         info: Any, in_dims: tuple[int | None, ...], grad_rows: Tensor, *arguments: Any
     ) -> tuple[Tensor, int]:
         if in_dims[3] is not None:
-            return loop(_gradient_function(), info, in_dims, grad_rows, *arguments)
+            return loop(_GRADIENT, info, in_dims, grad_rows, *arguments)
         input, target, weight, maximum, log_sum, *options = arguments
         input, target, maximum, log_sum = (
             batched(tensor, in_dims[position], info.batch_size)
@@ -185,7 +185,7 @@ class _CrossEntropyGradient(Function):
         if grad_rows.dim() == 1:
             grad_rows = grad_rows.reshape(-1, *(1,) * (maximum.dim() - 1)).expand_as(maximum)
         folded = (tensor.flatten(0, 1) for tensor in (grad_rows, input, target))
-        gradient = _gradient(*folded, weight, maximum.flatten(0, 1), log_sum.flatten(0, 1), *options)
+        gradient = _GRADIENT.apply(*folded, weight, maximum.flatten(0, 1), log_sum.flatten(0, 1), *options)
         return gradient.unflatten(0, input.shape[:2]), 0
 
 
@@ -217,16 +217,8 @@ class _CrossEntropyGradientForwardAD(_CrossEntropyGradient):
         return tangent.to(input.dtype)
 
 
-def _function() -> type[Function]:
-    return without_forward_ad_when_compiling(_CrossEntropy, _CrossEntropyForwardAD)
-
-
-def _gradient_function() -> type[Function]:
-    return without_forward_ad_when_compiling(_CrossEntropyGradient, _CrossEntropyGradientForwardAD)
-
-
-def _gradient(*arguments: Any) -> Tensor:
-    return _gradient_function().apply(*arguments)
+_LOSS = Variants(_CrossEntropy, _CrossEntropyForwardAD)
+_GRADIENT = Variants(_CrossEntropyGradient, _CrossEntropyGradientForwardAD)
 
 
 class _Rows(NamedTuple):
@@ -412,14 +404,10 @@ def cross_entropy(
         # Numerator and denominator share one wide weight, so that its gradient is rounded once.
         compute = eager.compute_dtype(input, weight)
         weight = weight.to(compute)
-        total = _cross_entropy(rows, target_rows, weight, "sum", ignore_index, label_smoothing, compute)
+        total = _LOSS.apply(rows, target_rows, weight, "sum", ignore_index, label_smoothing, compute)[0]
         return (total / _weight_of_rows(target_rows, weight, ignore_index)).to(dtype)
-    loss = _cross_entropy(rows, target_rows, weight, reduction, ignore_index, label_smoothing, dtype)
+    loss = _LOSS.apply(rows, target_rows, weight, reduction, ignore_index, label_smoothing, dtype)[0]
     return from_rows(loss, input) if reduction == "none" else loss
-
-
-def _cross_entropy(*arguments: Any) -> Tensor:
-    return _function().apply(*arguments)[0]
 
 
 def _weight_of_rows(target: Tensor, weight: Tensor, ignore_index: int) -> Tensor:

@@ -23,7 +23,7 @@ from torch.autograd import Function
 
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
-from torchlosses._transforms import batched, forward_ad_rule, result_dtype, without_forward_ad_when_compiling
+from torchlosses._transforms import Variants, batched, forward_ad_rule, result_dtype
 from torchlosses.kernels import eager, mse_backward, mse_forward
 
 
@@ -48,7 +48,7 @@ class _SquaredDifference(Function):
         grad = scale_gradient(grad_output, ctx.reduction, input.numel())
         grad_input = grad_target = grad_weight = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            grad_input = _gradient(grad, input, target, weight)
+            grad_input = _GRADIENT.apply(grad, input, target, weight)
             if ctx.needs_input_grad[1]:
                 grad_target = -grad_input
         if ctx.needs_input_grad[2]:
@@ -65,8 +65,8 @@ class _SquaredDifference(Function):
         if weight is not None:
             weight = batched(weight, in_dims[2], info.batch_size)
         if reduction == "none":
-            return _squared_difference(input, target, weight, "none", dtype), 0
-        losses = _squared_difference(input, target, weight, "none", eager.compute_dtype(input, target, weight))
+            return _LOSS.apply(input, target, weight, "none", dtype), 0
+        losses = _LOSS.apply(input, target, weight, "none", eager.compute_dtype(input, target, weight))
         return reduce_samples(losses, reduction, input[0].numel()).to(dtype), 0
 
 
@@ -134,7 +134,7 @@ class _SquaredDifferenceGradient(Function):
         assert input is not None
         if grad.dim() == 1:
             grad = grad.reshape(-1, *(1,) * (input.dim() - 1))
-        return _gradient(grad, input, target, weight), 0
+        return _GRADIENT.apply(grad, input, target, weight), 0
 
 
 class _SquaredDifferenceGradientForwardAD(_SquaredDifferenceGradient):
@@ -164,13 +164,8 @@ class _SquaredDifferenceGradientForwardAD(_SquaredDifferenceGradient):
         return (2 * tangent).to(input.dtype)
 
 
-def _squared_difference(*arguments: Any) -> Tensor:
-    return without_forward_ad_when_compiling(_SquaredDifference, _SquaredDifferenceForwardAD).apply(*arguments)
-
-
-def _gradient(*arguments: Any) -> Tensor:
-    function = without_forward_ad_when_compiling(_SquaredDifferenceGradient, _SquaredDifferenceGradientForwardAD)
-    return function.apply(*arguments)
+_LOSS = Variants(_SquaredDifference, _SquaredDifferenceForwardAD)
+_GRADIENT = Variants(_SquaredDifferenceGradient, _SquaredDifferenceGradientForwardAD)
 
 
 def _error(input: Tensor, target: Tensor) -> Tensor:
@@ -258,8 +253,8 @@ def mse_loss(
         # Numerator and denominator share one wide weight, so that its gradient is rounded once.
         compute = eager.compute_dtype(input, target, weight)
         weight = weight.to(compute)
-        return (_squared_difference(input, target, weight, "sum", compute) / weight.sum()).to(dtype)
-    return _squared_difference(input, target, weight, reduction, dtype)
+        return (_LOSS.apply(input, target, weight, "sum", compute) / weight.sum()).to(dtype)
+    return _LOSS.apply(input, target, weight, reduction, dtype)
 
 
 class MSELoss(nn.Module):

@@ -93,27 +93,39 @@ def cross_entropy_forward(
     """
     compute = compute_dtype(input, target, weight)
     classes = input.shape[1]
-    losses, maximum, log_sum = (input.new_zeros((input.shape[0], *input.shape[2:]), dtype=compute) for _ in range(3))
-    if weight is not None:
-        weight = weight.to(compute)
+    rows = (input.shape[0], *input.shape[2:])
+    weight = None if weight is None else weight.to(compute)
+    inactive = None
     if target.dim() < input.dim():
-        indices, ignored = _class_indices(target, classes, ignore_index)
-        count = losses.new_full((), target.numel()) if ignored is None else ignored.logical_not().sum().to(compute)
-        inactive = _without_weight(ignored, indices, weight, label_smoothing)
-        if classes:
-            for x, i, *out in _row_blocks(input, (indices, losses, maximum, log_sum)):
-                _index_rows(x.to(compute), i.unsqueeze(1), weight, label_smoothing, out)
-        if inactive is not None:
-            losses.masked_fill_(inactive, 0)
+        target, ignored = _class_indices(target, classes, ignore_index)
+        inactive = _without_weight(ignored, target, weight, label_smoothing)
+        counted = target.numel() if ignored is None else ignored.logical_not().sum()
+
+        def step(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return _index_rows(x.to(compute), t.unsqueeze(1), weight, label_smoothing)
     else:
-        count = losses.new_full((), losses.numel() if classes else 0)
-        if classes:
-            for x, t, *out in _row_blocks(input, (target, losses, maximum, log_sum)):
-                _probability_rows(x.to(compute), t.to(compute), weight, label_smoothing, out)
+        counted = target.numel() // max(classes, 1)
+
+        def step(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return _probability_rows(x.to(compute), t.to(compute), weight, label_smoothing)
+
+    if not classes:
+        losses, maximum, log_sum = (input.new_zeros(rows, dtype=compute) for _ in range(3))
+    elif _is_one_block(input):
+        losses, maximum, log_sum = step(input, target)
+    else:
+        losses, maximum, log_sum = results = [input.new_empty(rows, dtype=compute) for _ in range(3)]
+        for x, t, *out in _row_blocks(input, (target, *results)):
+            for result, value in zip(out, step(x, t), strict=True):
+                result.copy_(value)
+    if inactive is not None:
+        losses = losses.masked_fill(inactive, 0)
+    count = counted.to(compute) if isinstance(counted, Tensor) else losses.new_full((), counted)
     return reduce_rows(losses, reduction, count).to(dtype), maximum, log_sum, count
 
 
-def _index_rows(x: Tensor, i: Tensor, weight: Tensor | None, label_smoothing: float, out: list[Tensor]) -> None:
+def _index_rows(x: Tensor, i: Tensor, weight: Tensor | None, label_smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, maximum and log s of each row, for class indices."""
     maximum = x.amax(1, keepdim=True)
     shifted = x - maximum
     shifted_target = shifted.gather(1, i)
@@ -128,11 +140,13 @@ def _index_rows(x: Tensor, i: Tensor, weight: Tensor | None, label_smoothing: fl
     if smooth is not None:
         total = x.shape[1] if weight is None else weight.sum()
         loss = (1 - label_smoothing) * loss + (total * log_sum - smooth) * (label_smoothing / x.shape[1])
-    for result, value in zip(out, (loss, maximum, log_sum), strict=True):
-        result.copy_(value.squeeze(1))
+    return loss.squeeze(1), maximum.squeeze(1), log_sum.squeeze(1)
 
 
-def _probability_rows(x: Tensor, t: Tensor, weight: Tensor | None, label_smoothing: float, out: list[Tensor]) -> None:
+def _probability_rows(
+    x: Tensor, t: Tensor, weight: Tensor | None, label_smoothing: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, maximum and log s of each row, for class probabilities."""
     maximum, i = x.max(1, keepdim=True)
     shifted = x - maximum
     share = _effective_target(t, weight, label_smoothing)
@@ -142,8 +156,7 @@ def _probability_rows(x: Tensor, t: Tensor, weight: Tensor | None, label_smoothi
     # exp_ and scatter_ have hidden a nan or +inf logit at the maximum; it has to reach the loss.
     log_sum = log_sum + (maximum - maximum)
     loss = share.sum(1, keepdim=True) * log_sum - weighted
-    for result, value in zip(out, (loss, maximum, log_sum), strict=True):
-        result.copy_(value.squeeze(1))
+    return loss.squeeze(1), maximum.squeeze(1), log_sum.squeeze(1)
 
 
 def _smooth_sum(shifted: Tensor, weight: Tensor | None) -> Tensor:
@@ -364,10 +377,14 @@ def _check_one_hot(t: Tensor) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _is_one_block(tensor: Tensor) -> bool:
+    return tensor.numel() <= BLOCK or tensor.device.type != "cpu"
+
+
 def _element_blocks(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """Views of tensors of one shape, a block of elements at a time; None stays None."""
     tensors = (first, *others)
-    if first.device.type != "cpu" or first.numel() <= BLOCK:
+    if _is_one_block(first):
         yield tensors
         return
     if all(tensor is None or tensor.is_contiguous() for tensor in tensors):
@@ -391,7 +408,7 @@ def _split(tensors: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
 def _row_blocks(input: Tensor, others: tuple[Tensor | None, ...]) -> Iterator[tuple[Any, ...]]:
     """Views of some rows at a time: `others` have the input's dimensions, or those without the class dimension 1."""
     tensors = (input, *others)
-    if input.device.type != "cpu" or input.numel() <= BLOCK:
+    if _is_one_block(input):
         yield tensors
         return
     samples = max(1, BLOCK // max(1, input[0].numel()))
