@@ -19,8 +19,9 @@ from training.errors import StudyError
 if TYPE_CHECKING:
     import torch
 
+    from training.folders import RunFolder
     from training.results import Results
-    from training.study import RunFolder, Study
+    from training.study import Study
 
 FAILED = 1
 USAGE_ERROR = 2
@@ -47,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config: Config, command: str) -> int:
     # Imported only now: wrong options and --help are answered at once.
     from training.distributed import process_group
+    from training.folders import RunFolder, create_folder, open_folder
     from training.objectives import select_objectives
     from training.progress import Display
-    from training.study import RunFolder, Study, create_folder, open_folder
+    from training.study import Study
 
     folder, earlier = None, None
     if config.resume is not None:

@@ -73,6 +73,8 @@ class Config:
 
     device: str = "cpu"
     """Where to train: cpu, cuda, or one GPU, such as cuda:1."""
+    workers: Annotated[int | None, _hint("INT", "one per core, at most 4")] = None
+    """How many networks to train at the same time, each on a core of its own (1 with torchrun, --compile or a GPU)."""
     amp: bool = False
     """Train and evaluate in mixed precision (bfloat16 autocast)."""
     compile: bool = False
@@ -80,7 +82,7 @@ class Config:
     tensorboard: bool = False
     """Also log every epoch for TensorBoard, in the run's folder."""
 
-    parity_steps: int = 300
+    parity_steps: int = 200
     """How many updates are repeated with PyTorch's built-in losses, to show that ours do the same."""
     recovery_steps: int = 300
     """How many updates a network gets to recover from a confidently wrong start."""
@@ -122,6 +124,7 @@ _LEAST = {
     "epochs": 1,
     "batch_size": 1,
     "angle_bins": 2,
+    "workers": 1,
     "parity_steps": 1,
     "recovery_steps": 1,
     "train_limit": 1,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor, nn
 
 from training.randomness import derived_seed
 
 HEAD_INPUTS = 128
+
+_BUILDING = threading.Lock()
 
 
 class Network(nn.Module):
@@ -48,7 +52,8 @@ TRUNKS = {"mlp": mlp, "cnn": cnn}
 
 def build_network(model: str, outputs: int, seed: int, device: torch.device) -> Network:
     """A freshly initialised network; for one seed the trunk starts the same whatever the head."""
-    with torch.random.fork_rng(devices=[]):
+    # The initial weights come from torch's global generator, which all threads share.
+    with _BUILDING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("network", seed))
         network = Network(TRUNKS[model](), outputs)
     return network.to(device)

@@ -146,7 +146,7 @@ def test_a_failed_parity_fails_the_run_after_writing_it(
 def test_two_runs_in_one_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import datetime
 
-    from training import study
+    from training import folders
     from training.config import Config
 
     class Stopped(datetime):
@@ -154,9 +154,19 @@ def test_two_runs_in_one_second_get_folders_of_their_own(tmp_path: Path, monkeyp
         def now(cls, tz=None) -> datetime:
             return datetime(2025, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(study, "datetime", Stopped)
-    folders = [study.create_folder(Config(out=tmp_path)).path.name for _ in range(3)]
+    monkeypatch.setattr(folders, "datetime", Stopped)
+    folders = [folders.create_folder(Config(out=tmp_path)).path.name for _ in range(3)]
     assert folders == [f"20250102-030405-mnist-mlp{end}" for end in ("", "-2", "-3")]
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_the_result_does_not_depend_on_how_many_networks_are_trained_at_a_time(
+    tiny_arguments: tuple[str, ...], tmp_path: Path, results: Results, workers: str
+) -> None:
+    assert main([*tiny_arguments, "--out", str(tmp_path), "--name", "tiny", "--workers", workers]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert without_times(read_results(folder / "results.json")) == without_times(results)
 
 
 @pytest.mark.usefixtures("no_report")

@@ -83,8 +83,8 @@ class StopError(Exception):
     """Ends a run from within, as a loss of power would."""
 
 
-# A tiny run saves 49 times: per epoch and objective, then after each experiment and parity, then at the end.
-@pytest.mark.parametrize("saves", [0, 1, 2, 3, 29, 30, 43, 44, 46, 48])
+# A tiny run saves 45 times: after each of 28 epochs, 14 objectives and 2 experiments, and at the end.
+@pytest.mark.parametrize("saves", [0, 1, 2, 3, 29, 30, 41, 42, 43, 44])
 def test_a_run_may_stop_at_any_moment_of_writing(
     tiny_arguments: tuple[str, ...], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:
@@ -94,7 +94,7 @@ def test_a_run_may_stop_at_any_moment_of_writing(
 
     def save_or_stop(self: Study, *, complete: bool) -> Results:
         nonlocal done
-        if done == saves:
+        if done >= saves:
             raise StopError
         done += 1
         return original(self, complete=complete)
