@@ -28,7 +28,15 @@ def test_index_and_one_hot_targets_agree(shape: tuple[int, ...], reduction: Any)
     expected = (expected * one_hot).sum(min(1, len(shape) - 1))
     samples = expected.numel()
     expected = {"mean": expected.sum() / samples, "sum": expected.sum(), "none": expected}[reduction]
-    for target in (index, index.to(torch.uint8), one_hot, one_hot.bool(), one_hot.float(), one_hot.double()):
+    for target in (
+        index,
+        index.to(torch.uint8),
+        one_hot,
+        one_hot.bool(),
+        one_hot.to(torch.uint16),
+        one_hot.float(),
+        one_hot.double(),
+    ):
         loss = cee_loss(_probabilities(*shape), target, reduction=reduction)
         assert loss.shape == expected.shape
         torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
@@ -72,6 +80,9 @@ def test_nan_passes_through() -> None:
     probabilities = torch.tensor([[math.nan, 0.5]])
     assert cee_loss(probabilities, torch.tensor([0])).isnan()
     assert cee_loss(probabilities, torch.tensor([[1.0, 0.0]])).isnan()
+    with pytest.raises(ValueError, match="expected probabilities"):
+        cee_loss(torch.tensor([[math.nan, 2.0]]), torch.tensor([0]))
+    assert cee_loss(torch.full((1, 2), math.nan), torch.tensor([0])).isnan()
 
 
 def test_zero_probability_costs_minus_log_delta() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchlosses import CrossEntropyLoss, cross_entropy
+from torchlosses import CrossEntropyLoss, cee_loss, cross_entropy, mse_loss
 
 INF, NAN = math.inf, math.nan
 
@@ -214,6 +215,8 @@ def test_options_of_the_wrong_type() -> None:
     with pytest.raises(TypeError, match="label_smoothing must be a float"):
         CrossEntropyLoss(label_smoothing="0.1")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="ignore_index must be an int"):
+        CrossEntropyLoss(ignore_index=1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="ignore_index must be an int"):
         CrossEntropyLoss(ignore_index=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'avg' is not a valid value for reduction"):
         CrossEntropyLoss(reduction="avg")  # type: ignore[arg-type]
@@ -389,3 +392,55 @@ def test_module_shows_its_options() -> None:
     module = CrossEntropyLoss(torch.ones(3), ignore_index=2, label_smoothing=0.1)
     assert repr(module) == ("CrossEntropyLoss(weight=(3,), ignore_index=2, reduction='mean', label_smoothing=0.1)")
     assert list(module.state_dict()) == list(torch.nn.CrossEntropyLoss(torch.ones(3)).state_dict()) == ["weight"]
+
+
+def test_options_of_numpy_and_tensor_type() -> None:
+    """torch takes whatever counts as an int or a float."""
+    logits, target = _logits(4, 3), torch.tensor([0, 1, 2, 1])
+    expected = F.cross_entropy(logits, target, ignore_index=1, label_smoothing=0.5)
+    pairs: list[tuple[Any, Any]] = [(np.int64(1), np.float32(0.5)), (torch.tensor(1), torch.tensor(0.5)), (True, 0.5)]
+    for index, smoothing in pairs:
+        torch.testing.assert_close(
+            cross_entropy(logits, target, ignore_index=index, label_smoothing=smoothing), expected
+        )
+        module = CrossEntropyLoss(ignore_index=index, label_smoothing=smoothing)
+        torch.testing.assert_close(module(logits, target), expected)
+        assert (type(module.ignore_index), type(module.label_smoothing)) in ((int, float), (bool, float))
+
+
+def test_no_classes_with_weights() -> None:
+    for label_smoothing in (0.0, 0.1):
+        loss = cross_entropy(torch.zeros(2, 0), torch.full((2,), -100), torch.zeros(0), label_smoothing=label_smoothing)
+        assert loss.isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_is_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(NotImplementedError, match=r"not implemented for float8.*expected float32"):
+        cross_entropy(torch.zeros(2, 3).to(dtype), torch.tensor([0, 1]))
+    with pytest.raises(NotImplementedError, match="expected float32"):
+        cee_loss(torch.zeros(2, 3).to(dtype), torch.tensor([0, 1]))
+    with pytest.raises(NotImplementedError, match="expected float32"):
+        mse_loss(torch.zeros(2, 3).to(dtype), torch.zeros(2, 3).to(dtype))
+
+
+def test_tensor_subclasses_and_symbolic_tracing() -> None:
+    """The functions take part in __torch_function__, as torch's do: a subclass sees them, torch.fx records them."""
+    seen = []
+
+    class Watched(Tensor):
+        @classmethod
+        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(function)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    logits, target = _logits(2, 3).as_subclass(Watched), torch.tensor([0, 1])
+    probabilities = _logits(2, 3).softmax(1).as_subclass(Watched)
+    cross_entropy(logits, target, torch.ones(3), ignore_index=1, reduction="sum", label_smoothing=0.1)
+    mse_loss(logits, _logits(2, 3), reduction="sum")
+    cee_loss(probabilities, target, reduction="sum")
+    assert [f for f in seen if f in (cross_entropy, mse_loss, cee_loss)] == [cross_entropy, mse_loss, cee_loss]
+    traced = torch.fx.symbolic_trace(CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1))
+    assert cross_entropy in [node.target for node in traced.graph.nodes]
+    expected = F.cross_entropy(_logits(2, 3), target, torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1)
+    torch.testing.assert_close(traced(_logits(2, 3), target), expected)

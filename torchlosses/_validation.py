@@ -6,6 +6,7 @@ The error types are those of the torch.nn namesakes, so that code which catches 
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from typing import Literal, NoReturn
 
@@ -18,6 +19,7 @@ BROADCASTS = ("warn", "error", "allow")
 Reduction = Literal["none", "mean", "sum"]
 Broadcast = Literal["warn", "error", "allow"]
 
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _INTEGERS = frozenset(
     {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
 )
@@ -43,25 +45,37 @@ def check_legacy_arguments(size_average: object, reduce: object) -> None:
         )
 
 
-def check_label_smoothing(label_smoothing: float) -> None:
-    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)):
-        raise TypeError(f"label_smoothing must be a float between 0.0 and 1.0, but got {label_smoothing!r}.")
+def check_label_smoothing(label_smoothing: float) -> float:
+    label_smoothing = _number("label_smoothing", label_smoothing)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0, but got {label_smoothing}.")
+    return label_smoothing
 
 
-def check_ignore_index(ignore_index: int) -> None:
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+def check_ignore_index(ignore_index: int) -> int:
+    if isinstance(ignore_index, int):
+        return ignore_index
+    try:
+        return operator.index(ignore_index)
+    except TypeError:
         raise TypeError(
             f"ignore_index must be an int, but got {ignore_index!r}; to ignore no row, leave it at its default of -100."
-        )
+        ) from None
 
 
-def check_delta(delta: float) -> None:
-    if isinstance(delta, bool) or not isinstance(delta, (int, float)):
-        raise TypeError(f"delta must be a float, but got {delta!r}.")
+def check_delta(delta: float) -> float:
+    delta = _number("delta", delta)
     if not 0.0 <= delta < math.inf:
         raise ValueError(f"delta must be finite and not negative, but got {delta}; the textbook's value is 1e-7.")
+    return delta
+
+
+def _number(name: str, value: float) -> float:
+    if isinstance(value, float):
+        return value
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a float, but got {value!r}.")
+    return float(value)
 
 
 def check_broadcast_option(broadcast: str) -> None:
@@ -91,19 +105,19 @@ def check_same_device(function: str, input: Tensor, **others: Tensor | None) -> 
 
 
 def check_floating_input(function: str, input: Tensor) -> None:
-    if not input.dtype.is_floating_point:
+    if input.dtype not in _FLOATS:
         raise NotImplementedError(
-            f'"{function}" not implemented for {_name(input.dtype)} input: expected a floating-point tensor. '
-            "Convert it with .float()."
+            f'"{function}" not implemented for {_name(input.dtype)} input: expected float32, float64, bfloat16 or '
+            "float16. Convert it with .float()."
         )
 
 
 def check_mse_dtypes(input: Tensor, target: Tensor) -> None:
     for name, tensor in (("input", input), ("target", target)):
-        if tensor.dtype.is_complex:
+        if tensor.dtype not in _FLOATS and not is_integer(tensor.dtype) and tensor.dtype != torch.bool:
             raise NotImplementedError(
-                f'"mse_loss" not implemented for {_name(tensor.dtype)} {name}: expected a real floating-point tensor. '
-                "For complex numbers, compare torch.view_as_real of both."
+                f'"mse_loss" not implemented for {_name(tensor.dtype)} {name}: expected float32, float64, bfloat16 or '
+                "float16. Convert it with .float(), and complex numbers with torch.view_as_real."
             )
     if not (input.dtype.is_floating_point or target.dtype.is_floating_point):
         raise NotImplementedError(

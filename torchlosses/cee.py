@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.overrides import handle_torch_function, has_torch_function
 
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
@@ -231,18 +232,23 @@ def cee_loss(
 
     Source: K. Saito, *Deep Learning from Scratch* (2016), section 4.2.2.
     """
+    if has_torch_function((input, target)):
+        options = {"delta": delta, "reduction": reduction, "validate_args": validate_args}
+        return handle_torch_function(cee_loss, (input, target), input, target, **options)
     _validation.check_reduction(reduction)
-    _validation.check_delta(delta)
+    delta = _validation.check_delta(delta)
     _validation.check_tensors("cee_loss", input=input, target=target)
     _validation.check_same_device("cee_loss", input, target=target)
     _validation.check_classification_shapes("cee_loss", input, target)
     _validation.check_floating_input("cee_loss", input)
     _validation.check_cee_target(input, target)
     indices = target.shape != input.shape
-    dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
+    dtype = torch.promote_types(input.dtype, target.dtype) if target.is_floating_point() else input.dtype
     dtype = result_dtype(dtype, input.device)
-    target_rows = indices_to_rows(target.to(torch.int64)) if indices else to_rows(target)
-    loss = _LOSS.apply(to_rows(input), target_rows, reduction, float(delta), bool(validate_args), dtype)
+    if _validation.is_integer(target.dtype):
+        target = target.to(torch.int64)
+    target_rows = indices_to_rows(target) if indices else to_rows(target)
+    loss = _LOSS.apply(to_rows(input), target_rows, reduction, delta, bool(validate_args), dtype)
     return from_rows(loss, input) if reduction == "none" else loss
 
 
@@ -284,9 +290,8 @@ class CEELoss(nn.Module):
         self, *, delta: float = 1e-7, reduction: _validation.Reduction = "mean", validate_args: bool = True
     ) -> None:
         super().__init__()
-        _validation.check_delta(delta)
         _validation.check_reduction(reduction)
-        self.delta = delta
+        self.delta = _validation.check_delta(delta)
         self.reduction: _validation.Reduction = reduction
         self.validate_args = validate_args
 

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.overrides import handle_torch_function, has_torch_function
 
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
@@ -380,11 +381,14 @@ def cross_entropy(
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4; label smoothing from
     C. Szegedy et al., *Rethinking the Inception Architecture for Computer Vision* (2016), section 7.
     """
+    if has_torch_function((input, target, weight)):
+        options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+        return handle_torch_function(cross_entropy, (input, target, weight), input, target, weight, **options)
     _validation.check_reduction(reduction)
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
-    _validation.check_ignore_index(ignore_index)
-    _validation.check_label_smoothing(label_smoothing)
+    ignore_index = _validation.check_ignore_index(ignore_index)
+    label_smoothing = _validation.check_label_smoothing(label_smoothing)
     _validation.check_tensors("cross_entropy", input=input, target=target)
     _validation.check_same_device("cross_entropy", input, target=target, weight=weight)
     _validation.check_classification_shapes("cross_entropy", input, target)
@@ -412,6 +416,8 @@ def cross_entropy(
 
 def _weight_of_rows(target: Tensor, weight: Tensor, ignore_index: int) -> Tensor:
     """Σ_n w_{y_n} over the rows that are not ignored: what the mean over class indices divides by."""
+    if not weight.numel():
+        return weight.sum()
     ignored = target == ignore_index
     return weight[target.masked_fill(ignored, 0)].masked_fill(ignored, 0).sum()
 
@@ -470,12 +476,10 @@ class CrossEntropyLoss(nn.Module):
         super().__init__()
         _validation.check_legacy_arguments(size_average, reduce)
         _validation.check_reduction(reduction)
-        _validation.check_ignore_index(ignore_index)
-        _validation.check_label_smoothing(label_smoothing)
         self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
+        self.ignore_index = _validation.check_ignore_index(ignore_index)
         self.reduction: _validation.Reduction = reduction
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = _validation.check_label_smoothing(label_smoothing)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of logits against class indices or probabilities; see :func:`torchlosses.cross_entropy`."""

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.overrides import handle_torch_function, has_torch_function
 
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
@@ -229,6 +230,9 @@ def mse_loss(
     Source: C. F. Gauss, *Theoria motus corporum coelestium* (1809); K. Saito, *Deep Learning from Scratch*
     (2016), section 4.2.1, there with 1/2 in place of 1/n.
     """
+    if has_torch_function((input, target, weight)):
+        options = {"reduction": reduction, "weight": weight, "broadcast": broadcast}
+        return handle_torch_function(mse_loss, (input, target, weight), input, target, **options)
     _validation.check_reduction(reduction)
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)

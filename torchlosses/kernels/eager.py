@@ -7,6 +7,7 @@ tensor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -360,6 +361,9 @@ def _check_probabilities(p: Tensor) -> None:
         return
     tolerance = 4 * torch.finfo(p.dtype).eps
     lowest, highest = (float(value) for value in p.aminmax())
+    if math.isnan(lowest):
+        # nan has taken the place of both; it may pass, what stands beside it may not.
+        _check_probabilities(p[~p.isnan()])
     if lowest < -tolerance or highest > 1 + tolerance:
         _validation.raise_not_probabilities(lowest, highest)
 
