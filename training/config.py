@@ -132,7 +132,7 @@ _LEAST = {
 }
 
 # What --quick changes beside the epochs.
-_QUICK: dict[str, Any] = {"seeds": 2, "train_limit": 20_000, "parity_steps": 100, "recovery_steps": 150}
+_QUICK: dict[str, Any] = {"seeds": 2, "train_limit": 20_000, "parity_steps": 100, "recovery_steps": 200}
 
 
 def parse_config(arguments: Sequence[str]) -> Config:

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
 class Display:
@@ -26,8 +26,6 @@ class Display:
             BarColumn(bar_width=20),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[loss]}"),
-            TimeElapsedColumn(),
-            TextColumn("gone,"),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
@@ -64,6 +62,13 @@ class Display:
             if thread not in self._parts:
                 self._parts[thread] = self._bars.add_task(what, total=steps, loss="")
         self._bars.reset(self._parts[thread], description=what, total=steps, loss="")
+
+    def done(self) -> None:
+        """This thread is done with what it said it does."""
+        with self._lock:
+            part = self._parts.pop(threading.get_ident(), None)
+        if part is not None:
+            self._bars.remove_task(part)
 
     def advance(self, steps: int, loss: float) -> None:
         """This thread did so many more updates; the last one's loss was this."""

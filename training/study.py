@@ -160,6 +160,7 @@ class Study:
             self.device,
         )
         self._train_images, self._test_images = len(digits.train_images), len(digits.test_images)
+        self.display.done()
         return digits
 
     def _save(self, *, complete: bool) -> Results:
@@ -222,6 +223,7 @@ class Study:
             self._save(complete=False)
             if key not in self._gradient_keys():
                 self.folder.checkpoint(key).unlink(missing_ok=True)
+        self.display.done()
 
     def _keep_epoch(self, key: Key, trainer: Trainer, epochs: list[EpochRecord]) -> None:
         with self._lock:
@@ -259,6 +261,7 @@ class Study:
         if self._gradient is None and self._gradient_keys():
             self.display.now("experiment · gradients at the logits")
             self._gradient = self._gradient_experiment(digits)
+            self.display.done()
             self._save(complete=False)
         if self._recovery is None and self._recovery_objectives():
             curves = self._workers.run(
@@ -282,6 +285,7 @@ class Study:
         curve = experiments.recovery_curve(
             self._alone, self.config.model, objective, seed, digits, steps, self._advance
         )
+        self.display.done()
         when = "not recovered" if curve.recovered_at is None else f"recovered after {curve.recovered_at}"
         self.display.note(f"experiment · recovery · {objective.name} · seed {seed} · {when} of {steps} steps")
         return curve
@@ -326,6 +330,7 @@ class Study:
             steps=self.config.parity_steps,
             report=self._advance,
         )
+        self.display.done()
         self.display.note(
             f"parity · {loss} · {optimizer} · {record.steps} steps · largest difference in loss "
             f"{record.largest_loss_difference:.1e}, in weights {record.largest_weight_difference:.1e}"
