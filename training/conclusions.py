@@ -7,7 +7,7 @@ runs cannot tell them apart.
 
 from __future__ import annotations
 
-import itertools
+import bisect
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -569,10 +569,12 @@ def _gradient_statements(experiment: GradientExperiment | None) -> list[Statemen
         return []
     probability = max(1e-4, *(min(curve.theory_probability) for curve in curves))
     parts: list[Part] = [
-        f"Where the right class has one chance in {round(1 / probability):,}, the formula leaves at the logits "
+        f"Where the right class has one chance in {round(1 / probability):,}, the formula leaves at that class's logit "
     ]
     for i, curve in enumerate(curves):
-        share = interpolate(curve, probability) / max(curve.theory_gradient)
+        share = interpolate(_line(curve.theory_probability, curve.theory_gradient), probability) / max(
+            curve.theory_gradient
+        )
         nothing = ", nearly nothing," if share < 0.01 else ""
         parts += [_separator(i, len(curves)), f"{format_share(share)} of its largest gradient{nothing} with "]
         parts.append(Mention(curve.title, curve.objective))
@@ -598,12 +600,30 @@ def _gradient_statements(experiment: GradientExperiment | None) -> list[Statemen
             f"Measured on images whose right class has a probability below {format_share(CONFIDENTLY_WRONG)}, the "
             "median gradient is, of the formula's largest, "
         )
+        inside, shown = _between_the_extremes(curves)
         ending = (
-            ". The formula spreads the rest of the probability evenly over the wrong classes; an image off the line "
-            "does not."
+            f". {inside:,} of the {shown:,} images shown lie between the formula's two extremes: the rest of the "
+            "probability spread evenly over the wrong classes, or all of it on one."
         )
         statements.append(Statement((opening, *measured, ending)))
     return statements
+
+
+def _between_the_extremes(curves: Sequence[GradientCurve]) -> tuple[int, int]:
+    """How many measured images lie between the formula's two lines, and how many were measured within their range."""
+    inside = shown = 0
+    for curve in curves:
+        even, one_rival = (
+            _line(curve.theory_probability, line) for line in (curve.theory_gradient, curve.theory_gradient_one_rival)
+        )
+        for p, gradient in zip(curve.measured_probability, curve.measured_gradient, strict=True):
+            bounds = sorted((interpolate(even, p), interpolate(one_rival, p)))
+            if math.isfinite(gradient) and all(map(math.isfinite, bounds)):
+                # The lines are drawn through points; between them the formula is curved.
+                slack = 0.01 * bounds[1] + 1e-9
+                shown += 1
+                inside += bounds[0] - slack <= gradient <= bounds[1] + slack
+    return inside, shown
 
 
 def format_share(share: float) -> str:
@@ -613,15 +633,17 @@ def format_share(share: float) -> str:
     return f"{100 * share:.1g} %" if share >= 1e-6 else "less than 0.0001 %"
 
 
-def interpolate(curve: GradientCurve, probability: float) -> float:
-    """The theory's gradient at a probability, linear between its points; nan outside them."""
-    points = sorted(zip(curve.theory_probability, curve.theory_gradient, strict=True))
-    if not points or not points[0][0] <= probability <= points[-1][0]:
+def interpolate(line: Sequence[tuple[float, float]], x: float) -> float:
+    """The height of a line through sorted points, linear between them; nan outside them."""
+    if not line or not line[0][0] <= x <= line[-1][0]:
         return math.nan
-    for (left, low), (right, high) in itertools.pairwise(points):
-        if probability <= right:
-            return high if right == left else low + (high - low) * (probability - left) / (right - left)
-    return points[-1][1]
+    index = max(1, bisect.bisect_left(line, x, key=lambda point: point[0]))
+    (left, low), (right, high) = line[index - 1], line[min(index, len(line) - 1)]
+    return high if right == left else low + (high - low) * (x - left) / (right - left)
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
+    return sorted(zip(x, y, strict=True))
 
 
 @dataclass(frozen=True)

@@ -25,33 +25,36 @@ RECOVERY_THRESHOLD = 0.8
 _RECOVERY_STEPS = (0, 5, 10, 20, 35, 50, 75, 100, 150, 200, 250)
 
 
-def theoretical_gradient(objective: str, probability: np.ndarray, classes: int) -> np.ndarray:
-    """The norm of one image's loss gradient at the logits, the rest of the probability spread evenly.
+def theoretical_gradient(
+    objective: str, probability: np.ndarray, classes: int, *, one_rival: bool = False
+) -> np.ndarray:
+    """How strongly one image's loss pulls the right class's logit up, -dL/dx_y, given that class's probability p.
 
-    With p at the right class and q = (1 - p) / (C - 1) at each other, both gradients point the same way,
-    (-1 at the right class, 1 / (C - 1) at the others), a vector of norm sqrt(C / (C - 1)):
+    Cross-entropy pulls with 1 - p, whatever the other probabilities are. MSE on softmax, averaged over the C classes,
 
-    - cross-entropy: the gradient softmax - onehot is (1 - p) times that vector;
-    - MSE on softmax, averaged over the C classes: the softmax Jacobian (diag(s) - s s') turns 2 / C (s - onehot) into
-      2 p (1 - p)^2 / (C - 1) times that vector. It vanishes at p = 1, where the network is right, and also at p = 0.
+        L = 1/C sum_j (s_j - t_j)^2,   -dL/dx_y = 2/C p (1 - 2 p + sum_j s_j^2) = 2/C p ((1 - p)^2 + Q),
+
+    with Q the sum of the other classes' squared probabilities: at least (1 - p)^2 / (C - 1), spread evenly, and at
+    most (1 - p)^2, all on one rival. Either way the pull is proportional to p: where the network is confidently wrong,
+    it vanishes.
     """
-    direction = np.sqrt(classes / (classes - 1))
+    rest = (1 - probability) ** 2
     if objective == "cross-entropy":
-        return (1 - probability) * direction
+        return 1 - probability
     if objective == "mse-softmax":
-        return 2 * probability * (1 - probability) ** 2 / (classes - 1) * direction
+        return 2 / classes * probability * (rest + (rest if one_rival else rest / (classes - 1)))
     raise KeyError(objective)
 
 
 def measured_gradients(objective: Objective, outputs: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """The probability of the right class and the norm of the loss gradient at the logits, per image, in float64."""
+    """The probability of the right class and -dL/dx_y at its logit, per image, in float64."""
     logits = outputs.double().requires_grad_()
     # The loss is a mean over images that do not mix: times their number it is the sum of the losses of each.
     loss = objective.loss(logits, _in_float64(objective.encode(values))) * len(outputs)
     (gradient,) = torch.autograd.grad(loss, logits)
-    classes = objective.task.classes_of(values)
-    probability = outputs.double().softmax(dim=1).gather(1, classes.unsqueeze(1)).squeeze(1)
-    return probability, gradient.norm(dim=1)
+    right = objective.task.classes_of(values).unsqueeze(1)
+    probability = outputs.double().softmax(dim=1).gather(1, right).squeeze(1)
+    return probability, -gradient.gather(1, right).squeeze(1)
 
 
 def _in_float64(targets: Tensor) -> Tensor:
@@ -81,6 +84,9 @@ def gradient_experiment(
                 title=objective.title,
                 theory_probability=theory.tolist(),
                 theory_gradient=theoretical_gradient(objective.name, theory, classes).tolist(),
+                theory_gradient_one_rival=theoretical_gradient(
+                    objective.name, theory, classes, one_rival=True
+                ).tolist(),
                 measured_probability=probability[shown].tolist(),
                 measured_gradient=gradient[shown].tolist(),
             )

@@ -570,7 +570,9 @@ def _gradient(results: Results, palette: Palette, *, logarithmic: bool) -> tuple
             top = max(top, *(gradient for _, gradient in points))
         line = sorted(zip(curve.theory_probability, curve.theory_gradient, strict=True))
         axes.plot([p for p, _ in line], [value / unit for _, value in line], color=color, label=curve.title)
-        top = max(top, largest / unit)
+        rival = sorted(zip(curve.theory_probability, curve.theory_gradient_one_rival, strict=True))
+        axes.plot([p for p, _ in rival], [value / unit for _, value in rival], color=color, linestyle="--")
+        top = max(top, *(value / unit for _, value in line + rival))
         lowest = min(lowest, max(line[0][0], 1e-12))
         peak = max(line, key=lambda point: point[1])[0]
         told.append(
@@ -588,17 +590,17 @@ def _gradient(results: Results, palette: Palette, *, logarithmic: bool) -> tuple
             axis.set_major_locator(LogLocator(numticks=7))
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(FuncFormatter(_power_of_ten))
-        axes.set_title("Gradient at the logits, logarithmic axes")
-        axes.set_ylabel("norm of the gradient")
+        axes.set_title("Gradient at the right logit, logarithmic axes")
+        axes.set_ylabel("size of the gradient")
     else:
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(bottom=0, top=top * 1.05 or None)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-        axes.set_title("Gradient at the logits, relative")
+        axes.set_title("Gradient at the right logit, relative")
         axes.set_ylabel("share of the formula's largest")
     axes.set_xlabel("probability given to the right class")
     _legend_below(figure, axes)
-    return figure, "Norm of the loss gradient at the logits. " + "; ".join(told) + "."
+    return figure, "Size of the loss gradient at the logit of the right class. " + "; ".join(told) + "."
 
 
 def _power_of_ten(value: float, _: object = None) -> str:

@@ -286,9 +286,9 @@ def _captions(results: Results) -> dict[str, str]:
         "reliability-digit": "On the dashed line a network is right as often as it is sure. Below it, it is too sure; "
         "above it, not sure enough. Larger marks stand for more images; bins with fewer than 10 are left out.",
         "reliability-angle": "The same for the bins of the angle.",
-        "gradient-by-probability": "Left end: the network is confidently wrong. Lines follow the formula, points are "
-        "images; those off the line do not spread the rest evenly. A line that falls to zero at the left leaves no "
-        "gradient to learn from where it is needed most.",
+        "gradient-by-probability": "Left end: the network is confidently wrong. Points are images, lines the formula: "
+        "solid where the rest of the probability is spread evenly over the wrong classes, dashed where one wrong class "
+        "has all of it. A line that falls to zero at the left leaves nothing to learn from where it is needed most.",
         "gradient-by-probability-logarithmic": "The gradients themselves. A sloping line at the left means that the "
         "gradient shrinks together with the probability.",
     }

@@ -125,9 +125,10 @@ class ObjectiveDescription(_Record):
 
 
 class GradientCurve(_Record):
-    """The norm of the loss gradient at the logits against the probability given to the right class.
+    """The size of the loss gradient at the right class's logit against the probability given to that class.
 
-    `theory_*` follow the formula (the remaining probability spread evenly over the other classes);
+    `theory_gradient` follows the formula with the remaining probability spread evenly over the other classes,
+    `theory_gradient_one_rival` with all of it on one of them: the two extremes, between which every image lies.
     `measured_*` come from test images passed through a trained network.
     """
 
@@ -135,6 +136,7 @@ class GradientCurve(_Record):
     title: str
     theory_probability: list[float]
     theory_gradient: list[float]
+    theory_gradient_one_rival: list[float]
     measured_probability: list[float]
     measured_gradient: list[float]
 

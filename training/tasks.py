@@ -72,11 +72,13 @@ def angle_task(bins: int, limit: float, device: torch.device) -> Task:
 
 
 def digit_data(images: Images, device: torch.device) -> TaskData:
-    """The upright images with their digits."""
+    """The upright images with their digits, the grey levels standardised by those of the training images."""
+    train, test = to_float(images.train), to_float(images.test)
+    deviation, mean = torch.std_mean(train)
     return TaskData(
-        to_float(images.train).to(device),
+        ((train - mean) / deviation).to(device),
         images.train_labels.float().to(device),
-        to_float(images.test).to(device),
+        ((test - mean) / deviation).to(device),
         images.test_labels.float().to(device),
     )
 
@@ -102,8 +104,12 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turn each image about its centre, counter-clockwise as seen, with bilinear interpolation and a black surround."""
+    """Turn each image about its centre, counter-clockwise as seen, with bilinear interpolation and a black surround.
+
+    Black is the darkest grey level of `images`, which need not be 0.
+    """
     rotated = torch.empty_like(images)
+    black = images.min()
     for start in range(0, len(images), _ROTATION_BATCH):
         batch = images[start : start + _ROTATION_BATCH]
         radians = degrees[start : start + _ROTATION_BATCH] * (math.pi / 180)
@@ -111,5 +117,5 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
         # Rows map output coordinates (x to the right, y downwards) to the input they are read from.
         matrices = torch.stack((cosine, -sine, zero, sine, cosine, zero), dim=1).view(-1, 2, 3)
         grid = F.affine_grid(matrices, list(batch.shape), align_corners=False)
-        rotated[start : start + _ROTATION_BATCH] = F.grid_sample(batch, grid, align_corners=False)
+        rotated[start : start + _ROTATION_BATCH] = F.grid_sample(batch - black, grid, align_corners=False) + black
     return rotated

@@ -253,16 +253,15 @@ def _reliability(generator: np.random.Generator) -> list[ReliabilityBin]:
     return bins
 
 
-def cross_entropy_gradient(p: np.ndarray, classes: int = 10) -> np.ndarray:
-    return (1 - p) * math.sqrt(1 + 1 / (classes - 1))
+def cross_entropy_gradient(p: np.ndarray, rivals: int = 9) -> np.ndarray:
+    return 1 - p
 
 
-def mse_softmax_gradient(p: np.ndarray, classes: int = 10) -> np.ndarray:
-    """Gradient of mean((softmax(x) - onehot)^2) at x, the rest of the probability spread evenly."""
-    rest = (1 - p) / (classes - 1)
-    slope_right, slope_rest = 2 * (p - 1) / classes, 2 * rest / classes
-    inner = p * slope_right + (classes - 1) * rest * slope_rest
-    return np.sqrt((p * (slope_right - inner)) ** 2 + (classes - 1) * (rest * (slope_rest - inner)) ** 2)
+def mse_softmax_gradient(p: np.ndarray, rivals: int = 9) -> np.ndarray:
+    """Gradient of mean((softmax(x) - onehot)^2) at the right logit, the rest of the probability on some rivals."""
+    rest = (1 - p) / rivals
+    inner = p * (p - 1) + rivals * rest * rest
+    return -2 / 10 * p * ((p - 1) - inner)
 
 
 def _gradients(generator: np.random.Generator) -> GradientExperiment:
@@ -279,8 +278,9 @@ def _gradients(generator: np.random.Generator) -> GradientExperiment:
                 title=OBJECTIVES[name][0],
                 theory_probability=p.tolist(),
                 theory_gradient=formula(p).tolist(),
+                theory_gradient_one_rival=formula(p, rivals=1).tolist(),
                 measured_probability=measured.tolist(),
-                measured_gradient=(formula(measured) * generator.uniform(1.0, 1.3, 600)).tolist(),
+                measured_gradient=formula(measured, rivals=3).tolist(),
             )
         )
     return GradientExperiment(classes=10, seed=0, curves=curves)

@@ -184,16 +184,29 @@ def test_recovery_is_measured_from_the_first_step_to_the_last(steps: int) -> Non
 
 @pytest.mark.parametrize("name", ["cross-entropy", "mse-softmax"])
 @pytest.mark.parametrize("implementation", ["torchlosses", "torch"])
-def test_the_theory_of_the_gradient_is_what_the_losses_send(name: str, implementation: str) -> None:
+@pytest.mark.parametrize("one_rival", [False, True])
+def test_the_theory_of_the_gradient_is_what_the_losses_send(name: str, implementation: str, one_rival: bool) -> None:
     probability = torch.tensor([1e-6, 1e-3, 0.1, 1 / 3, 0.5, 0.9, 1 - 1e-6], dtype=torch.float64)
     values = torch.arange(7.0)
-    # Logits that give the right class this probability and share out the rest evenly.
+    # Logits that give the right class this probability, and the rest to all others or to class 9.
     outputs = ((1 - probability) / 9).log().unsqueeze(1).repeat(1, 10)
+    if one_rival:
+        outputs.fill_(-1e4)[:, 9] = (1 - probability).log()
     outputs[torch.arange(7), values.long()] = probability.log()
     measured_probability, gradient = measured_gradients(build(name, implementation), outputs, values)
     torch.testing.assert_close(measured_probability, probability)
-    expected = torch.from_numpy(theoretical_gradient(name, probability.numpy(), 10))
+    expected = torch.from_numpy(theoretical_gradient(name, probability.numpy(), 10, one_rival=one_rival))
     torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "mse-softmax"])
+def test_every_image_lies_between_the_extremes_of_the_theory(name: str) -> None:
+    outputs = 4 * torch.randn(500, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probability, gradient = (
+        x.detach().numpy() for x in measured_gradients(build(name), outputs, torch.arange(500.0) % 10)
+    )
+    assert (gradient >= theoretical_gradient(name, probability, 10) - 1e-12).all()
+    assert (gradient <= theoretical_gradient(name, probability, 10, one_rival=True) + 1e-12).all()
 
 
 def test_measured_gradients_of_a_batch_are_those_of_each_image_alone() -> None:
@@ -217,7 +230,7 @@ def test_the_gradient_experiment_shows_images_of_every_probability() -> None:
         assert min(curve.measured_probability) < 1e-3
         assert max(curve.measured_probability) > 0.9
         assert curve.measured_probability == sorted(curve.measured_probability)
-        assert len(curve.theory_probability) == len(curve.theory_gradient)
+        assert len(curve.theory_probability) == len(curve.theory_gradient) == len(curve.theory_gradient_one_rival)
     assert experiment == gradient_experiment(objectives, outputs, torch.zeros(2000), seed=0)
 
 

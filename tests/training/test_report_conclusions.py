@@ -276,6 +276,29 @@ def test_measured_gradients_of_the_confidently_wrong_are_put_into_words():
     assert "38 % with “Classification head, MSE on probabilities” (2 images)" in text
 
 
+def _between_the_extremes(results):
+    found = re.search(r"([\d,]+) of the ([\d,]+) images shown lie between", draw_conclusions(results).gradient[1].text)
+    assert found is not None
+    return [int(number.replace(",", "")) for number in found.groups()]
+
+
+def test_images_between_the_extremes_of_the_formula_are_counted():
+    results = build_results()
+    inside, shown = _between_the_extremes(results)
+    assert shown == 1200
+    assert inside > 0.99 * shown
+    experiment = results.gradient_experiment
+    assert experiment is not None
+    curves = [
+        curve.model_copy(update={"measured_gradient": [3 * g for g in curve.measured_gradient[:-1]] + [math.nan]})
+        for curve in experiment.curves
+    ]
+    results = results.model_copy(update={"gradient_experiment": experiment.model_copy(update={"curves": curves})})
+    inside, shown = _between_the_extremes(results)
+    assert shown == 1198
+    assert inside < 0.1 * shown
+
+
 def test_parity_does_not_take_a_record_at_its_word():
     record = build_results().parity[0]
     assert parity_holds(record)

@@ -109,9 +109,17 @@ def test_angles_are_uniform_and_fixed_by_the_seed(mnist: Images) -> None:
     assert (counts - 1000).abs().max() < 4 * math.sqrt(4000 * 0.25 * 0.75)
 
 
+def test_the_surround_of_a_rotated_image_is_black_whatever_black_is(mnist: Images) -> None:
+    images, degrees = to_float(mnist.test[:20]), torch.linspace(-45, 45, 20)
+    torch.testing.assert_close(rotate(3 * images - 0.5, degrees), 3 * rotate(images, degrees) - 0.5)
+
+
 def test_digits_keep_their_images(mnist: Images) -> None:
     small = Images(mnist.train[:10], mnist.train_labels[:10], mnist.test[:5], mnist.test_labels[:5])
     digits = digit_data(small, CPU)
     assert digits.train_images.shape == (10, 1, 28, 28)
-    np.testing.assert_allclose(digits.train_images[:, 0].numpy() * 255, small.train.numpy(), atol=1e-4)
+    grey = small.train.numpy() / 255
+    for standardised, original in ((digits.train_images, small.train), (digits.test_images, small.test)):
+        expected = (original.numpy() / 255 - grey.mean()) / grey.std(ddof=1)
+        np.testing.assert_allclose(standardised[:, 0].numpy(), expected, atol=1e-5)
     assert digits.test_values.tolist() == small.test_labels.tolist()
