@@ -16,7 +16,7 @@ from training.results import GradientCurve, GradientExperiment, RecoveryCurve
 from training.tasks import TaskData
 
 GRADIENT_OBJECTIVES = ("cross-entropy", "mse-softmax")
-_POINTS_PER_BIN = 10
+_POINTS_PER_BIN = 30
 _LOG_ODDS = np.linspace(-16.0, 16.0, 257)
 
 RECOVERY_MARGIN = 20.0

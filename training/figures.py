@@ -564,9 +564,7 @@ def _gradient(results: Results, palette: Palette, *, logarithmic: bool) -> tuple
             if math.isfinite(p) and math.isfinite(gradient) and (not logarithmic or (p > 0 and gradient > 0))
         ]
         if points:
-            axes.scatter(
-                *zip(*points, strict=True), s=7, color=color, alpha=0.3, linewidths=0, rasterized=len(points) > 300
-            )
+            axes.scatter(*zip(*points, strict=True), s=12, color=color, alpha=0.5, linewidths=0, zorder=3)
             top = max(top, *(gradient for _, gradient in points))
         line = sorted(zip(curve.theory_probability, curve.theory_gradient, strict=True))
         axes.plot([p for p, _ in line], [value / unit for _, value in line], color=color, label=curve.title)

@@ -234,11 +234,11 @@ def test_the_gradient_experiment_shows_images_of_every_probability() -> None:
     assert experiment == gradient_experiment(objectives, outputs, torch.zeros(2000), seed=0)
 
 
-def test_a_sample_takes_at_most_ten_of_a_level() -> None:
+def test_a_sample_takes_at_most_thirty_of_a_level() -> None:
     crowd = torch.full((1000,), 0.9, dtype=torch.float64)
     probability = torch.cat([crowd, torch.tensor([1e-9, 0.2, 1.0], dtype=torch.float64)])
     shown = spread_sample(probability, seed=0)
-    assert len(shown) == 13
+    assert len(shown) == 33
     assert {1000, 1001, 1002} <= set(shown.tolist())
 
 
