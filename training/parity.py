@@ -71,8 +71,8 @@ def compare_losses(
     weight_differences: list[Tensor] = []
     unreported = 0
     for step, batch in zip(range(1, steps + 1), trainers[0].batches(data.train_images, targets), strict=False):
-        wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in batch]
-        mine, theirs = (trainer.step(*wide) for trainer in trainers)
+        images, answers = (tensor.double() if tensor.is_floating_point() else tensor for tensor in batch)
+        mine, theirs = (trainer.step(images, answers) for trainer in trainers)
         loss_differences.append((mine - theirs).abs())
         unreported += 1
         if step % 10 == 0 or step == steps:
