@@ -64,7 +64,12 @@ NESTED = {
     "jacfwd(jacfwd(grad))": lambda f: jacfwd(jacfwd(grad(f))),
 }
 
-_SCALAR = [case for case in CASES_WITH_BUILTIN if case.options["reduction"] != "none" and "x2x2" not in case.name]
+# Broadcasting happens outside of the Function and is covered by gradcheck; the last shape differs by a view.
+_SCALAR = [
+    case
+    for case in CASES_WITH_BUILTIN
+    if case.options["reduction"] != "none" and "broadcast" not in case.options and "x2x2" not in case.name
+]
 
 
 def _polynomial_mse(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
@@ -76,10 +81,7 @@ def _polynomial_mse(input: Tensor, target: Tensor, weight: Tensor | None = None,
 
 @pytest.mark.parametrize("transform", NESTED.values(), ids=NESTED.keys())
 @pytest.mark.parametrize("case", _SCALAR, ids=identifier)
-@pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
 def test_torch_func_equals_the_builtin(case: Case, transform) -> None:
-    if case.tensors()["input"].shape != case.tensors()["target"].shape and case.ours is torchlosses.mse_loss:
-        pytest.skip("broadcasting is outside of the Function and covered by gradcheck")
     tensors = case.tensors()
     builtin = case.builtin if case.ours is not torchlosses.mse_loss else _polynomial_mse
     others = {name: tensor for name, tensor in tensors.items() if name != "input"}

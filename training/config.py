@@ -82,7 +82,7 @@ class Config:
     tensorboard: bool = False
     """Also log every epoch for TensorBoard, in the run's folder."""
 
-    parity_steps: int = 200
+    parity_steps: int = 300
     """How many updates are repeated with PyTorch's built-in losses, to show that ours do the same."""
     recovery_steps: int = 300
     """How many updates a network gets to recover from a confidently wrong start."""
