@@ -28,3 +28,8 @@ def from_rows(losses: Tensor, input: Tensor) -> Tensor:
     if input.dim() == 1:
         return losses.reshape(())
     return losses.unflatten(1, input.shape[2:]) if input.dim() > 3 else losses
+
+
+def per_class(rows: Tensor) -> Tensor:
+    """One number a row, or one for all rows, so that it broadcasts along the class dimension."""
+    return rows if rows.dim() == 0 else rows.unsqueeze(1)

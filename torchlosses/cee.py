@@ -27,7 +27,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
-from torchlosses._shapes import from_rows, indices_to_rows, to_rows
+from torchlosses._shapes import from_rows, indices_to_rows, per_class, to_rows
 from torchlosses._transforms import Variants, batched, forward_ad_rule, result_dtype
 from torchlosses.kernels import cee_backward, cee_forward, eager
 
@@ -56,7 +56,7 @@ class _TextbookCrossEntropy(Function):
             grad_input = _GRADIENT.apply(grad_rows, input, target, ctx.delta)
         if ctx.needs_input_grad[1]:
             log = eager.log_plus_delta(input.to(eager.compute_dtype(input, target)), ctx.delta)
-            grad_target = (-_per_class(grad_rows) * log).to(target.dtype)
+            grad_target = (-per_class(grad_rows) * log).to(target.dtype)
         return grad_input, grad_target, None, None, None, None
 
     @staticmethod
@@ -110,10 +110,10 @@ class _TextbookCrossEntropyGradient(Function):
         shares = _shares(input, target)
         quotient = v * _divided(shares, input, ctx.delta)
         grad_grad = (-quotient).sum(1).sum_to_size(grad_rows.shape).to(grad_rows.dtype)
-        grad_input = _divided(_per_class(grad_rows) * quotient, input, ctx.delta).to(input.dtype)
+        grad_input = _divided(per_class(grad_rows) * quotient, input, ctx.delta).to(input.dtype)
         grad_target = None
         if ctx.needs_input_grad[2]:
-            grad_target = (-_per_class(grad_rows) * v / (input.to(shares.dtype) + ctx.delta)).to(target.dtype)
+            grad_target = (-per_class(grad_rows) * v / (input.to(shares.dtype) + ctx.delta)).to(target.dtype)
         return grad_grad, grad_input, grad_target, None
 
     @staticmethod
@@ -143,11 +143,11 @@ class _TextbookCrossEntropyGradientForwardAD(_TextbookCrossEntropyGradient):
         _: None,
     ) -> Tensor:
         grad_rows, input, target = saved
-        grad_rows = _per_class(grad_rows)
+        grad_rows = per_class(grad_rows)
         quotient = _divided(_shares(input, target), input, ctx.delta)
         tangent = torch.zeros_like(quotient)
         if grad_tangent is not None:
-            tangent = tangent - _per_class(grad_tangent) * quotient
+            tangent = tangent - per_class(grad_tangent) * quotient
         if input_tangent is not None:
             tangent = tangent + _divided(grad_rows * quotient * input_tangent, input, ctx.delta)
         if target_tangent is not None:
@@ -176,11 +176,6 @@ def _divided(numerator: Tensor, input: Tensor, delta: float) -> Tensor:
     """numerator / (p + δ), where 0 / 0 is 0: a class without a share counts for nothing."""
     quotient = numerator / (input.to(numerator.dtype) + delta)
     return quotient.masked_fill(numerator == 0, 0) if delta == 0 else quotient
-
-
-def _per_class(grad_rows: Tensor) -> Tensor:
-    """One number a row, broadcast along the class dimension."""
-    return grad_rows if grad_rows.dim() == 0 else grad_rows.unsqueeze(1)
 
 
 def cee_loss(

@@ -33,7 +33,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
-from torchlosses._shapes import from_rows, indices_to_rows, to_rows
+from torchlosses._shapes import from_rows, indices_to_rows, per_class, to_rows
 from torchlosses._transforms import (
     Variants,
     autocast_enabled,
@@ -80,7 +80,7 @@ class _CrossEntropy(Function):
             grad_input = _GRADIENT.apply(grad_rows, input, target, weight, maximum, log_sum, *ctx.options)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             rows = _rows(input, target, weight, *ctx.options)
-            grad_rows = _per_class(grad_rows)
+            grad_rows = per_class(grad_rows)
             if ctx.needs_input_grad[1]:
                 grad_target = (grad_rows * rows.d_share_d_target * rows.negative_log_probability).to(target.dtype)
             if ctx.needs_input_grad[2]:
@@ -157,7 +157,7 @@ class _CrossEntropyGradient(Function):
         saved_grad, input, target, weight = ctx.saved_tensors
         rows = _rows(input, target, weight, *ctx.options)
         v = v.to(rows.share.dtype).masked_fill(rows.hidden, 0)
-        grad_rows = _per_class(saved_grad).masked_fill(rows.inactive, 0)
+        grad_rows = per_class(saved_grad).masked_fill(rows.inactive, 0)
         u = v - (rows.probability * v).sum(1, keepdim=True)
         grad_share = -grad_rows * u
         grad_grad = grad_input = grad_target = grad_weight = None
@@ -204,10 +204,10 @@ class _CrossEntropyGradientForwardAD(_CrossEntropyGradient):
     ) -> Tensor:
         grad_rows, input, target, weight = saved
         rows = _rows(input, target, weight, *ctx.options)
-        grad_rows = _per_class(grad_rows).masked_fill(rows.inactive, 0)
+        grad_rows = per_class(grad_rows).masked_fill(rows.inactive, 0)
         tangent = torch.zeros_like(rows.share)
         if grad_tangent is not None:
-            tangent = tangent + _per_class(grad_tangent) * (rows.total * rows.probability - rows.share)
+            tangent = tangent + per_class(grad_tangent) * (rows.total * rows.probability - rows.share)
         if input_tangent is not None:
             u = _centred(rows, input_tangent)
             tangent = tangent + grad_rows * rows.total * rows.probability * u
@@ -305,11 +305,6 @@ def _directional_derivative(
         share_tangent = _share_tangent(rows, target_tangent, weight_tangent)
         tangent = tangent + _finite_where(share_tangent, rows).sum(1, keepdim=True)
     return tangent
-
-
-def _per_class(grad_rows: Tensor) -> Tensor:
-    """One number a row, broadcast along the class dimension."""
-    return grad_rows if grad_rows.dim() == 0 else grad_rows.unsqueeze(1)
 
 
 def _over_classes(values: Tensor) -> Tensor:
