@@ -3,7 +3,7 @@
 An operator works on canonical arguments, which the loss files prepare: classes along dimension 1, (N, C) or (N, C, M),
 one row a sample. `dtype` is the dtype of the returned loss; inside, bfloat16 and float16 are computed in float32.
 The dispatcher chooses the implementation. `eager` serves every device; a compiled backend registers itself for the CPU
-in front of it.
+in front of it. `BACKEND` says which one runs, and why; the environment variable TORCHLOSSES_BACKEND chooses.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchlosses.kernels import eager
+from torchlosses.kernels.backend import choose
+
+BACKEND = choose()
 
 _SCHEMAS = {
     "mse_forward": "(Tensor input, Tensor target, Tensor? weight, str reduction, ScalarType dtype) -> Tensor",
