@@ -7,7 +7,7 @@ import torch
 
 # torch.func and torch.compile script some of torch's own functions when they are first used.
 TORCH_WARNINGS = (
-    r"ignore:`torch\.jit\.script` is deprecated\. Please switch to `torch\.compile` or `torch\.export`\.:FutureWarning",
+    r"ignore:`torch\.jit\.script` is deprecated\. Please switch to `torch\.compile` or `torch\.export`\.",
 )
 
 
