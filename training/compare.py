@@ -63,6 +63,7 @@ def _run(config: Config, command: str) -> int:
     for task in config.tasks:
         select_objectives(config.objectives, task)
     with process_group(_device(config)) as (device, processes):
+        is_new = folder is None
         if folder is None:
             folder = RunFolder(processes.agree(lambda: create_folder(config).path))
         display = Display(Console(stderr=True), quiet=not processes.is_first)
@@ -74,6 +75,11 @@ def _run(config: Config, command: str) -> int:
             if processes.is_first:
                 _leave_usable(study)
             return INTERRUPTED
+        except StudyError:
+            # Where the data are missing nothing was begun, and no empty run is left behind.
+            if is_new and processes.is_first and not folder.results.exists():
+                shutil.rmtree(folder.path)
+            raise
     return _conclude(results, folder) if processes.is_first else 0
 
 

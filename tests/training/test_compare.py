@@ -11,6 +11,7 @@ import pytest
 
 from training.compare import main
 from training.config import read_config
+from training.data import FILES
 from training.results import Results, read_results
 
 from .conftest import without_times
@@ -196,3 +197,15 @@ def test_mixed_precision_and_the_other_network_run_through(
     assert main(arguments) == 0
     (folder,) = tmp_path.iterdir()
     assert without_times(read_results(folder / "results.json")) != without_times(results)
+
+
+def test_a_damaged_file_is_named_and_leaves_no_empty_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in FILES:
+        (raw / name).write_bytes(b"not an IDX file")
+    assert main(["--quick", "--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "runs")]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert str(raw / FILES[0]) in message
+    assert "is damaged" in message
+    assert list((tmp_path / "runs").iterdir()) == []
