@@ -73,6 +73,14 @@ def batched(tensor: Tensor, dimension: int | None, size: int) -> Tensor:
     return tensor.movedim(dimension, 0)
 
 
+def batched_gradient(grad: Tensor, dimension: int | None, shape: torch.Size) -> Tensor:
+    """A gradient that is one number a sample, or has the sample's shape, as `shape`: the mapped dimension in front."""
+    grad = batched(grad, dimension, shape[0])
+    if grad.dim() == 1:
+        grad = grad.reshape(-1, *(1,) * (len(shape) - 1))
+    return grad.expand(shape)
+
+
 def loop(function: Variants, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
     """The mapped call as a plain loop, for the rare arguments that cannot be folded into the rows."""
     calls = [

@@ -28,7 +28,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
 from torchlosses._shapes import from_rows, indices_to_rows, per_class, to_rows
-from torchlosses._transforms import Variants, batched, forward_ad_rule, result_dtype
+from torchlosses._transforms import Variants, batched, batched_gradient, forward_ad_rule, result_dtype
 from torchlosses.kernels import cee_backward, cee_forward, eager
 
 
@@ -120,13 +120,9 @@ class _TextbookCrossEntropyGradient(Function):
     def vmap(  # type: ignore[override]
         info: Any, in_dims: tuple[int | None, ...], grad_rows: Tensor, input: Tensor, target: Tensor, delta: float
     ) -> tuple[Tensor, int]:
-        grad_rows, input, target = (
-            batched(tensor, dimension, info.batch_size)
-            for tensor, dimension in zip((grad_rows, input, target), in_dims, strict=False)
-        )
-        if grad_rows.dim() == 1:
-            rows = (*input.shape[:2], *input.shape[3:])
-            grad_rows = grad_rows.reshape(-1, *(1,) * (len(rows) - 1)).expand(rows)
+        input = batched(input, in_dims[1], info.batch_size)
+        target = batched(target, in_dims[2], info.batch_size)
+        grad_rows = batched_gradient(grad_rows, in_dims[0], input.shape[:2] + input.shape[3:])
         folded = (tensor.flatten(0, 1) for tensor in (grad_rows, input, target))
         return _GRADIENT.apply(*folded, delta).unflatten(0, input.shape[:2]), 0
 

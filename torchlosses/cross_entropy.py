@@ -38,6 +38,7 @@ from torchlosses._transforms import (
     Variants,
     autocast_enabled,
     batched,
+    batched_gradient,
     forward_ad_rule,
     loop,
     result_dtype,
@@ -182,9 +183,7 @@ class _CrossEntropyGradient(Function):
             batched(tensor, in_dims[position], info.batch_size)
             for position, tensor in ((1, input), (2, target), (4, maximum), (5, log_sum))
         )
-        grad_rows = batched(grad_rows, in_dims[0], info.batch_size)
-        if grad_rows.dim() == 1:
-            grad_rows = grad_rows.reshape(-1, *(1,) * (maximum.dim() - 1)).expand_as(maximum)
+        grad_rows = batched_gradient(grad_rows, in_dims[0], maximum.shape)
         folded = (tensor.flatten(0, 1) for tensor in (grad_rows, input, target))
         gradient = _GRADIENT.apply(*folded, weight, maximum.flatten(0, 1), log_sum.flatten(0, 1), *options)
         return gradient.unflatten(0, input.shape[:2]), 0

@@ -24,7 +24,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from torchlosses import _validation
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
-from torchlosses._transforms import Variants, batched, forward_ad_rule, result_dtype
+from torchlosses._transforms import Variants, batched, batched_gradient, forward_ad_rule, result_dtype
 from torchlosses.kernels import eager, mse_backward, mse_forward
 
 
@@ -127,14 +127,12 @@ class _SquaredDifferenceGradient(Function):
     def vmap(  # type: ignore[override]
         info: Any, in_dims: tuple[int | None, ...], grad: Tensor, *arguments: Tensor | None
     ) -> tuple[Tensor, int]:
-        grad = batched(grad, in_dims[0], info.batch_size)
         input, target, weight = (
             None if tensor is None else batched(tensor, dimension, info.batch_size)
             for tensor, dimension in zip(arguments, in_dims[1:], strict=True)
         )
         assert input is not None
-        if grad.dim() == 1:
-            grad = grad.reshape(-1, *(1,) * (input.dim() - 1))
+        grad = batched_gradient(grad, in_dims[0], input.shape)
         return _GRADIENT.apply(grad, input, target, weight), 0
 
 
