@@ -192,3 +192,22 @@ def test_wide_rows_lose_no_accuracy() -> None:
     assert input.grad is not None
     np.testing.assert_allclose(losses.detach().numpy(), truth, rtol=4e-7)
     np.testing.assert_allclose(input.grad.numpy(), gradient, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_gradient_of_a_mean_over_many_is_rounded_once(dtype: torch.dtype) -> None:
+    """1/n is rounded to float32, not to the dtype: in float16, 1e-5 has seven bits left."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(100_003, 2, generator=generator)
+    probabilities, target = (logits.softmax(1) * 0.01).to(dtype), torch.ones(100_003, 2).to(dtype)
+    errors = (500 * logits).to(dtype)
+    for loss, input, other, expected in (
+        (mse_loss, errors, torch.zeros_like(errors), 2 * errors.double() / errors.numel()),
+        (cee_loss, probabilities, target, -1 / (probabilities.double() + 1e-7) / len(probabilities)),
+    ):
+        leaf = input.clone().requires_grad_()
+        loss(leaf, other).backward()
+        assert leaf.grad is not None
+        half_ulp = torch.finfo(dtype).eps / 2
+        smallest = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+        torch.testing.assert_close(leaf.grad.double(), expected, rtol=1.01 * half_ulp, atol=smallest)

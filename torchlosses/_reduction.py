@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -22,5 +23,10 @@ def reduce_samples(losses: Tensor, reduction: str, count: Tensor | int) -> Tenso
 
 
 def scale_gradient(grad_output: Tensor, reduction: str, count: Tensor | int) -> Tensor:
-    """The gradient of the reduced loss with respect to one loss, as a number or one a loss."""
-    return grad_output / count if reduction == "mean" else grad_output
+    """The gradient of the reduced loss with respect to one loss, as a number or one a loss.
+
+    At least in float32: in float16, 1/n would keep few digits for a large n, and in the end none.
+    """
+    if reduction != "mean":
+        return grad_output
+    return grad_output.to(torch.promote_types(grad_output.dtype, torch.float32)) / count
