@@ -21,8 +21,8 @@ from training.results import TaskName
 PROGRAM = "python -m training.compare"
 
 
-def _hint(placeholder: str, default: str) -> object:
-    return tyro.conf.arg(metavar=placeholder, help_behavior_hint=f"(default: {default})")
+def _hint(metavar: str, default: str) -> object:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
