@@ -27,8 +27,10 @@ bench: $(READY)
 clean:
 	rm -rf $(ENVIRONMENT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
-$(READY): pyproject.toml $(CONSTRAINTS)
+$(READY): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard torchlosses/kernels/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with make PYTHON=...")'
 	test -x $(RUN) || $(PYTHON) -m venv $(ENVIRONMENT)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[training,tensorboard,dev]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) "setuptools>=77" torch numpy
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[training,tensorboard,dev]"
+	$(RUN) -m torchlosses.kernels
 	touch $@

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,25 +16,44 @@ from torchlosses.kernels import backend
 @pytest.mark.parametrize(
     ("value", "reason"), [(None, "no compiled"), ("auto", "no compiled"), ("eager", "asks for it")]
 )
-def test_eager(value: str | None, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eager(value: str | None, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(backend.VARIABLE, raising=False)
     if value is not None:
         monkeypatch.setenv(backend.VARIABLE, value)
-    chosen = backend.choose()
+    chosen, native = backend.choose(tmp_path / "absent.so")
     assert chosen.name == "eager"
+    assert native is None
     assert reason in chosen.reason
 
 
-def test_native_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(backend.VARIABLE, "native")
-    with pytest.raises(ImportError, match="does not have: set TORCHLOSSES_BACKEND to auto or eager"):
-        backend.choose()
+    with pytest.raises(ImportError, match="does not have: build them with"):
+        backend.choose(tmp_path / "absent.so")
+
+
+@pytest.mark.parametrize("value", ["auto", "native"])
+def test_a_broken_library_is_not_passed_over(value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setenv(backend.VARIABLE, value)
+    with pytest.raises(ImportError, match=r"cannot be loaded: .*broken\.so"):
+        backend.choose(broken)
 
 
 def test_an_unknown_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(backend.VARIABLE, "fast")
     with pytest.raises(ValueError, match="'fast' is not a backend: expected one of auto, native, eager"):
         backend.choose()
+
+
+def test_a_backend_can_be_used_for_a_while() -> None:
+    before = torchlosses.kernels.BACKEND
+    with torchlosses.kernels.use("eager"):
+        assert torchlosses.kernels.BACKEND.name == "eager"
+    assert before == torchlosses.kernels.BACKEND
+    with pytest.raises(ValueError, match="'fast' is not an available backend"), torchlosses.kernels.use("fast"):
+        pass
 
 
 @pytest.mark.parametrize(("value", "code", "shown"), [("eager", 0, "backend: eager"), ("fast", 1, "'fast' is not")])
@@ -47,4 +67,3 @@ def test_command(value: str, code: int, shown: str) -> None:
     )
     assert run.returncode == code
     assert shown in run.stdout + run.stderr
-    assert torchlosses.kernels.BACKEND.name == "eager"

@@ -48,7 +48,7 @@ def mse_calls(shape: tuple[int, ...], dtype: torch.dtype, reduction: str) -> Ite
     input, target = logits_of(shape, dtype), probabilities_of(shape, dtype)
     for weight in (None, probabilities_of(shape, dtype)):
         yield kernels.mse_forward, (input, target, weight, reduction, dtype)
-        yield kernels.mse_backward, (incoming_gradient(shape, reduction, dtype), input, target, weight)
+        yield kernels.mse_backward, (incoming_gradient(shape, reduction, dtype), input, target, weight, reduction)
 
 
 def cross_entropy_calls(
@@ -61,10 +61,13 @@ def cross_entropy_calls(
                 ignore_index = 1 if target.dim() < input.dim() and shape[1] > 1 else -100
                 options = (ignore_index, label_smoothing)
                 forward = (input, target, weight, reduction, *options, dtype)
-                yield kernels.cross_entropy_forward, forward
-                _, maximum, log_sum, _ = kernels.cross_entropy_forward(*forward)
+                yield torch.ops.torchlosses.cross_entropy_forward.default, forward
+                _, maximum, rest, count = kernels.cross_entropy_forward(*forward)
+                divisor = count if reduction == "mean" else None
                 grad = incoming_gradient(rows_of(shape), reduction, dtype)
-                yield kernels.cross_entropy_backward, (grad, input, target, weight, maximum, log_sum, *options)
+                backward = (grad, input, target, weight, maximum, rest, divisor, *options)
+                yield kernels.cross_entropy_backward, backward
+                yield kernels.cross_entropy_backward_, (grad, input.clone(), *backward[2:])
 
 
 def cee_calls(shape: tuple[int, ...], dtype: torch.dtype, reduction: str) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -72,8 +75,9 @@ def cee_calls(shape: tuple[int, ...], dtype: torch.dtype, reduction: str) -> Ite
     one_hot = torch.zeros(shape, dtype=torch.int64).scatter_(1, indices_of(shape).unsqueeze(1), 1)
     for target in (indices_of(shape), one_hot, one_hot.to(dtype)):
         for delta in (1e-7, 0.0):
-            yield kernels.cee_forward, (input, target, reduction, delta, True, dtype)
-            yield kernels.cee_backward, (incoming_gradient(rows_of(shape), reduction, dtype), input, target, delta)
+            yield torch.ops.torchlosses.cee_forward.default, (input, target, reduction, delta, True, dtype)
+            grad = incoming_gradient(rows_of(shape), reduction, dtype)
+            yield kernels.cee_backward, (grad, input, target, delta, reduction)
 
 
 CALLS: dict[str, Callable[..., Iterator[tuple[Any, tuple[Any, ...]]]]] = {

@@ -26,10 +26,11 @@ from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function
 
 from torchlosses import _validation
+from torchlosses._numerics import compute_dtype, log_plus_delta
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
 from torchlosses._shapes import from_rows, indices_to_rows, per_class, to_rows
 from torchlosses._transforms import Variants, batched, batched_gradient, forward_ad_rule, result_dtype
-from torchlosses.kernels import cee_backward, cee_forward, eager
+from torchlosses.kernels import cee_backward, cee_forward
 
 
 class _TextbookCrossEntropy(Function):
@@ -50,12 +51,12 @@ class _TextbookCrossEntropy(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, target = ctx.saved_tensors
-        grad_rows = scale_gradient(grad_output, ctx.reduction, _count(input))
         grad_input = grad_target = None
         if ctx.needs_input_grad[0]:
-            grad_input = _GRADIENT.apply(grad_rows, input, target, ctx.delta)
+            grad_input = _GRADIENT.apply(grad_output, input, target, ctx.delta, ctx.reduction)
         if ctx.needs_input_grad[1]:
-            log = eager.log_plus_delta(input.to(eager.compute_dtype(input, target)), ctx.delta)
+            grad_rows = scale_gradient(grad_output, ctx.reduction, _count(input))
+            log = log_plus_delta(input.to(compute_dtype(input, target)), ctx.delta)
             grad_target = (-per_class(grad_rows) * log).to(target.dtype)
         return grad_input, grad_target, None, None, None, None
 
@@ -66,7 +67,7 @@ class _TextbookCrossEntropy(Function):
         reduction, delta, validate_args, dtype = options
         input = batched(input, in_dims[0], info.batch_size)
         target = batched(target, in_dims[1], info.batch_size)
-        row_dtype = dtype if reduction == "none" else eager.compute_dtype(input, target)
+        row_dtype = dtype if reduction == "none" else compute_dtype(input, target)
         losses = _LOSS.apply(
             input.flatten(0, 1), target.flatten(0, 1), "none", delta, validate_args, row_dtype
         ).unflatten(0, input.shape[:2])
@@ -87,44 +88,55 @@ class _TextbookCrossEntropyForwardAD(_TextbookCrossEntropy):
         if input_tangent is not None:
             tangent = tangent - _divided(shares, input, ctx.delta) * input_tangent
         if target_tangent is not None:
-            tangent = tangent - target_tangent * eager.log_plus_delta(input.to(shares.dtype), ctx.delta)
+            tangent = tangent - target_tangent * log_plus_delta(input.to(shares.dtype), ctx.delta)
         return reduce_rows(tangent.sum(1), ctx.reduction, _count(input)).to(ctx.dtype)
 
 
 class _TextbookCrossEntropyGradient(Function):
-    """gradient = -g t / (p + δ); a Function of its own, so that the gradient can be differentiated again."""
+    """gradient = -g t / (p + δ), with 'mean' g/n for g; a Function of its own, so that the gradient can be differentiated again."""
 
     @staticmethod
-    def forward(grad_rows: Tensor, input: Tensor, target: Tensor, delta: float) -> Tensor:  # type: ignore[override]
-        return cee_backward(grad_rows, input, target, delta)
+    def forward(  # type: ignore[override]
+        grad: Tensor, input: Tensor, target: Tensor, delta: float, reduction: str
+    ) -> Tensor:
+        return cee_backward(grad, input, target, delta, reduction)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.delta = inputs
+        *tensors, ctx.delta, ctx.reduction = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grad_rows, input, target = ctx.saved_tensors
+        grad, input, target = ctx.saved_tensors
+        grad_rows = scale_gradient(grad, ctx.reduction, _count(input))
         shares = _shares(input, target)
         quotient = v * _divided(shares, input, ctx.delta)
-        grad_grad = (-quotient).sum(1).sum_to_size(grad_rows.shape).to(grad_rows.dtype)
+        grad_grad = scale_gradient((-quotient).sum(1).sum_to_size(grad.shape), ctx.reduction, _count(input))
         grad_input = _divided(per_class(grad_rows) * quotient, input, ctx.delta).to(input.dtype)
         grad_target = None
         if ctx.needs_input_grad[2]:
             grad_target = (-per_class(grad_rows) * v / (input.to(shares.dtype) + ctx.delta)).to(target.dtype)
-        return grad_grad, grad_input, grad_target, None
+        return grad_grad.to(grad.dtype), grad_input, grad_target, None, None
 
     @staticmethod
     def vmap(  # type: ignore[override]
-        info: Any, in_dims: tuple[int | None, ...], grad_rows: Tensor, input: Tensor, target: Tensor, delta: float
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        grad: Tensor,
+        input: Tensor,
+        target: Tensor,
+        delta: float,
+        reduction: str,
     ) -> tuple[Tensor, int]:
         input = batched(input, in_dims[1], info.batch_size)
         target = batched(target, in_dims[2], info.batch_size)
-        grad_rows = batched_gradient(grad_rows, in_dims[0], input.shape[:2] + input.shape[3:])
-        folded = (tensor.flatten(0, 1) for tensor in (grad_rows, input, target))
-        return _GRADIENT.apply(*folded, delta).unflatten(0, input.shape[:2]), 0
+        grad = batched_gradient(grad, in_dims[0], input.shape[:2] + input.shape[3:])
+        # One sample's mean divides by the sample's rows.
+        grad = scale_gradient(grad, reduction, _count(input[0]))
+        folded = (tensor.flatten(0, 1) for tensor in (grad, input, target))
+        return _GRADIENT.apply(*folded, delta, "sum").unflatten(0, input.shape[:2]), 0
 
 
 class _TextbookCrossEntropyGradientForwardAD(_TextbookCrossEntropyGradient):
@@ -136,14 +148,15 @@ class _TextbookCrossEntropyGradientForwardAD(_TextbookCrossEntropyGradient):
         grad_tangent: Tensor | None,
         input_tangent: Tensor | None,
         target_tangent: Tensor | None,
-        _: None,
+        *_: None,
     ) -> Tensor:
-        grad_rows, input, target = saved
-        grad_rows = per_class(grad_rows)
+        grad, input, target = saved
+        count = _count(input)
+        grad_rows = per_class(scale_gradient(grad, ctx.reduction, count))
         quotient = _divided(_shares(input, target), input, ctx.delta)
         tangent = torch.zeros_like(quotient)
         if grad_tangent is not None:
-            tangent = tangent - per_class(grad_tangent) * quotient
+            tangent = tangent - per_class(scale_gradient(grad_tangent, ctx.reduction, count)) * quotient
         if input_tangent is not None:
             tangent = tangent + _divided(grad_rows * quotient * input_tangent, input, ctx.delta)
         if target_tangent is not None:
@@ -163,8 +176,8 @@ def _count(input: Tensor) -> int:
 def _shares(input: Tensor, target: Tensor) -> Tensor:
     """The target as a share of each class, one-hot for class indices."""
     if target.dim() == input.dim():
-        return target.to(eager.compute_dtype(input, target))
-    one_hot = torch.zeros_like(input, dtype=eager.compute_dtype(input))
+        return target.to(compute_dtype(input, target))
+    one_hot = torch.zeros_like(input, dtype=compute_dtype(input))
     return one_hot.scatter(1, target.unsqueeze(1), 1)
 
 

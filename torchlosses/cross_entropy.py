@@ -16,10 +16,10 @@ A = Σ_c a_c
 A class weight w and label smoothing ε enter through the shares only: a_c = w_c ((1-ε) t_c + ε/C), t the target's
 probabilities. The losses of the rows are then averaged, summed, or kept.
 
-How it stays right in the corners. With m = max x the sum is s = Σ exp(x_j - m), and -log p_c = (m - x_c) + log s. Where
-the target is the maximum, log s = log1p(Σ_{j≠y} exp(x_j - m)): no 1 is added and rounded, so a loss of 1e-30 is 1e-30.
-The gradient's target entry is -(1 - p_y) = expm1(log p_y), not p_y - 1, for the same reason. The backward recomputes
-the softmax from the logits; m and log s, two numbers a row, are all that the forward keeps.
+How it stays right in the corners. With m = max x, the sum s = Σ exp(x_j - m) is 1 + rest: the maximum's own term is 1, and
+rest is what the other classes add. Then -log p_c = log1p(rest) - (x_c - m): no 1 is added and rounded, so that a loss of
+1e-30 is 1e-30. The gradient's entry for a target at the maximum is -rest / s, not p_y - 1, for the same reason. The
+backward recomputes the softmax from the logits; m and rest, two numbers a row, are all that the forward keeps.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function
 
 from torchlosses import _validation
+from torchlosses._numerics import compute_dtype
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
 from torchlosses._shapes import from_rows, indices_to_rows, per_class, to_rows
 from torchlosses._transforms import (
@@ -43,7 +44,7 @@ from torchlosses._transforms import (
     loop,
     result_dtype,
 )
-from torchlosses.kernels import cross_entropy_backward, cross_entropy_forward, eager
+from torchlosses.kernels import cross_entropy_backward, cross_entropy_forward
 
 
 class _CrossEntropy(Function):
@@ -74,14 +75,14 @@ class _CrossEntropy(Function):
     def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad_output is None:
             return (None,) * 7
-        input, target, weight, maximum, log_sum, count = ctx.saved_tensors
-        grad_rows = scale_gradient(grad_output, ctx.reduction, count)
+        input, target, weight, maximum, rest, count = ctx.saved_tensors
         grad_input = grad_target = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_input = _GRADIENT.apply(grad_rows, input, target, weight, maximum, log_sum, *ctx.options)
+            divisor = count if ctx.reduction == "mean" else None
+            grad_input = _GRADIENT.apply(grad_output, input, target, weight, maximum, rest, divisor, *ctx.options)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             rows = _rows(input, target, weight, *ctx.options)
-            grad_rows = per_class(grad_rows)
+            grad_rows = per_class(scale_gradient(grad_output, ctx.reduction, count))
             if ctx.needs_input_grad[1]:
                 grad_target = (grad_rows * rows.d_share_d_target * rows.negative_log_probability).to(target.dtype)
             if ctx.needs_input_grad[2]:
@@ -99,14 +100,14 @@ class _CrossEntropy(Function):
             batched(tensor, dimension, info.batch_size)
             for tensor, dimension in zip((input, target), in_dims, strict=False)
         )
-        row_dtype = dtype if reduction == "none" else eager.compute_dtype(input, target, weight)
+        row_dtype = dtype if reduction == "none" else compute_dtype(input, target, weight)
         rows = _LOSS.apply(
             input.flatten(0, 1), target.flatten(0, 1), weight, "none", ignore_index, label_smoothing, row_dtype
         )
-        losses, maximum, log_sum = (row.unflatten(0, input.shape[:2]) for row in rows[:3])
+        losses, maximum, rest = (row.unflatten(0, input.shape[:2]) for row in rows[:3])
         count = torch.ones_like(losses) if target.dim() == input.dim() else (target != ignore_index).to(losses.dtype)
         count = count.flatten(1).sum(1)
-        return (reduce_samples(losses, reduction, count).to(dtype), maximum, log_sum, count), (0, 0, 0, 0)
+        return (reduce_samples(losses, reduction, count).to(dtype), maximum, rest, count), (0, 0, 0, 0)
 
 
 class _CrossEntropyForwardAD(_CrossEntropy):
@@ -122,70 +123,76 @@ class _CrossEntropyForwardAD(_CrossEntropy):
         weight_tangent: Tensor | None,
         *_: None,
     ) -> tuple[Tensor, None, None, None]:
-        input, target, weight, _maximum, _log_sum, count = saved
+        input, target, weight, _maximum, _rest, count = saved
         rows = _rows(input, target, weight, *ctx.options)
         tangent = _directional_derivative(rows, input_tangent, target_tangent, weight_tangent)
         return reduce_rows(tangent.squeeze(1), ctx.reduction, count).to(ctx.dtype), None, None, None
 
 
 class _CrossEntropyGradient(Function):
-    """gradient = g (A p - a); a Function of its own, so that the gradient can be differentiated again."""
+    """gradient = g (A p - a), with a count g/count for g; a Function of its own, so that the gradient can be differentiated again."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        grad_rows: Tensor,
+        grad: Tensor,
         input: Tensor,
         target: Tensor,
         weight: Tensor | None,
         maximum: Tensor,
-        log_sum: Tensor,
+        rest: Tensor,
+        count: Tensor | None,
         ignore_index: int,
         label_smoothing: float,
     ) -> Tensor:
-        return cross_entropy_backward(grad_rows, input, target, weight, maximum, log_sum, ignore_index, label_smoothing)
+        return cross_entropy_backward(
+            grad, input, target, weight, maximum, rest, count, ignore_index, label_smoothing
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grad_rows, input, target, weight, _maximum, _log_sum, *ctx.options = inputs
+        grad, input, target, weight, _maximum, _rest, count, *ctx.options = inputs
         # The rows' statistics are functions of the input: their part in the derivative is contained in the input's.
-        ctx.save_for_backward(grad_rows, input, target, weight)
-        ctx.save_for_forward(grad_rows, input, target, weight)
+        ctx.save_for_backward(grad, input, target, weight, count)
+        ctx.save_for_forward(grad, input, target, weight, count)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         # v·gradient is g times the directional derivative of the loss along v. Its own derivatives, with u = v - p·v:
         #   by g: -a·u;   by x: g A p∘u;   by a: -g u
-        saved_grad, input, target, weight = ctx.saved_tensors
+        grad, input, target, weight, count = ctx.saved_tensors
         rows = _rows(input, target, weight, *ctx.options)
         v = v.to(rows.share.dtype).masked_fill(rows.hidden, 0)
-        grad_rows = per_class(saved_grad).masked_fill(rows.inactive, 0)
+        grad_rows = per_class(_divided(grad, count)).masked_fill(rows.inactive, 0)
         u = v - (rows.probability * v).sum(1, keepdim=True)
         grad_share = -grad_rows * u
         grad_grad = grad_input = grad_target = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_grad = -(rows.share * u).sum(1).sum_to_size(saved_grad.shape).to(saved_grad.dtype)
+            grad_grad = _divided(-(rows.share * u).sum(1).sum_to_size(grad.shape), count).to(grad.dtype)
         if ctx.needs_input_grad[1]:
             grad_input = (grad_rows * rows.total * rows.probability * u).to(input.dtype)
         if ctx.needs_input_grad[2]:
             grad_target = (rows.d_share_d_target * grad_share).to(target.dtype)
         if ctx.needs_input_grad[3]:
             grad_weight = _over_classes(rows.smoothed * grad_share).to(weight.dtype)
-        return grad_grad, grad_input, grad_target, grad_weight, None, None, None, None
+        return grad_grad, grad_input, grad_target, grad_weight, None, None, None, None, None
 
     @staticmethod
     def vmap(  # type: ignore[override]
-        info: Any, in_dims: tuple[int | None, ...], grad_rows: Tensor, *arguments: Any
+        info: Any, in_dims: tuple[int | None, ...], grad: Tensor, *arguments: Any
     ) -> tuple[Tensor, int]:
         if in_dims[3] is not None:
-            return loop(_GRADIENT, info, in_dims, grad_rows, *arguments)
-        input, target, weight, maximum, log_sum, *options = arguments
-        input, target, maximum, log_sum = (
+            return loop(_GRADIENT, info, in_dims, grad, *arguments)
+        input, target, weight, maximum, rest, count, *options = arguments
+        input, target, maximum, rest = (
             batched(tensor, in_dims[position], info.batch_size)
-            for position, tensor in ((1, input), (2, target), (4, maximum), (5, log_sum))
+            for position, tensor in ((1, input), (2, target), (4, maximum), (5, rest))
         )
-        grad_rows = batched_gradient(grad_rows, in_dims[0], maximum.shape)
-        folded = (tensor.flatten(0, 1) for tensor in (grad_rows, input, target))
-        gradient = _GRADIENT.apply(*folded, weight, maximum.flatten(0, 1), log_sum.flatten(0, 1), *options)
+        grad = batched_gradient(grad, in_dims[0], maximum.shape)
+        if count is not None:
+            # Each sample's mean has a count of its own.
+            grad = _divided(grad, batched_gradient(count, in_dims[6], maximum.shape))
+        folded = (tensor.flatten(0, 1) for tensor in (grad, input, target))
+        gradient = _GRADIENT.apply(*folded, weight, maximum.flatten(0, 1), rest.flatten(0, 1), None, *options)
         return gradient.unflatten(0, input.shape[:2]), 0
 
 
@@ -201,12 +208,12 @@ class _CrossEntropyGradientForwardAD(_CrossEntropyGradient):
         weight_tangent: Tensor | None,
         *_: None,
     ) -> Tensor:
-        grad_rows, input, target, weight = saved
+        grad, input, target, weight, count = saved
         rows = _rows(input, target, weight, *ctx.options)
-        grad_rows = per_class(grad_rows).masked_fill(rows.inactive, 0)
+        grad_rows = per_class(_divided(grad, count)).masked_fill(rows.inactive, 0)
         tangent = torch.zeros_like(rows.share)
         if grad_tangent is not None:
-            tangent = tangent + per_class(grad_tangent) * (rows.total * rows.probability - rows.share)
+            tangent = tangent + per_class(_divided(grad_tangent, count)) * (rows.total * rows.probability - rows.share)
         if input_tangent is not None:
             u = _centred(rows, input_tangent)
             tangent = tangent + grad_rows * rows.total * rows.probability * u
@@ -219,6 +226,11 @@ class _CrossEntropyGradientForwardAD(_CrossEntropyGradient):
 
 _LOSS = Variants(_CrossEntropy, _CrossEntropyForwardAD)
 _GRADIENT = Variants(_CrossEntropyGradient, _CrossEntropyGradientForwardAD)
+
+
+def _divided(grad: Tensor, count: Tensor | None) -> Tensor:
+    """The gradient of one row's loss, where a mean divided by the number of rows; none for any other reduction."""
+    return grad if count is None else scale_gradient(grad, "mean", count)
 
 
 class _Rows(NamedTuple):
@@ -235,7 +247,7 @@ class _Rows(NamedTuple):
 
 
 def _rows(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float) -> _Rows:
-    compute = eager.compute_dtype(input, target, weight)
+    compute = compute_dtype(input, target, weight)
     classes = input.shape[1]
     if target.dim() < input.dim():
         ignored = (target == ignore_index).unsqueeze(1)
@@ -400,7 +412,7 @@ def cross_entropy(
     target_rows = indices_to_rows(target.to(torch.int64)) if indices else to_rows(target)
     if indices and weight is not None and reduction == "mean":
         # Numerator and denominator share one wide weight, so that its gradient is rounded once.
-        compute = eager.compute_dtype(input, weight)
+        compute = compute_dtype(input, weight)
         weight = weight.to(compute)
         total = _LOSS.apply(rows, target_rows, weight, "sum", ignore_index, label_smoothing, compute)[0]
         return (total / _weight_of_rows(target_rows, weight, ignore_index)).to(dtype)

@@ -23,9 +23,10 @@ from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function
 
 from torchlosses import _validation
+from torchlosses._numerics import compute_dtype
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
 from torchlosses._transforms import Variants, batched, batched_gradient, forward_ad_rule, result_dtype
-from torchlosses.kernels import eager, mse_backward, mse_forward
+from torchlosses.kernels import mse_backward, mse_forward
 
 
 class _SquaredDifference(Function):
@@ -46,13 +47,13 @@ class _SquaredDifference(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, target, weight = ctx.saved_tensors
-        grad = scale_gradient(grad_output, ctx.reduction, input.numel())
         grad_input = grad_target = grad_weight = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            grad_input = _GRADIENT.apply(grad, input, target, weight)
+            grad_input = _GRADIENT.apply(grad_output, input, target, weight, ctx.reduction)
             if ctx.needs_input_grad[1]:
                 grad_target = -grad_input
         if ctx.needs_input_grad[2]:
+            grad = scale_gradient(grad_output, ctx.reduction, input.numel())
             grad_weight = (grad * _error(input, target).square()).to(weight.dtype)
         return grad_input, grad_target, grad_weight, None, None
 
@@ -67,7 +68,7 @@ class _SquaredDifference(Function):
             weight = batched(weight, in_dims[2], info.batch_size)
         if reduction == "none":
             return _LOSS.apply(input, target, weight, "none", dtype), 0
-        losses = _LOSS.apply(input, target, weight, "none", eager.compute_dtype(input, target, weight))
+        losses = _LOSS.apply(input, target, weight, "none", compute_dtype(input, target, weight))
         return reduce_samples(losses, reduction, input[0].numel()).to(dtype), 0
 
 
@@ -99,41 +100,45 @@ class _SquaredDifferenceForwardAD(_SquaredDifference):
 
 
 class _SquaredDifferenceGradient(Function):
-    """gradient = 2 g w (x - t); a Function of its own, so that the gradient can be differentiated again."""
+    """gradient = 2 g w (x - t), with 'mean' g/n for g; a Function of its own, so that the gradient can be differentiated again."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None
+        grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str
     ) -> Tensor:
-        return mse_backward(grad, input, target, weight)
+        return mse_backward(grad, input, target, weight, reduction)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+        *tensors, ctx.reduction = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grad, input, target, weight = ctx.saved_tensors
-        v = v.to(eager.compute_dtype(input, target, weight))
+        saved_grad, input, target, weight = ctx.saved_tensors
+        grad = scale_gradient(saved_grad, ctx.reduction, input.numel())
+        v = v.to(compute_dtype(input, target, weight))
         error = _error(input, target)
         weighted = v if weight is None else v * weight
-        grad_grad = (2 * error * weighted).sum_to_size(grad.shape).to(grad.dtype)
+        grad_grad = scale_gradient((2 * error * weighted).sum_to_size(grad.shape), ctx.reduction, input.numel())
         grad_input = (2 * grad * weighted).to(input.dtype)
         grad_weight = None if weight is None else (2 * grad * error * v).to(weight.dtype)
-        return grad_grad, grad_input, -grad_input, grad_weight
+        return grad_grad.to(saved_grad.dtype), grad_input, -grad_input, grad_weight, None
 
     @staticmethod
     def vmap(  # type: ignore[override]
-        info: Any, in_dims: tuple[int | None, ...], grad: Tensor, *arguments: Tensor | None
+        info: Any, in_dims: tuple[int | None, ...], grad: Tensor, *arguments: Any
     ) -> tuple[Tensor, int]:
+        *tensors, reduction = arguments
         input, target, weight = (
             None if tensor is None else batched(tensor, dimension, info.batch_size)
-            for tensor, dimension in zip(arguments, in_dims[1:], strict=True)
+            for tensor, dimension in zip(tensors, in_dims[1:4], strict=True)
         )
         assert input is not None
-        grad = batched_gradient(grad, in_dims[0], input.shape)
-        return _GRADIENT.apply(grad, input, target, weight), 0
+        # One sample's mean divides by the sample's elements.
+        grad = scale_gradient(batched_gradient(grad, in_dims[0], input.shape), reduction, input[0].numel())
+        return _GRADIENT.apply(grad, input, target, weight, "sum"), 0
 
 
 class _SquaredDifferenceGradientForwardAD(_SquaredDifferenceGradient):
@@ -146,12 +151,14 @@ class _SquaredDifferenceGradientForwardAD(_SquaredDifferenceGradient):
         input_tangent: Tensor | None,
         target_tangent: Tensor | None,
         weight_tangent: Tensor | None,
+        _: None,
     ) -> Tensor:
         grad, input, target, weight = saved
+        grad = scale_gradient(grad, ctx.reduction, input.numel())
         error = _error(input, target)
         tangent = torch.zeros_like(error)
         if grad_tangent is not None:
-            tangent = tangent + grad_tangent * error
+            tangent = tangent + scale_gradient(grad_tangent, ctx.reduction, input.numel()) * error
         if input_tangent is not None:
             tangent = tangent + grad * input_tangent
         if target_tangent is not None:
@@ -168,7 +175,7 @@ _GRADIENT = Variants(_SquaredDifferenceGradient, _SquaredDifferenceGradientForwa
 
 
 def _error(input: Tensor, target: Tensor) -> Tensor:
-    compute = eager.compute_dtype(input, target)
+    compute = compute_dtype(input, target)
     return input.to(compute) - target.to(compute)
 
 
@@ -253,7 +260,7 @@ def mse_loss(
     dtype = result_dtype(dtype, input.device)
     if weight is not None and reduction == "mean":
         # Numerator and denominator share one wide weight, so that its gradient is rounded once.
-        compute = eager.compute_dtype(input, target, weight)
+        compute = compute_dtype(input, target, weight)
         weight = weight.to(compute)
         return (_LOSS.apply(input, target, weight, "sum", compute) / weight.sum()).to(dtype)
     return _LOSS.apply(input, target, weight, reduction, dtype)

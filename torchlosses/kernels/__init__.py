@@ -2,39 +2,45 @@
 
 An operator works on canonical arguments, which the loss files prepare: classes along dimension 1, (N, C) or (N, C, M),
 one row a sample. `dtype` is the dtype of the returned loss; inside, bfloat16 and float16 are computed in float32.
-The dispatcher chooses the implementation. `eager` serves every device; a compiled backend registers itself for the CPU
-in front of it. `BACKEND` says which one runs, and why; the environment variable TORCHLOSSES_BACKEND chooses.
+The dispatcher chooses the implementation. `eager` serves every device; the compiled backend, `native`, registers itself
+for the CPU in front of it, and passes on what it does not cover. `BACKEND` says which one runs, and why; the environment
+variable TORCHLOSSES_BACKEND chooses, and `use` chooses for a while.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchlosses._numerics import compute_dtype
 from torchlosses.kernels import eager
 from torchlosses.kernels.backend import choose
 
-BACKEND = choose()
-
 _SCHEMAS = {
     "mse_forward": "(Tensor input, Tensor target, Tensor? weight, str reduction, ScalarType dtype) -> Tensor",
-    "mse_backward": "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight) -> Tensor",
+    "mse_backward": "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, str reduction) -> Tensor",
     "cross_entropy_forward": (
         "(Tensor input, Tensor target, Tensor? weight, str reduction, int ignore_index, float label_smoothing, "
-        "ScalarType dtype) -> (Tensor loss, Tensor maximum, Tensor log_sum, Tensor count)"
+        "ScalarType dtype) -> (Tensor loss, Tensor maximum, Tensor rest, Tensor count)"
     ),
     "cross_entropy_backward": (
-        "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor maximum, Tensor log_sum, "
-        "int ignore_index, float label_smoothing) -> Tensor"
+        "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor maximum, Tensor rest, "
+        "Tensor? count, int ignore_index, float label_smoothing) -> Tensor"
+    ),
+    "cross_entropy_backward_": (
+        "(Tensor grad_output, Tensor(a!) input, Tensor target, Tensor? weight, Tensor maximum, Tensor rest, "
+        "Tensor? count, int ignore_index, float label_smoothing) -> ()"
     ),
     "cee_forward": (
         "(Tensor input, Tensor target, str reduction, float delta, bool validate_args, ScalarType dtype) -> Tensor"
     ),
-    "cee_backward": "(Tensor grad_output, Tensor input, Tensor target, float delta) -> Tensor",
+    "cee_backward": "(Tensor grad_output, Tensor input, Tensor target, float delta, str reduction) -> Tensor",
 }
 
 _library = torch.library.Library("torchlosses", "DEF")
@@ -84,7 +90,11 @@ def _is_differentiated(arguments: tuple[Any, ...]) -> bool:
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, _without_derivative(_name), "Autograd")
-    _library.impl(_name, _without_autocast(getattr(eager, _name)), "CompositeExplicitAutograd")
+    _operator = _without_autocast(getattr(eager, _name))
+    _library.impl(_name, _operator, "CompositeExplicitAutograd")
+    # Under this name the compiled operators find what they pass on to.
+    _library.define(f"eager_{_name}{_schema}")
+    _library.impl(f"eager_{_name}", _operator, "CompositeExplicitAutograd")
 
 
 def _rows(input: Tensor) -> list[int]:
@@ -97,7 +107,9 @@ def _(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, dtyp
 
 
 @torch.library.register_fake("torchlosses::mse_backward", lib=_library)
-def _(grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+def _(
+    grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str
+) -> Tensor:
     return torch.empty_like(input)
 
 
@@ -112,7 +124,7 @@ def _(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = _rows(input)
-    compute = eager.compute_dtype(input, target, weight)
+    compute = compute_dtype(input, target, weight)
     return (
         input.new_empty(rows if reduction == "none" else (), dtype=dtype),
         input.new_empty(rows, dtype=compute),
@@ -128,11 +140,17 @@ def _(
     target: Tensor,
     weight: Tensor | None,
     maximum: Tensor,
-    log_sum: Tensor,
+    rest: Tensor,
+    count: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
 ) -> Tensor:
     return torch.empty_like(input)
+
+
+@torch.library.register_fake("torchlosses::cross_entropy_backward_", lib=_library)
+def _(grad_output: Tensor, input: Tensor, *_: Any) -> None:
+    return None
 
 
 @torch.library.register_fake("torchlosses::cee_forward", lib=_library)
@@ -141,13 +159,72 @@ def _(input: Tensor, target: Tensor, reduction: str, delta: float, validate_args
 
 
 @torch.library.register_fake("torchlosses::cee_backward", lib=_library)
-def _(grad_output: Tensor, input: Tensor, target: Tensor, delta: float) -> Tensor:
+def _(grad_output: Tensor, input: Tensor, target: Tensor, delta: float, reduction: str) -> Tensor:
     return torch.empty_like(input)
+
+
+BACKEND, _native = choose()
+INSTRUCTION_SET = None if _native is None else _native.instruction_set
+
+
+def available() -> tuple[str, ...]:
+    """The backends that this process can run."""
+    return ("eager",) if _native is None else ("native", "eager")
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Run another backend for a while, in all threads: for tests and measurements that compare them.
+
+    Raises:
+        ValueError: The backend is not available.
+
+    Example:
+        >>> from torchlosses import kernels
+        >>> with kernels.use("eager"):
+        ...     pass
+    """
+    global BACKEND
+    if name not in available():
+        raise ValueError(f"{name!r} is not an available backend: expected one of {', '.join(available())}.")
+    before = BACKEND
+    _switch(name)
+    BACKEND = before if name == before.name else before._replace(name=name, reason="torchlosses.kernels.use asks for it")
+    try:
+        yield
+    finally:
+        _switch(before.name)
+        BACKEND = before
+
+
+def _switch(name: str) -> None:
+    if _native is not None:
+        _native.enable(name == "native")
+
+
+def _explained(name: str) -> Callable[..., Any]:
+    """The operator as the Functions call it.
+
+    A compiled operator says in one sentence what it objects to; the eager one, asked the same, says where, and what to do.
+    """
+    operator = getattr(torch.ops.torchlosses, name).default
+    if _native is None:
+        return operator
+
+    @functools.wraps(operator)
+    def call(*arguments: Any) -> Any:
+        try:
+            return operator(*arguments)
+        except (IndexError, ValueError):
+            return getattr(eager, name)(*arguments)
+
+    return call
 
 
 mse_forward = torch.ops.torchlosses.mse_forward.default
 mse_backward = torch.ops.torchlosses.mse_backward.default
-cross_entropy_forward = torch.ops.torchlosses.cross_entropy_forward.default
+cross_entropy_forward = _explained("cross_entropy_forward")
 cross_entropy_backward = torch.ops.torchlosses.cross_entropy_backward.default
-cee_forward = torch.ops.torchlosses.cee_forward.default
+cross_entropy_backward_ = torch.ops.torchlosses.cross_entropy_backward_.default
+cee_forward = _explained("cee_forward")
 cee_backward = torch.ops.torchlosses.cee_backward.default

@@ -1,12 +1,17 @@
-"""Which implementation of the operators runs, and why."""
+"""Which implementation of the operators runs, and why; and the compiled library that may be one of them."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 VARIABLE = "TORCHLOSSES_BACKEND"
 CHOICES = ("auto", "native", "eager")
+LIBRARY = Path(__file__).with_name("_native.so")
 
 
 class Backend(NamedTuple):
@@ -16,21 +21,53 @@ class Backend(NamedTuple):
     reason: str
 
 
-def choose() -> Backend:
+class Native:
+    """The compiled operators: loading registers them for the CPU, in front of the operators in PyTorch operations.
+
+    Raises:
+        ImportError: The library is there but cannot be loaded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            torch.ops.load_library(path)
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise ImportError(
+                f"the compiled operators of torchlosses cannot be loaded: {error.__cause__ or error}. Build them again with "
+                f"`pip install --no-build-isolation -e .`, or set {VARIABLE}=eager to run without them."
+            ) from error
+        self._library.torchlosses_instruction_set.restype = ctypes.c_char_p
+
+    @property
+    def instruction_set(self) -> str:
+        """What the kernels were compiled for: 'avx512', 'avx2' or 'baseline'."""
+        return self._library.torchlosses_instruction_set().decode()
+
+    def enable(self, value: bool) -> None:
+        """Whether the kernels run, or pass everything on."""
+        self._library.torchlosses_enable(int(value))
+
+
+def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
     """Follow the environment variable TORCHLOSSES_BACKEND: 'auto' (default), 'native' or 'eager'.
 
     Raises:
         ValueError: The variable has another value.
-        ImportError: 'native' is asked for, and this installation has no compiled operators.
+        ImportError: 'native' is asked for and this installation has no compiled operators; or it has, and they cannot
+            be loaded.
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in CHOICES:
         raise ValueError(f"{VARIABLE}={wanted!r} is not a backend: expected one of {', '.join(CHOICES)}.")
     if wanted == "eager":
-        return Backend("eager", f"{VARIABLE}=eager asks for it")
+        return Backend("eager", f"{VARIABLE}=eager asks for it"), None
+    if library.exists():
+        reason = f"{VARIABLE}=native asks for it" if wanted == "native" else "this installation has compiled operators"
+        return Backend("native", reason), Native(library)
     if wanted == "native":
         raise ImportError(
-            f"{VARIABLE}=native asks for compiled operators, which this installation does not have: "
-            f"set {VARIABLE} to auto or eager."
+            f"{VARIABLE}=native asks for compiled operators, which this installation does not have: build them with "
+            f"`pip install --no-build-isolation -e .` and a C++ compiler, or set {VARIABLE} to auto or eager."
         )
-    return Backend("eager", "this installation has no compiled operators")
+    return Backend("eager", "this installation has no compiled operators; they need a C++ compiler to be built"), None

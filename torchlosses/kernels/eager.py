@@ -15,16 +15,11 @@ import torch
 from torch import Tensor
 
 from torchlosses import _validation
-from torchlosses._reduction import reduce_rows
+from torchlosses._numerics import compute_dtype, log_plus_delta
+from torchlosses._reduction import reduce_rows, scale_gradient
 
 # Elements of a block: 2 MiB of float32, large enough to hide the cost of calling an operation.
 BLOCK = 1 << 19
-
-
-def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """float64 where an argument is float64, else float32."""
-    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
-    return torch.float64 if wide else torch.float32
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -53,11 +48,14 @@ def mse_forward(input: Tensor, target: Tensor, weight: Tensor | None, reduction:
     return input.new_full((), total, dtype=dtype)
 
 
-def mse_backward(grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    """2 g w (x - t), where g is a number or has the shape of the input."""
+def mse_backward(
+    grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str
+) -> Tensor:
+    """2 g w (x - t), where g is a number or has the shape of the input; 'mean' divides it by the number of elements."""
     compute = compute_dtype(input, target, weight)
     grad_input = torch.empty_like(input)
-    scale = (2 * grad_output.to(compute)).expand(input.shape)
+    scale = 2 * scale_gradient(grad_output.to(compute), reduction, input.numel())
+    scale = scale.expand(input.shape)
     for x, t, w, g, out in _element_blocks(input, target, weight, scale, grad_input):
         in_place = out.dtype == compute
         error = torch.sub(x.to(compute), t.to(compute), out=out) if in_place else x.to(compute) - t.to(compute)
@@ -75,7 +73,7 @@ def _squared_error(x: Tensor, t: Tensor, w: Tensor | None, compute: torch.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Cross-entropy on logits. Per row: m = max x, e_j = exp(x_j - m), s = Σ e_j, -log p_j = (m - x_j) + log s
+# Cross-entropy on logits. Per row: m = max x, e_j = exp(x_j - m), rest = Σ e_j - 1, -log p_j = log1p(rest) - (x_j - m)
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -88,10 +86,7 @@ def cross_entropy_forward(
     label_smoothing: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, and for the backward the rows' maximum m and log s, and the number of rows that 'mean' divides by.
-
-    m and log s are kept apart: their sum would round log s away where m is large.
-    """
+    """Loss, and for the backward the rows' maximum m and rest, and the number of rows that 'mean' divides by."""
     compute = compute_dtype(input, target, weight)
     classes = input.shape[1]
     rows = (input.shape[0], *input.shape[2:])
@@ -111,22 +106,22 @@ def cross_entropy_forward(
             return _probability_rows(x.to(compute), t.to(compute), weight, label_smoothing)
 
     if not classes:
-        losses, maximum, log_sum = (input.new_zeros(rows, dtype=compute) for _ in range(3))
+        losses, maximum, rest = (input.new_zeros(rows, dtype=compute) for _ in range(3))
     elif _is_one_block(input):
-        losses, maximum, log_sum = step(input, target)
+        losses, maximum, rest = step(input, target)
     else:
-        losses, maximum, log_sum = results = [input.new_empty(rows, dtype=compute) for _ in range(3)]
+        losses, maximum, rest = results = [input.new_empty(rows, dtype=compute) for _ in range(3)]
         for x, t, *out in _row_blocks(input, (target, *results)):
             for result, value in zip(out, step(x, t), strict=True):
                 result.copy_(value)
     if inactive is not None:
         losses = losses.masked_fill(inactive, 0)
     count = counted.to(compute) if isinstance(counted, Tensor) else losses.new_full((), counted)
-    return reduce_rows(losses, reduction, count).to(dtype), maximum, log_sum, count
+    return reduce_rows(losses, reduction, count).to(dtype), maximum, rest, count
 
 
 def _index_rows(x: Tensor, i: Tensor, weight: Tensor | None, label_smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, maximum and log s of each row, for class indices."""
+    """Loss, maximum and rest of each row, for class indices."""
     maximum = x.amax(1, keepdim=True)
     shifted = x - maximum
     shifted_target = shifted.gather(1, i)
@@ -134,30 +129,30 @@ def _index_rows(x: Tensor, i: Tensor, weight: Tensor | None, label_smoothing: fl
     # The target's own term is left out of the sum and comes back as expm1: where the target is the maximum, that is
     # exactly 0, and log1p keeps the small remainder that 1 + remainder would round away.
     others = shifted.exp_().scatter_(1, i, 0).sum(1, keepdim=True)
-    log_sum = torch.log1p(others + torch.expm1(shifted_target))
+    rest = others + torch.expm1(shifted_target)
+    log_sum = torch.log1p(rest)
     loss = log_sum - shifted_target
     if weight is not None:
         loss = loss * weight[i]
     if smooth is not None:
         total = x.shape[1] if weight is None else weight.sum()
         loss = (1 - label_smoothing) * loss + (total * log_sum - smooth) * (label_smoothing / x.shape[1])
-    return loss.squeeze(1), maximum.squeeze(1), log_sum.squeeze(1)
+    return loss.squeeze(1), maximum.squeeze(1), rest.squeeze(1)
 
 
 def _probability_rows(
     x: Tensor, t: Tensor, weight: Tensor | None, label_smoothing: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, maximum and log s of each row, for class probabilities."""
+    """Loss, maximum and rest of each row, for class probabilities."""
     maximum, i = x.max(1, keepdim=True)
     shifted = x - maximum
     share = _effective_target(t, weight, label_smoothing)
     # 0 · log 0 = 0: a class without a share counts for nothing, also where its logit is -inf.
     weighted = (share * shifted).masked_fill_(share == 0, 0).sum(1, keepdim=True)
-    log_sum = torch.log1p(shifted.exp_().scatter_(1, i, 0).sum(1, keepdim=True))
-    # exp_ and scatter_ have hidden a nan or +inf logit at the maximum; it has to reach the loss.
-    log_sum = log_sum + (maximum - maximum)
-    loss = share.sum(1, keepdim=True) * log_sum - weighted
-    return loss.squeeze(1), maximum.squeeze(1), log_sum.squeeze(1)
+    # scatter_ hides a nan or +inf logit at the maximum; it has to reach the loss.
+    rest = shifted.exp_().scatter_(1, i, 0).sum(1, keepdim=True) + (maximum - maximum)
+    loss = share.sum(1, keepdim=True) * torch.log1p(rest) - weighted
+    return loss.squeeze(1), maximum.squeeze(1), rest.squeeze(1)
 
 
 def _smooth_sum(shifted: Tensor, weight: Tensor | None) -> Tensor:
@@ -174,20 +169,25 @@ def cross_entropy_backward(
     target: Tensor,
     weight: Tensor | None,
     maximum: Tensor,
-    log_sum: Tensor,
+    rest: Tensor,
+    count: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
 ) -> Tensor:
     """g (A softmax(x) - a) for each row.
 
-    a is the target's weighted share of each class, A its sum, and g the gradient of the row's loss, or of every row's.
+    a is the target's weighted share of each class, A its sum, and g the gradient of the row's loss, or of every row's,
+    divided by `count` where that is given.
     """
     compute = compute_dtype(input, target, weight)
     classes = input.shape[1]
     grad_input = torch.empty_like(input)
     if not input.numel():
         return grad_input
-    grad_rows = grad_output.to(compute).expand(maximum.shape)
+    grad_rows = grad_output.to(compute)
+    if count is not None:
+        grad_rows = grad_rows / count
+    grad_rows = grad_rows.expand(maximum.shape)
     if weight is not None:
         weight = weight.to(compute)
     if target.dim() < input.dim():
@@ -196,13 +196,31 @@ def cross_entropy_backward(
         if inactive is not None:
             # A mean over no row divides by zero; its rows are inactive and their gradient is 0, not 0 · inf.
             grad_rows = grad_rows.masked_fill(inactive, 0)
-        rows = (grad_input, grad_rows, indices, inactive, maximum, log_sum)
-        for x, out, g, i, none, m, s in _row_blocks(input, rows):
-            _index_gradient(x, out, g.unsqueeze(1), i.unsqueeze(1), none, (m, s), weight, label_smoothing, compute)
+        rows = (grad_input, grad_rows, indices, inactive, maximum, rest)
+        for x, out, g, i, none, m, r in _row_blocks(input, rows):
+            _index_gradient(x, out, g.unsqueeze(1), i.unsqueeze(1), none, (m, r), weight, label_smoothing, compute)
     else:
         for x, out, g, t in _row_blocks(input, (grad_input, grad_rows, target)):
             _probability_gradient(x, out, g.unsqueeze(1), t.to(compute), weight, label_smoothing, compute)
     return grad_input
+
+
+def cross_entropy_backward_(
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    maximum: Tensor,
+    rest: Tensor,
+    count: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> None:
+    """The same, written over the input."""
+    options = (count, ignore_index, label_smoothing)
+    grad_rows = grad_output.expand(maximum.shape)
+    for x, g, t, m, r in _row_blocks(input, (grad_rows, target, maximum, rest)):
+        x.copy_(cross_entropy_backward(g, x, t, weight, m, r, *options))
 
 
 def _index_gradient(
@@ -216,19 +234,21 @@ def _index_gradient(
     label_smoothing: float,
     compute: torch.dtype,
 ) -> None:
-    maximum, log_sum = (value.unsqueeze(1) for value in stats)
-    loss = (maximum - x.gather(1, i).to(compute)) + log_sum
+    maximum, rest = (value.unsqueeze(1) for value in stats)
+    shifted = x.gather(1, i).to(compute) - maximum
+    total, e = 1 + rest, shifted.exp()
+    # p_t - 1 = -Σ_{j≠t} p_j keeps the digits that a subtraction of two numbers close to 1 loses.
+    others = torch.where(shifted == 0, rest, 1 + (rest - e))
     hard = (g if weight is None else g * weight[i]) * (1 - label_smoothing)
     smooth = g * (label_smoothing / x.shape[1])
     scale = hard
     if label_smoothing:
         scale = hard + smooth * (x.shape[1] if weight is None else weight.sum())
     gradient = _softmax(x, out, compute).mul_(scale)
-    # p_t - 1 = expm1(log p_t) keeps the digits that a subtraction of two numbers close to 1 loses.
-    at_target = hard * torch.expm1(-loss)
+    at_target = -hard * (others / total)
     if label_smoothing:
         gradient.sub_(smooth if weight is None else smooth * _along_classes(weight, gradient))
-        at_target = at_target + (scale - hard) * torch.exp(-loss) - smooth * (1 if weight is None else weight[i])
+        at_target = at_target + (scale - hard) * (e / total) - smooth * (1 if weight is None else weight[i])
     gradient.scatter_(1, i, at_target)
     if inactive is not None:
         gradient.masked_fill_(inactive.unsqueeze(1), 0)
@@ -331,10 +351,11 @@ def cee_forward(
     return reduce_rows(losses, reduction, losses.numel()).to(dtype)
 
 
-def cee_backward(grad_output: Tensor, input: Tensor, target: Tensor, delta: float) -> Tensor:
-    """-g t / (p + δ), where g is a number or a row's."""
+def cee_backward(grad_output: Tensor, input: Tensor, target: Tensor, delta: float, reduction: str) -> Tensor:
+    """-g t / (p + δ), where g is a number or a row's; 'mean' divides it by the number of rows."""
     compute = compute_dtype(input, target if target.is_floating_point() else None)
-    grad_rows = grad_output.to(compute).neg().expand(input.shape[0], *input.shape[2:])
+    rows = (input.shape[0], *input.shape[2:])
+    grad_rows = scale_gradient(grad_output.to(compute).neg(), reduction, math.prod(rows)).expand(rows)
     if target.dim() < input.dim():
         grad_input = torch.zeros_like(input)
         if input.numel():
@@ -349,11 +370,6 @@ def cee_backward(grad_output: Tensor, input: Tensor, target: Tensor, delta: floa
             gradient.masked_fill_(t == 0, 0)
         out.copy_(gradient.mul_(g.unsqueeze(1)))
     return grad_input
-
-
-def log_plus_delta(p: Tensor, delta: float) -> Tensor:
-    """log(p + δ), right to rounding also next to p = 1, where p + δ would round δ away."""
-    return torch.where(p < 0.5, torch.log(p + delta), torch.log1p((p - 1) + delta))
 
 
 def _check_probabilities(p: Tensor) -> None:

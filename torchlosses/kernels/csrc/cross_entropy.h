@@ -1,0 +1,664 @@
+// Cross-entropy on logits, on the CPU. torchlosses/cross_entropy.py derives the formulas. For a row x:
+//
+//   m = max x, e_j = exp(x_j - m), rest = Σ e_j over all j but one at the maximum, s = 1 + rest = Σ e_j
+//   -log p_c = log1p(rest) - (x_c - m)
+//   loss     = A log1p(rest) - Σ_c a_c (x_c - m)         (a the target's share of each class, A its sum)
+//   gradient = g (A e_c / s - a_c)
+//
+// The 1 of s is never added before it has to be: a row that is sure of its target keeps all digits of its small loss, and
+// in the gradient p_t - 1 is -rest / s.
+#pragma once
+
+#include "vector.h"
+
+namespace torchlosses {
+namespace INSTRUCTION_SET {
+
+// Numbers that are taken from memory once and stay in the first-level cache for the second look.
+constexpr int64_t kChunk = 4096;
+
+template <typename Stored>
+inline Compute<Stored> maximum_of(const Stored* x, int64_t count) {
+  using Number = Compute<Stored>;
+  constexpr int64_t lanes = kLanes<Number>;
+  constexpr Number kLowest = -std::numeric_limits<Number>::infinity();
+  Vector<Number> first = all<Number>(kLowest), second = first, third = first, fourth = first;
+  int64_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    first = larger<Number>(load(x + i), first);
+    second = larger<Number>(load(x + i + lanes), second);
+    third = larger<Number>(load(x + i + 2 * lanes), third);
+    fourth = larger<Number>(load(x + i + 3 * lanes), fourth);
+  }
+  for (; i + lanes <= count; i += lanes) {
+    first = larger<Number>(load(x + i), first);
+  }
+  if (i < count) {
+    second = larger<Number>(load_some(x + i, count - i, kLowest), second);
+  }
+  return largest<Number>(larger<Number>(larger<Number>(first, second), larger<Number>(third, fourth)));
+}
+
+template <typename Stored>
+inline int64_t find(const Stored* x, int64_t count, Compute<Stored> value) {
+  constexpr int64_t lanes = kLanes<Compute<Stored>>;
+  int64_t i = 0;
+  while (i + lanes <= count && !any(load(x + i) == value)) {
+    i += lanes;
+  }
+  while (i < count && widen(x[i]) != value) {
+    ++i;
+  }
+  return i;
+}
+
+template <typename Stored>
+inline double sum_of_exp(const Stored* x, int64_t count, Compute<Stored> m) {
+  using Number = Compute<Stored>;
+  constexpr int64_t lanes = kLanes<Number>;
+  Vector<Number> first{}, second{}, third{}, fourth{};
+  int64_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    first += exp(load(x + i) - m);
+    second += exp(load(x + i + lanes) - m);
+    third += exp(load(x + i + 2 * lanes) - m);
+    fourth += exp(load(x + i + 3 * lanes) - m);
+  }
+  for (; i + lanes <= count; i += lanes) {
+    first += exp(load(x + i) - m);
+  }
+  if (i < count) {
+    second += exp(load_some(x + i, count - i, -std::numeric_limits<Number>::infinity()) - m);
+  }
+  return sum<Number>((first + second) + (third + fourth));
+}
+
+template <typename Number>
+struct RowStatistics {
+  Number maximum;
+  Number rest;
+};
+
+// One look at memory: each chunk is searched for a larger maximum, and its exponentials are added while it is in cache.
+template <typename Stored>
+inline RowStatistics<Compute<Stored>> statistics(const Stored* x, int64_t classes) {
+  using Number = Compute<Stored>;
+  constexpr Number kLowest = -std::numeric_limits<Number>::infinity();
+  Number m = kLowest;
+  double rest = 0;
+  for (int64_t start = 0; start < classes; start += kChunk) {
+    const int64_t count = classes - start < kChunk ? classes - start : kChunk;
+    const Stored* chunk = x + start;
+    const Number candidate = maximum_of(chunk, count);
+    if (candidate > m) {
+      if (m != kLowest) {
+        // What had been the maximum is now one of the others.
+        rest = (rest + 1.0) * std::exp(static_cast<double>(m) - static_cast<double>(candidate));
+      }
+      m = candidate;
+      const int64_t place = find(chunk, count, m);
+      rest += sum_of_exp(chunk, place, m) + sum_of_exp(chunk + place + 1, count - place - 1, m);
+    } else {
+      // A row that has shown nothing but -inf and nan so far has no finite maximum to subtract.
+      rest += sum_of_exp(chunk, count, m == kLowest ? Number(0) : m);
+    }
+  }
+  // An infinite maximum makes the row's probabilities 0/0 or inf/inf.
+  return {m, static_cast<Number>(rest) + (m - m)};
+}
+
+// a_c = w_c ((1 - ε) t_c + ε / C), for `count` classes from `start` on; lanes beyond them are 0.
+template <typename Number>
+struct Shares {
+  const void* targets;  // one-hot targets are left out: nullptr
+  const Number* weight;
+  Number kept;
+  Number spread;
+
+  template <typename Stored>
+  Vector<Number> at(const Stored* t, int64_t start, int64_t count) const {
+    constexpr int64_t lanes = kLanes<Number>;
+    Vector<Number> share = all<Number>(spread);
+    if (t != nullptr) {
+      share += (count < lanes ? load_some(t + start, count, Number(0)) : load(t + start)) * kept;
+    }
+    if (weight != nullptr) {
+      share *= count < lanes ? load_some(weight + start, count, Number(0)) : load(weight + start);
+    }
+    return share;
+  }
+};
+
+// Σ a and Σ a (x - m), where a class without a share counts for nothing, also if its logit is infinite.
+template <typename Stored>
+inline void weigh(
+    const Stored* x,
+    const Stored* t,
+    const Shares<Compute<Stored>>& shares,
+    int64_t classes,
+    Compute<Stored> m,
+    double& total,
+    double& weighted) {
+  using Number = Compute<Stored>;
+  constexpr int64_t lanes = kLanes<Number>;
+  for (int64_t start = 0; start < classes; start += kChunk) {
+    const int64_t end = classes - start < kChunk ? classes : start + kChunk;
+    Vector<Number> sum_of_shares{}, sum_of_products{};
+    for (int64_t c = start; c < end; c += lanes) {
+      const int64_t count = end - c < lanes ? end - c : lanes;
+      Vector<Number> share = shares.at(t, c, count);
+      Vector<Number> shifted;
+      if (count < lanes) {
+        shifted = load_some(x + c, count, m) - m;
+        for (int64_t lane = count; lane < lanes; ++lane) {
+          share[lane] = 0;
+        }
+      } else {
+        shifted = load(x + c) - m;
+      }
+      sum_of_shares += share;
+      sum_of_products += share == Number(0) ? Vector<Number>{} : share * shifted;
+    }
+    total += sum<Number>(sum_of_shares);
+    weighted += sum<Number>(sum_of_products);
+  }
+}
+
+// A target class, and whether its row takes part. An index outside the classes is reported, and its row left alone.
+struct Target {
+  int64_t index;
+  bool active;
+};
+
+template <typename Number>
+inline Target target_of(const CrossEntropy& arguments, int64_t sample, int64_t position) {
+  const Layout& layout = arguments.target_layout;
+  const int64_t index = arguments.indices[sample * layout.sample + position * layout.position];
+  if (index == arguments.ignore_index) {
+    return {0, false};
+  }
+  if (index < 0 || index >= arguments.sizes.classes) {
+    arguments.out_of_bounds->store(true, std::memory_order_relaxed);
+    return {0, false};
+  }
+  const Number* weight = static_cast<const Number*>(arguments.weight);
+  const bool weightless = weight != nullptr && arguments.label_smoothing == 0 && weight[index] == 0;
+  return {index, !weightless};
+}
+
+template <typename Stored>
+void forward_along_classes(const CrossEntropy& arguments, int64_t begin, int64_t end) {
+  using Number = Compute<Stored>;
+  const Sizes& sizes = arguments.sizes;
+  const Number* weight = static_cast<const Number*>(arguments.weight);
+  const double smoothing = arguments.label_smoothing;
+  const double spread = smoothing / static_cast<double>(sizes.classes);
+  const Shares<Number> shares{
+      arguments.shares, weight, static_cast<Number>(1 - smoothing), static_cast<Number>(spread)};
+  const Shares<Number> even{nullptr, weight, Number(0), Number(1)};
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t sample = row / sizes.positions, position = row % sizes.positions;
+    Number& loss = static_cast<Number*>(arguments.losses)[row];
+    Number& maximum = static_cast<Number*>(arguments.maximum)[row];
+    Number& rest = static_cast<Number*>(arguments.rest)[row];
+    Target target{0, true};
+    if (arguments.indices != nullptr) {
+      target = target_of<Number>(arguments, sample, position);
+    }
+    if (!target.active) {
+      loss = maximum = rest = 0;
+      continue;
+    }
+    const Layout& layout = arguments.input_layout;
+    const Stored* x =
+        static_cast<const Stored*>(arguments.input) + sample * layout.sample + position * layout.position;
+    const RowStatistics<Number> row_statistics = statistics(x, sizes.classes);
+    maximum = row_statistics.maximum;
+    rest = row_statistics.rest;
+    const Number log_sum = log1p_of(rest);
+    if (arguments.indices == nullptr) {
+      const Layout& target_layout = arguments.target_layout;
+      const Stored* t = static_cast<const Stored*>(arguments.shares) + sample * target_layout.sample +
+                        position * target_layout.position;
+      double total = 0, weighted = 0;
+      weigh(x, t, shares, sizes.classes, maximum, total, weighted);
+      loss = static_cast<Number>(total * log_sum - weighted);
+      continue;
+    }
+    loss = log_sum - (widen(x[target.index]) - maximum);
+    if (weight != nullptr) {
+      loss *= weight[target.index];
+    }
+    if (smoothing != 0) {
+      double total = 0, weighted = 0;
+      weigh(x, static_cast<const Stored*>(nullptr), even, sizes.classes, maximum, total, weighted);
+      loss = static_cast<Number>((1 - smoothing) * loss + (total * log_sum - weighted) * spread);
+    }
+  }
+}
+
+// scale · e / s - smooth · w for a row; the target's entry is put right by the caller.
+template <bool kSmooth, typename Stored>
+inline void write_gradient(
+    const Stored* x,
+    Stored* out,
+    int64_t classes,
+    Compute<Stored> m,
+    Compute<Stored> factor,
+    Compute<Stored> smooth,
+    const Compute<Stored>* weight) {
+  using Number = Compute<Stored>;
+  constexpr int64_t lanes = kLanes<Number>;
+  const auto entry = [&](Vector<Number> logits, int64_t c, int64_t count) {
+    Vector<Number> gradient = exp(logits - m) * factor;
+    if (kSmooth) {
+      const Vector<Number> w = weight == nullptr ? all<Number>(1)
+                               : count < lanes   ? load_some(weight + c, count, Number(0))
+                                                 : load(weight + c);
+      gradient -= w * smooth;
+    }
+    return gradient;
+  };
+  int64_t c = 0;
+  for (; c + 2 * lanes <= classes; c += 2 * lanes) {
+    const Vector<Number> first = entry(load(x + c), c, lanes);
+    const Vector<Number> second = entry(load(x + c + lanes), c + lanes, lanes);
+    store(out + c, first);
+    store(out + c + lanes, second);
+  }
+  for (; c < classes; c += lanes) {
+    const int64_t count = classes - c < lanes ? classes - c : lanes;
+    if (count == lanes) {
+      store(out + c, entry(load(x + c), c, lanes));
+    } else {
+      store_some(out + c, count, entry(load_some(x + c, count, m), c, count));
+    }
+  }
+}
+
+// The entry of the target class t, whose probability is close to 1 in a good row: p_t - 1 = -(s - e_t) / s.
+template <typename Number>
+inline Number target_entry(
+    Number shifted, Number rest, Number hard, Number scale, Number smooth, Number weight) {
+  const Number s = 1 + rest;
+  const Number e = exp_of(shifted);
+  const Number others = shifted == 0 ? rest : 1 + (rest - e);
+  return (scale - hard) * (e / s) - hard * (others / s) - smooth * weight;
+}
+
+template <typename Stored>
+void backward_along_classes(const CrossEntropy& arguments, int64_t begin, int64_t end) {
+  using Number = Compute<Stored>;
+  constexpr int64_t lanes = kLanes<Number>;
+  const Sizes& sizes = arguments.sizes;
+  const Number* weight = static_cast<const Number*>(arguments.weight);
+  const Number smoothing = static_cast<Number>(arguments.label_smoothing);
+  const Number spread = static_cast<Number>(arguments.label_smoothing / static_cast<double>(sizes.classes));
+  const Shares<Number> shares{arguments.shares, weight, 1 - smoothing, spread};
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t sample = row / sizes.positions, position = row % sizes.positions;
+    const Layout &layout = arguments.input_layout, &grad_layout = arguments.grad_layout;
+    const Stored* x =
+        static_cast<const Stored*>(arguments.input) + sample * layout.sample + position * layout.position;
+    Stored* out =
+        static_cast<Stored*>(arguments.grad_input) + sample * grad_layout.sample + position * grad_layout.position;
+    Target target{0, true};
+    if (arguments.indices != nullptr) {
+      target = target_of<Number>(arguments, sample, position);
+    }
+    if (!target.active) {
+      std::memset(out, 0, static_cast<size_t>(sizes.classes) * sizeof(Stored));
+      continue;
+    }
+    const Number g = static_cast<Number>(
+        static_cast<const Number*>(arguments.grad_rows)[row * arguments.grad_stride] * arguments.scale);
+    const Number m = static_cast<const Number*>(arguments.maximum)[row];
+    const Number rest = static_cast<const Number*>(arguments.rest)[row];
+    const Number s = 1 + rest;
+    if (arguments.indices != nullptr) {
+      const Number w = weight == nullptr ? Number(1) : weight[target.index];
+      const Number hard = g * w * (1 - smoothing);
+      const Number smooth = g * spread;
+      const Number scale = smoothing != 0 ? hard + smooth * static_cast<Number>(arguments.weight_sum) : hard;
+      const Number shifted = widen(x[target.index]) - m;
+      if (smoothing != 0) {
+        write_gradient<true>(x, out, sizes.classes, m, scale / s, smooth, weight);
+      } else {
+        write_gradient<false>(x, out, sizes.classes, m, scale / s, smooth, weight);
+      }
+      out[target.index] = narrow<Stored>(target_entry(shifted, rest, hard, scale, smooth, w));
+      continue;
+    }
+    const Layout& target_layout = arguments.target_layout;
+    const Stored* t = static_cast<const Stored*>(arguments.shares) + sample * target_layout.sample +
+                      position * target_layout.position;
+    const int64_t place = find(x, sizes.classes, m);
+    double total = 0, others = 0;
+    for (int64_t c = 0; c < sizes.classes; c += lanes) {
+      const int64_t count = sizes.classes - c < lanes ? sizes.classes - c : lanes;
+      Vector<Number> share = shares.at(t, c, count);
+      for (int64_t lane = count; lane < lanes; ++lane) {
+        share[lane] = 0;
+      }
+      total += sum<Number>(share);
+      if (place >= c && place < c + count) {
+        share[place - c] = 0;
+      }
+      others += sum<Number>(share);
+    }
+    const Number factor = static_cast<Number>(total / static_cast<double>(s));
+    for (int64_t c = 0; c < sizes.classes; c += lanes) {
+      const int64_t count = sizes.classes - c < lanes ? sizes.classes - c : lanes;
+      const Vector<Number> logits = count < lanes ? load_some(x + c, count, m) : load(x + c);
+      const Vector<Number> gradient = (exp(logits - m) * factor - shares.at(t, c, count)) * g;
+      if (count < lanes) {
+        store_some(out + c, count, gradient);
+      } else {
+        store(out + c, gradient);
+      }
+    }
+    if (place < sizes.classes) {
+      // A p - a = Σ_{j≠i} a_j - A Σ_{j≠i} p_j at the most probable class i.
+      const double entry = others - total * (static_cast<double>(rest) / static_cast<double>(s));
+      out[place] = narrow<Stored>(static_cast<Number>(entry) * g);
+    }
+  }
+}
+
+// Classes that are not neighbours in memory, (N, C, M): the lanes of a vector are positions, and a tile of them is walked
+// through class by class.
+constexpr int64_t kTile = 256;
+constexpr int64_t kClassesAtATime = 512;
+
+struct Tile {
+  int64_t sample;
+  int64_t position;
+  int64_t width;
+};
+
+inline Tile tile_at(const CrossEntropy& arguments, int64_t unit) {
+  const Sizes& sizes = arguments.sizes;
+  const int64_t tiles = (sizes.positions + arguments.tile - 1) / arguments.tile;
+  const int64_t position = (unit % tiles) * arguments.tile;
+  const int64_t left = sizes.positions - position;
+  return {unit / tiles, position, left < arguments.tile ? left : arguments.tile};
+}
+
+template <typename Stored>
+inline Vector<Compute<Stored>> load_part(const Stored* from, int64_t count, Compute<Stored> filling) {
+  return count < kLanes<Compute<Stored>> ? load_some(from, count, filling) : load(from);
+}
+
+template <typename Stored>
+inline void store_part(Stored* to, int64_t count, Vector<Compute<Stored>> vector) {
+  if (count < kLanes<Compute<Stored>>) {
+    store_some(to, count, vector);
+  } else {
+    store(to, vector);
+  }
+}
+
+template <typename Stored>
+void forward_across_positions(const CrossEntropy& arguments, int64_t begin, int64_t end) {
+  using Number = Compute<Stored>;
+  using Integer = typename VectorOf<Number>::Integer;
+  constexpr int64_t lanes = kLanes<Number>;
+  constexpr Number kLowest = -std::numeric_limits<Number>::infinity();
+  const Sizes& sizes = arguments.sizes;
+  const Number* weight = static_cast<const Number*>(arguments.weight);
+  const Number smoothing = static_cast<Number>(arguments.label_smoothing);
+  const Number spread = static_cast<Number>(arguments.label_smoothing / static_cast<double>(sizes.classes));
+  const int64_t step = arguments.input_layout.classes;
+  const bool probabilities = arguments.indices == nullptr;
+  alignas(64) Number maximum[kTile];
+  alignas(64) Integer place[kTile];
+  alignas(64) Number part[kTile];
+  alignas(64) Number total_part[kTile];
+  alignas(64) double rest[kTile];
+  alignas(64) double total[kTile];
+  alignas(64) double weighted[kTile];
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Tile tile = tile_at(arguments, unit);
+    const int64_t width = tile.width;
+    const int64_t row = tile.sample * sizes.positions + tile.position;
+    const Stored* x =
+        static_cast<const Stored*>(arguments.input) + tile.sample * arguments.input_layout.sample + tile.position;
+    const Stored* t = static_cast<const Stored*>(arguments.shares) + tile.sample * arguments.target_layout.sample +
+                      tile.position;
+    for (int64_t i = 0; i < width; i += lanes) {
+      store(maximum + i, all<Number>(kLowest));
+      store_integers(place + i, Integers<Number>{} - 1);
+    }
+    for (int64_t c = 0; c < sizes.classes; ++c) {
+      for (int64_t i = 0; i < width; i += lanes) {
+        const Vector<Number> logits = load_part(x + c * step + i, width - i, kLowest);
+        const Vector<Number> m = load(maximum + i);
+        const Integers<Number> is_larger = logits > m;
+        store(maximum + i, is_larger ? logits : m);
+        store_integers(
+            place + i,
+            is_larger ? Integers<Number>{} + static_cast<Integer>(c) : load_integers<Number>(place + i));
+      }
+    }
+    std::memset(rest, 0, sizeof(rest));
+    std::memset(total, 0, sizeof(total));
+    std::memset(weighted, 0, sizeof(weighted));
+    const bool weigh = probabilities || smoothing != 0;
+    for (int64_t start = 0; start < sizes.classes; start += kClassesAtATime) {
+      const int64_t stop = sizes.classes - start < kClassesAtATime ? sizes.classes : start + kClassesAtATime;
+      std::memset(part, 0, sizeof(part));
+      for (int64_t c = start; c < stop; ++c) {
+        for (int64_t i = 0; i < width; i += lanes) {
+          const Vector<Number> logits = load_part(x + c * step + i, width - i, Number(0));
+          const Vector<Number> m = load(maximum + i);
+          const Vector<Number> e = exp(logits - (m == kLowest ? Vector<Number>{} : m));
+          const Integers<Number> is_maximum = load_integers<Number>(place + i) == static_cast<Integer>(c);
+          store(part + i, load(part + i) + (is_maximum ? Vector<Number>{} : e));
+        }
+      }
+      for (int64_t i = 0; i < width; ++i) {
+        rest[i] += static_cast<double>(part[i]);
+      }
+      if (!weigh) {
+        continue;
+      }
+      std::memset(part, 0, sizeof(part));
+      std::memset(total_part, 0, sizeof(total_part));
+      for (int64_t c = start; c < stop; ++c) {
+        const Number w = weight == nullptr ? Number(1) : weight[c];
+        for (int64_t i = 0; i < width; i += lanes) {
+          const Vector<Number> shifted = load_part(x + c * step + i, width - i, Number(0)) - load(maximum + i);
+          Vector<Number> share = all<Number>(probabilities ? spread : Number(1));
+          if (probabilities) {
+            share += load_part(t + c * arguments.target_layout.classes + i, width - i, Number(0)) * (1 - smoothing);
+          }
+          share *= w;
+          const Vector<Number> product = share == Number(0) ? Vector<Number>{} : share * shifted;
+          store(total_part + i, load(total_part + i) + share);
+          store(part + i, load(part + i) + product);
+        }
+      }
+      for (int64_t i = 0; i < width; ++i) {
+        total[i] += static_cast<double>(total_part[i]);
+        weighted[i] += static_cast<double>(part[i]);
+      }
+    }
+    Number* losses = static_cast<Number*>(arguments.losses) + row;
+    Number* maxima = static_cast<Number*>(arguments.maximum) + row;
+    Number* rests = static_cast<Number*>(arguments.rest) + row;
+    for (int64_t i = 0; i < width; ++i) {
+      part[i] = static_cast<Number>(rest[i]) + (maximum[i] - maximum[i]);
+      maxima[i] = maximum[i];
+      rests[i] = part[i];
+    }
+    for (int64_t i = 0; i < width; i += lanes) {
+      store(part + i, log1p(load(part + i)));
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      const Number log_sum = part[i];
+      if (probabilities) {
+        losses[i] = static_cast<Number>(total[i] * log_sum - weighted[i]);
+        continue;
+      }
+      const Target target = target_of<Number>(arguments, tile.sample, tile.position + i);
+      if (!target.active) {
+        losses[i] = maxima[i] = rests[i] = 0;
+        continue;
+      }
+      Number loss = log_sum - (widen(x[target.index * step + i]) - maximum[i]);
+      if (weight != nullptr) {
+        loss *= weight[target.index];
+      }
+      if (smoothing != 0) {
+        loss = (1 - smoothing) * loss + static_cast<Number>((total[i] * log_sum - weighted[i]) * spread);
+      }
+      losses[i] = loss;
+    }
+  }
+}
+
+template <typename Stored>
+void backward_across_positions(const CrossEntropy& arguments, int64_t begin, int64_t end) {
+  using Number = Compute<Stored>;
+  using Integer = typename VectorOf<Number>::Integer;
+  constexpr int64_t lanes = kLanes<Number>;
+  const Sizes& sizes = arguments.sizes;
+  const Number* weight = static_cast<const Number*>(arguments.weight);
+  const Number smoothing = static_cast<Number>(arguments.label_smoothing);
+  const Number spread = static_cast<Number>(arguments.label_smoothing / static_cast<double>(sizes.classes));
+  const int64_t step = arguments.input_layout.classes, grad_step = arguments.grad_layout.classes;
+  const bool probabilities = arguments.indices == nullptr;
+  alignas(64) Number maximum[kTile];
+  alignas(64) Number factor[kTile];
+  alignas(64) Number smooth[kTile];
+  alignas(64) Number entry[kTile];
+  alignas(64) Integer place[kTile];
+  alignas(64) Number part[kTile];
+  alignas(64) Number total_part[kTile];
+  alignas(64) double total[kTile];
+  alignas(64) double others[kTile];
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Tile tile = tile_at(arguments, unit);
+    const int64_t width = tile.width;
+    const int64_t row = tile.sample * sizes.positions + tile.position;
+    const Stored* x =
+        static_cast<const Stored*>(arguments.input) + tile.sample * arguments.input_layout.sample + tile.position;
+    const Stored* t = static_cast<const Stored*>(arguments.shares) + tile.sample * arguments.target_layout.sample +
+                      tile.position;
+    Stored* out =
+        static_cast<Stored*>(arguments.grad_input) + tile.sample * arguments.grad_layout.sample + tile.position;
+    std::memset(maximum, 0, sizeof(maximum));
+    std::memset(factor, 0, sizeof(factor));
+    std::memset(smooth, 0, sizeof(smooth));
+    std::memset(entry, 0, sizeof(entry));
+    std::memset(part, 0, sizeof(part));
+    std::memset(total_part, 0, sizeof(total_part));
+    for (int64_t i = 0; i < kTile; ++i) {
+      place[i] = -1;
+    }
+    const auto share_at = [&](int64_t c, int64_t i) {
+      const Vector<Number> share =
+          load_part(t + c * arguments.target_layout.classes + i, width - i, Number(0)) * (1 - smoothing) + spread;
+      return weight == nullptr ? share : share * weight[c];
+    };
+    if (probabilities) {
+      for (int64_t i = 0; i < width; ++i) {
+        maximum[i] = static_cast<const Number*>(arguments.maximum)[row + i];
+      }
+      std::memset(total, 0, sizeof(total));
+      std::memset(others, 0, sizeof(others));
+      for (int64_t start = 0; start < sizes.classes; start += kClassesAtATime) {
+        const int64_t stop = sizes.classes - start < kClassesAtATime ? sizes.classes : start + kClassesAtATime;
+        std::memset(part, 0, sizeof(part));
+        std::memset(total_part, 0, sizeof(total_part));
+        for (int64_t c = start; c < stop; ++c) {
+          for (int64_t i = 0; i < width; i += lanes) {
+            const Vector<Number> logits = load_part(x + c * step + i, width - i, Number(1));
+            const Vector<Number> share = share_at(c, i);
+            const Integers<Number> seen = load_integers<Number>(place + i);
+            const Integers<Number> is_maximum = (logits == load(maximum + i)) & (seen < 0);
+            store_integers(place + i, is_maximum ? Integers<Number>{} + static_cast<Integer>(c) : seen);
+            store(total_part + i, load(total_part + i) + share);
+            store(part + i, load(part + i) + (is_maximum ? Vector<Number>{} : share));
+          }
+        }
+        for (int64_t i = 0; i < width; ++i) {
+          total[i] += static_cast<double>(total_part[i]);
+          others[i] += static_cast<double>(part[i]);
+        }
+      }
+    }
+    bool quiet[kTile];
+    int64_t index[kTile];
+    for (int64_t i = 0; i < width; ++i) {
+      const Number g = static_cast<Number>(
+          static_cast<const Number*>(arguments.grad_rows)[(row + i) * arguments.grad_stride] * arguments.scale);
+      const Number rest = static_cast<const Number*>(arguments.rest)[row + i];
+      const Number s = 1 + rest;
+      quiet[i] = false;
+      if (probabilities) {
+        factor[i] = static_cast<Number>(total[i] / static_cast<double>(s));
+        smooth[i] = g;
+        entry[i] = static_cast<Number>(others[i] - total[i] * (static_cast<double>(rest) / static_cast<double>(s))) * g;
+        index[i] = place[i];
+        continue;
+      }
+      const Target target = target_of<Number>(arguments, tile.sample, tile.position + i);
+      index[i] = target.index;
+      quiet[i] = !target.active;
+      if (quiet[i]) {
+        continue;
+      }
+      const Number w = weight == nullptr ? Number(1) : weight[target.index];
+      const Number hard = g * w * (1 - smoothing);
+      smooth[i] = smoothing != 0 ? g * spread : Number(0);
+      const Number scale = smoothing != 0 ? hard + smooth[i] * static_cast<Number>(arguments.weight_sum) : hard;
+      maximum[i] = static_cast<const Number*>(arguments.maximum)[row + i];
+      factor[i] = scale / s;
+      const Number shifted = widen(x[target.index * step + i]) - maximum[i];
+      part[i] = shifted;
+      // The exponential follows for all lanes at once.
+      total_part[i] = shifted == 0 ? rest : 1 + rest;
+      entry[i] = hard;
+    }
+    if (!probabilities) {
+      for (int64_t i = 0; i < width; i += lanes) {
+        const Vector<Number> shifted = load(part + i);
+        const Vector<Number> e = exp(shifted);
+        const Vector<Number> others_of_target =
+            shifted == Number(0) ? load(total_part + i) : load(total_part + i) - e;
+        const Vector<Number> hard = load(entry + i);
+        const Vector<Number> s = shifted == Number(0) ? load(total_part + i) + Number(1) : load(total_part + i);
+        store(entry + i, (load(factor + i) - hard / s) * e - hard * (others_of_target / s));
+      }
+    }
+    for (int64_t c = 0; c < sizes.classes; ++c) {
+      const Number w = weight == nullptr ? Number(1) : weight[c];
+      for (int64_t i = 0; i < width; i += lanes) {
+        const Vector<Number> logits = load_part(x + c * step + i, width - i, Number(0));
+        const Vector<Number> e = exp(logits - load(maximum + i));
+        Vector<Number> gradient = e * load(factor + i);
+        if (probabilities) {
+          gradient = (gradient - share_at(c, i)) * load(smooth + i);
+        } else if (smoothing != 0) {
+          gradient -= load(smooth + i) * w;
+        }
+        store_part(out + c * grad_step + i, width - i, gradient);
+      }
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      if (quiet[i]) {
+        for (int64_t c = 0; c < sizes.classes; ++c) {
+          out[c * grad_step + i] = narrow<Stored>(Number(0));
+        }
+      } else if (index[i] >= 0) {
+        const Number w = weight == nullptr ? Number(1) : weight[index[i]];
+        const Number correction = probabilities ? Number(0) : smooth[i] * w;
+        out[index[i] * grad_step + i] = narrow<Stored>(entry[i] - correction);
+      }
+    }
+  }
+}
+
+}  // namespace INSTRUCTION_SET
+}  // namespace torchlosses
