@@ -8,13 +8,18 @@ ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
 READY := $(ENVIRONMENT)/.ready
 
-.PHONY: compare test lint bench clean
+.PHONY: compare test integrations lint bench clean
 
 compare: $(READY)
 	$(RUN) -m training.compare $(ARGS)
 
 test: $(READY)
 	$(RUN) -m pytest --numprocesses 2 $(ARGS)
+
+# The losses in Lightning, Accelerate and skorch. Without this, `make test` says which of them it skips.
+integrations: $(READY) $(ENVIRONMENT)/.integrations
+	$(RUN) -c "import accelerate, lightning, skorch"
+	$(RUN) -m pytest tests/integrations $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .
@@ -26,6 +31,10 @@ bench: $(READY)
 
 clean:
 	rm -rf $(ENVIRONMENT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+$(ENVIRONMENT)/.%: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[$*]"
+	touch $@
 
 $(READY): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard torchlosses/kernels/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with make PYTHON=...")'
