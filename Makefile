@@ -8,7 +8,7 @@ ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
 READY := $(ENVIRONMENT)/.ready
 
-.PHONY: compare test integrations lint bench clean
+.PHONY: compare test integrations lint bench report-card clean
 
 compare: $(READY)
 	$(RUN) -m training.compare $(ARGS)
@@ -28,6 +28,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(RUN) -m benchmarks.losses $(ARGS)
+
+# The conformance kit over our losses, PyTorch's and other libraries': docs/report-card.md and docs/report-card.json.
+report-card: $(READY) $(ENVIRONMENT)/.report-card
+	$(RUN) -m benchmarks.report_card $(ARGS)
 
 clean:
 	rm -rf $(ENVIRONMENT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
