@@ -24,7 +24,7 @@ IGNORED = -100
 SMOOTHING = 0.2
 
 _UNSUPPORTED = re.compile(
-    r"not implemented|not support|unsupported|must implement|once_differentiable|setup_context|generate_vmap_rule"
+    r"not implemented|(not|n't) support|unsupported|must implement|once_differentiable|setup_context|generate_vmap_rule"
     r"|does not have a forward|forward-mode AD",
     re.IGNORECASE,
 )
@@ -203,6 +203,7 @@ class Audit:
         without: Sequence[str] = (),
         reductions: Sequence[str | None] | None = None,
         few: bool = False,
+        tried: bool = True,
         rows: int = 4,
         classes: int = 3,
         seed: int = 0,
@@ -215,6 +216,7 @@ class Audit:
             without: Options that no case has.
             reductions: Only these; None leaves the option at its default.
             few: Each option alone and all of them, in place of every combination.
+            tried: Only combinations that the loss was seen to take.
             rows: How many rows.
             classes: How many classes.
             seed: Of the random numbers.
@@ -236,7 +238,7 @@ class Audit:
                 continue
             for more, reduction in itertools.product(_subsets(optional, few), chosen):
                 options = (*needs, *more)
-                if self._fits(form, options) and self._accepts(form, options, reduction):
+                if self._fits(form, options) and (not tried or self._accepts(form, options, reduction)):
                     found.append(self._case(form, options, reduction, rows, classes, seed))
         if not found:
             raise NotApplicable(self._absence(forms, needs, wanted))

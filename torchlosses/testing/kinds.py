@@ -251,7 +251,8 @@ def _element_weight(case: Case, generator: torch.Generator) -> Tensor:
 
 
 def _at_target(case: Case) -> Case:
-    return case.with_tensors(input=case.tensors["target"].clone())
+    target = case.tensors["target"]
+    return case.with_tensors(input=target.clone()) if target.is_floating_point() else case
 
 
 def _at_log_target(case: Case) -> Case:

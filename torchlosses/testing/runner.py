@@ -118,7 +118,7 @@ def run_check(check: Check, audit: Audit) -> Result:
 
     try:
         audit.require_supported()
-        for case in check.cases(audit):
+        for case in _cases(check, audit):
             try:
                 measurements.update(_attempt(check, audit, case) or {})
             except Failure as failure:
@@ -135,13 +135,31 @@ def run_check(check: Check, audit: Audit) -> Result:
         return result(refusal.status, str(refusal))
     if passed:
         status = "measured" if measurements else "passed"
-        unsupported = {f"{case.label}: {refusal}" for case, refusal in refusals if refusal.status != "not applicable"}
-        return result(status, "not supported for " + "; ".join(sorted(unsupported)) if unsupported else "")
+        return result(status, _partly_refused(refusals))
     if refusals:
         # A refusal by the loss says more than a case that the check does not apply to.
         worst = max((refusal for _, refusal in refusals), key=lambda refusal: refusal.status != "not applicable")
         return result(worst.status, str(worst))
     return result("not applicable", "there is no input to ask this question on")
+
+
+def _cases(check: Check, audit: Audit) -> list[Case]:
+    try:
+        return list(check.cases(audit))
+    except (Failure, CannotRun):
+        raise
+    except Exception as error:
+        raise NotApplicable(f"its inputs cannot be made from those of kind {audit.kind.name}: {error}") from error
+
+
+def _partly_refused(refusals: list[tuple[Case, CannotRun]]) -> str:
+    """For what inputs the loss refused what it does for others: one example of each reason."""
+    reasons: dict[str, list[Case]] = {}
+    for case, refusal in refusals:
+        if refusal.status != "not applicable":
+            reasons.setdefault(str(refusal), []).append(case)
+    texts = [f"{len(cases)} inputs, such as {cases[0].label}: {reason}" for reason, cases in reasons.items()]
+    return "not supported for " + "; ".join(texts) if texts else ""
 
 
 def _attempt(check: Check, audit: Audit, case: Case) -> Mapping[str, float] | None:

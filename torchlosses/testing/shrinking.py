@@ -18,23 +18,37 @@ SECONDS = 3.0
 
 def shrink(attempt: Callable[[Case], Any], case: Case, failure: Failure, kind: Kind) -> tuple[Case, Failure]:
     """The smallest case found that fails with the same summary, and its failure."""
-    summary, attempts, start = failure.summary, 0, time.perf_counter()
-    progress = True
+    deadline = time.perf_counter() + SECONDS
+    progress, attempts = True, 0
     while progress:
         progress = False
-        for smaller in _smaller(case, kind):
+        for smaller in _candidates(case, kind):
             attempts += 1
-            if attempts > ATTEMPTS or time.perf_counter() - start > SECONDS:
+            if attempts > ATTEMPTS or time.perf_counter() > deadline:
                 return case, failure
-            try:
-                attempt(smaller)
-            except Failure as other:
-                if other.summary == summary:
-                    case, failure, progress = smaller, other, True
-                    break
-            except CannotRun:
-                continue
+            found = _failure_of(attempt, smaller)
+            if found is not None and found.summary == failure.summary:
+                case, failure, progress = smaller, found, True
+                break
     return case, failure
+
+
+def _failure_of(attempt: Callable[[Case], Any], case: Case) -> Failure | None:
+    try:
+        attempt(case)
+    except Failure as failure:
+        return failure
+    except CannotRun:
+        return None
+    return None
+
+
+def _candidates(case: Case, kind: Kind) -> Iterator[Case]:
+    """Smaller cases, as far as the tensors, which a check may have reshaped, are still those of the kind."""
+    try:
+        yield from _smaller(case, kind)
+    except (IndexError, KeyError, RuntimeError):
+        return
 
 
 def _smaller(case: Case, kind: Kind) -> Iterator[Case]:
@@ -64,7 +78,9 @@ def _fewer_classes(case: Case, kind: Kind) -> Iterator[Case]:
     for dropped in range(min(classes, 8)) if classes > 1 else ():
         if dropped not in used and dropped != case.options.get("ignore_index"):
             smaller = kind.take_classes(case, torch.tensor([c for c in range(classes) if c != dropped]))
-            yield smaller.with_tensors(**_normalised(smaller, kind))
+            smaller = smaller.with_tensors(**_normalised(smaller, kind))
+            if not any(t.isnan().any() for n, t in smaller.tensors.items() if not case.tensors[n].isnan().any()):
+                yield smaller
 
 
 def _normalised(case: Case, kind: Kind) -> dict[str, Tensor]:
