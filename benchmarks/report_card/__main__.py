@@ -45,11 +45,11 @@ def main() -> int:
 
 def _report(grades: list[Grade], console: Console) -> bool:
     for one in grades:
-        console.print(f"{one.subject.name} {one.version}: {one.report.counts}", highlight=False)
+        console.print(f"{one.subject.name} {one.version}: {one.report.counts}", highlight=False, soft_wrap=True)
         for check in one.unexplained:
-            console.print(f"not explained: {one.report[check]}", markup=False, highlight=False)
+            console.print(f"not explained: {one.report[check]}", markup=False, highlight=False, soft_wrap=True)
         for problem in one.problems:
-            console.print(problem, markup=False, highlight=False)
+            console.print(problem, markup=False, highlight=False, soft_wrap=True)
     return any(one.unexplained or one.problems for one in grades)
 
 

@@ -75,11 +75,11 @@ def chunked_linear_cross_entropy(
     )
 
 
-# The focal losses define their formula for labels of 0 and 1, and MONAI's `weight` is one number a class, not an element.
+# The focal losses define their formula for labels of 0 and 1; MONAI's `weight` is one number a class, not an element.
 LABELS = replace(
     KINDS["binary"],
-    name="binary, with labels of 0 and 1",
     forms={"labels": KINDS["binary"].forms["labels"]},
+    differentiable=("input",),
     weight=None,
 )
 
@@ -116,7 +116,7 @@ SUBJECTS = (
         LABELS,
         sigmoid_focal_unreduced,
         options={"alpha": -1},
-        called="with `alpha=-1`, which switches the balance of positives and negatives off",
+        called="with labels of 0 and 1, and `alpha=-1`, which switches the balance of positives and negatives off",
     ),
     Subject(
         "timm.loss.LabelSmoothingCrossEntropy",
@@ -145,7 +145,15 @@ SUBJECTS = (
         options={"alpha": None},
         called="with `alpha=None`, which weights every class by 1",
     ),
-    Subject("monai.losses.FocalLoss", PEERS, "monai", "monai.losses:FocalLoss", LABELS, sigmoid_focal),
+    Subject(
+        "monai.losses.FocalLoss",
+        PEERS,
+        "monai",
+        "monai.losses:FocalLoss",
+        LABELS,
+        sigmoid_focal,
+        called="with labels of 0 and 1",
+    ),
     Subject(
         "segmentation_models_pytorch.losses.SoftCrossEntropyLoss",
         PEERS,

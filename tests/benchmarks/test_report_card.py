@@ -75,7 +75,7 @@ def test_finding_is_reproduced(finding: Finding) -> None:
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
-def test_reference_runs_with_the_options_of_its_loss(subject: Any) -> None:
+def test_reference_runs(subject: Any) -> None:
     from torchlosses.testing.kinds import kind_named
 
     if subject.reference is None:
