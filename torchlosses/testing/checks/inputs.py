@@ -47,7 +47,9 @@ def changes_between_forward_and_backward_are_noticed(audit: Audit, case: Case) -
             expect("modified by an inplace operation" in str(error), "another error", error, "one on versions", "?")
             continue
         cause = "tensors are kept on ctx, and not with save_for_backward"
-        expect_close(got, expected[0], f"a change of {name} before backward makes the gradient wrong", cause, atol=1e-12)
+        expect_close(
+            got, expected[0], f"a change of {name} before backward makes the gradient wrong", cause, atol=1e-12
+        )
 
 
 def _same(audit: Audit, case: Case, other: Case, summary: str, cause: str) -> None:
@@ -95,7 +97,9 @@ def _spatial(audit: Audit, case: Case) -> tuple[Case, Callable[[Tensor], Tensor]
         raise NotApplicable("needs eight rows")
 
     def images(tensor: Tensor) -> Tensor:
-        return tensor.reshape(2, 2, 2, *tensor.shape[1:]).movedim(-1, 1) if tensor.dim() > 1 else tensor.reshape(2, 2, 2)
+        return (
+            tensor.reshape(2, 2, 2, *tensor.shape[1:]).movedim(-1, 1) if tensor.dim() > 1 else tensor.reshape(2, 2, 2)
+        )
 
     def rows(loss: Tensor) -> Tensor:
         return loss.movedim(1, -1).reshape(8, -1) if loss.dim() == 4 else loss.reshape(8)

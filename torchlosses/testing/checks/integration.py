@@ -228,7 +228,9 @@ def repr_is_a_line(audit: Audit, case: Case) -> None:
     module = _module(audit, case)
     text = _must(lambda: repr(module), "repr", "extra_repr")
     expect(type(module).__name__ in text, "repr lacks the class's name", text, type(module).__name__, "extra_repr")
-    expect(len(text) < 2000, "repr is pages long", f"{len(text)} characters", "below 2000", "extra_repr prints a tensor")
+    expect(
+        len(text) < 2000, "repr is pages long", f"{len(text)} characters", "below 2000", "extra_repr prints a tensor"
+    )
 
 
 @check("integration.threads", _typical)
