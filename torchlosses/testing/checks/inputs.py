@@ -68,8 +68,9 @@ def _same(audit: Audit, case: Case, other: Case, summary: str, cause: str) -> No
 def non_contiguous_inputs(audit: Audit, case: Case) -> None:
     """Transposed and sliced tensors hold the same numbers as their copies, and give the same loss."""
     cause = "view, data_ptr or a kernel that takes the tensor for contiguous"
-    transposed = case.map(lambda t: t.t().contiguous().t() if t.dim() == 2 else torch.stack([t, t], -1)[..., 0])
-    _same(audit, case, transposed, "transposed inputs", cause)
+    x = case.tensors[audit.kind.primary]
+    transposed = x.t().contiguous().t() if x.dim() == 2 else torch.stack([x, x], -1)[..., 0]
+    _same(audit, case, case.with_tensors(**{audit.kind.primary: transposed}), "transposed inputs", cause)
     _same(audit, case, case.map(lambda t: torch.cat([t, t]).reshape(2, *t.shape)[1]), "inputs at an offset", cause)
     sliced = case.map(lambda t: torch.stack([t, t], 1).flatten(0, 1)[::2] if t.dim() else t)
     _same(audit, case, sliced, "sliced inputs", cause)
