@@ -148,28 +148,27 @@ class Audit:
         return False
 
     @functools.cache  # noqa: B019
-    def gradient_of(self, name: str, form: str) -> str:
-        """What happens to a tensor that requires grad: 'taken', 'silent' (no gradient, no error) or the error."""
-        options = (name,) if name in self.loss.options else ()
-        case = self._case(form, options, self._reduction_for_gradients, 4, 3, 0)
-        every = {n: tensor.clone().requires_grad_(n == name) for n, tensor in case.everything().items() if n == name}
+    def gives_gradient(self, name: str, form: str, options: tuple[str, ...], reduction: str | None) -> bool:
+        """Whether a tensor that requires grad gets a gradient; neither a refusal nor a silent lack of one is that."""
+        case = self._case(form, options, reduction, 4, 3, 0)
+        every = case.everything()
+        leaves = {n: every[n].clone().requires_grad_() for n in dict.fromkeys((self.kind.primary, name))}
         try:
-            loss = self.loss(case.with_everything({**case.everything(), **every}))
+            loss = self.loss(case.with_everything({**every, **leaves}))
+            gradient = torch.autograd.grad(loss.sum(), leaves[name], allow_unused=True)[0]
         except Exception as error:
-            self.note(f"{form}: no gradient by {name}: {_one_line(error)}")
-            return _one_line(error)
-        return "taken" if loss.requires_grad else "silent"
-
-    @property
-    def _reduction_for_gradients(self) -> str | None:
-        return "sum" if "sum" in self.reductions else self.reductions[0]
+            self.note(f"no gradient by {name} for {form}: {_one_line(error)}")
+            return False
+        return gradient is not None
 
     def differentiable(self, case: Case) -> list[str]:
         """The tensors of a case that the loss gives gradients for, the primary one first."""
         every = case.everything()
         possible = [n for n in (*self.kind.differentiable, "weight", "linear_bias") if n in every]
         floating = [n for n in dict.fromkeys(possible) if every[n].is_floating_point()]
-        return [n for n in floating if n == self.kind.primary or self.gradient_of(n, case.form) == "taken"]
+        options = tuple(name for name in OPTIONS if name in case.options and name != "reduction")
+        key = (case.form, options, case.options.get("reduction"))
+        return [n for n in floating if n == self.kind.primary or self.gives_gradient(n, *key)]
 
     def function(
         self, case: Case, subject: Subject | None = None, names: Sequence[str] | None = None

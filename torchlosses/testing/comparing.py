@@ -10,33 +10,34 @@ from torchlosses.testing.registry import Failure
 SHOWN = 12
 
 
-def shown(value: object) -> str:
+def shown(value: object, digits: int = 9) -> str:
     """A tensor in one line, with nine digits and at most a dozen numbers."""
     if isinstance(value, (tuple, list)):
-        return "(" + ", ".join(shown(item) for item in value) + ")"
+        return "(" + ", ".join(shown(item, digits) for item in value) + ")"
     if not isinstance(value, Tensor):
         return str(value)
     value = value.detach()
     if value.device.type == "meta":
         return f"a tensor of shape {tuple(value.shape)}"
     if value.numel() > SHOWN:
-        first = ", ".join(_number(number) for number in value.flatten()[:SHOWN].tolist())
+        first = _nested(value.flatten()[:SHOWN].tolist(), digits)[1:-1]
         return f"[{first}, ...] of shape {tuple(value.shape)}"
-    return _nested(value.tolist())
+    return _nested(value.tolist(), digits)
 
 
-def _nested(value: object) -> str:
-    return "[" + ", ".join(_nested(item) for item in value) + "]" if isinstance(value, list) else _number(value)
-
-
-def _number(value: object) -> str:
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+def _nested(value: object, digits: int) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_nested(item, digits) for item in value) + "]"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def expect(condition: object, summary: str, got: object, expected: object, cause: str) -> None:
     """Fail unless the condition holds."""
-    if not condition:
-        raise Failure(summary, shown(got), shown(expected), cause)
+    if condition:
+        return
+    # Two numbers that differ are never shown alike.
+    digits = 9 if shown(got) != shown(expected) else 17
+    raise Failure(summary, shown(got, digits), shown(expected, digits), cause)
 
 
 def expect_close(

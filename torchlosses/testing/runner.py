@@ -117,7 +117,8 @@ def run_check(check: Check, audit: Audit) -> Result:
         return Result(check.name, check.why, status, reason, cases, seconds, finding, measurements)
 
     try:
-        audit.require_supported()
+        with undisturbed():
+            audit.require_supported()
         for case in _cases(check, audit):
             try:
                 measurements.update(_attempt(check, audit, case) or {})
@@ -145,7 +146,8 @@ def run_check(check: Check, audit: Audit) -> Result:
 
 def _cases(check: Check, audit: Audit) -> list[Case]:
     try:
-        return list(check.cases(audit))
+        with undisturbed():
+            return list(check.cases(audit))
     except (Failure, CannotRun):
         raise
     except Exception as error:

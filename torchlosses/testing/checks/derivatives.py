@@ -110,7 +110,8 @@ def forward_over_reverse(audit: Audit, case: Case) -> None:
 def _tangent(call: Callable[..., Tensor], leaves: tuple[Tensor, ...]) -> Tensor:
     """The derivative along `_directions` in forward mode; zeros where PyTorch gives none."""
     with forward_ad.dual_level():
-        duals = (forward_ad.make_dual(x, d) for x, d in zip(leaves, _directions(leaves), strict=True))
+        # Detached, as torch.func.jvp has them: a Function that is not recorded is not asked for its jvp.
+        duals = (forward_ad.make_dual(x.detach(), d) for x, d in zip(leaves, _directions(leaves), strict=True))
         loss = call(*duals)
         primal, tangent = forward_ad.unpack_dual(loss)
         return torch.zeros_like(primal) if tangent is None else tangent.clone()

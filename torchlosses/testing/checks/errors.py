@@ -14,13 +14,15 @@ from torchlosses.testing.comparing import shown
 from torchlosses.testing.kinds import Case
 from torchlosses.testing.registry import Failure, NotApplicable, check
 
-SHAPE = r"shape|size|dim|\dD|broadcast|match|length|elements|numel|batch|expand"
+SHAPE = r"shape|size|dim|1D|broadcast|match|length|elements|numel|batch|expand"
 DTYPE = r"dtype|type|float|long|int|not implemented|bool|complex"
 RANGE = r"range|bound|index|indices|class|target|label"
 
 
 def _plain(audit: Audit) -> list[Case]:
-    return audit.cases(without=("weight", "ignore_index", "label_smoothing", "linear_bias"), reductions=("mean", None))[:4]
+    return audit.cases(without=("weight", "ignore_index", "label_smoothing", "linear_bias"), reductions=("mean", None))[
+        :4
+    ]
 
 
 def _must_raise(audit: Audit, case: Case, call: Callable[[], Any], what: str, names: str, cause: str) -> None:

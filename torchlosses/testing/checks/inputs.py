@@ -47,7 +47,9 @@ def changes_between_forward_and_backward_are_noticed(audit: Audit, case: Case) -
             expect("modified by an inplace operation" in str(error), "another error", error, "one on versions", "?")
             continue
         cause = "tensors are kept on ctx, and not with save_for_backward"
-        expect_close(got, expected[0], f"a change of {name} before backward makes the gradient wrong", cause, atol=1e-12)
+        expect_close(
+            got, expected[0], f"a change of {name} before backward makes the gradient wrong", cause, atol=1e-12
+        )
 
 
 def _same(audit: Audit, case: Case, other: Case, summary: str, cause: str) -> None:
@@ -66,8 +68,9 @@ def _same(audit: Audit, case: Case, other: Case, summary: str, cause: str) -> No
 def non_contiguous_inputs(audit: Audit, case: Case) -> None:
     """Transposed and sliced tensors hold the same numbers as their copies, and give the same loss."""
     cause = "view, data_ptr or a kernel that takes the tensor for contiguous"
-    transposed = case.map(lambda t: t.t().contiguous().t() if t.dim() == 2 else torch.stack([t, t], -1)[..., 0])
-    _same(audit, case, transposed, "transposed inputs", cause)
+    x = case.tensors[audit.kind.primary]
+    transposed = x.t().contiguous().t() if x.dim() == 2 else torch.stack([x, x], -1)[..., 0]
+    _same(audit, case, case.with_tensors(**{audit.kind.primary: transposed}), "transposed inputs", cause)
     _same(audit, case, case.map(lambda t: torch.cat([t, t]).reshape(2, *t.shape)[1]), "inputs at an offset", cause)
     sliced = case.map(lambda t: torch.stack([t, t], 1).flatten(0, 1)[::2] if t.dim() else t)
     _same(audit, case, sliced, "sliced inputs", cause)
@@ -95,7 +98,9 @@ def _spatial(audit: Audit, case: Case) -> tuple[Case, Callable[[Tensor], Tensor]
         raise NotApplicable("needs eight rows")
 
     def images(tensor: Tensor) -> Tensor:
-        return tensor.reshape(2, 2, 2, *tensor.shape[1:]).movedim(-1, 1) if tensor.dim() > 1 else tensor.reshape(2, 2, 2)
+        return (
+            tensor.reshape(2, 2, 2, *tensor.shape[1:]).movedim(-1, 1) if tensor.dim() > 1 else tensor.reshape(2, 2, 2)
+        )
 
     def rows(loss: Tensor) -> Tensor:
         return loss.movedim(1, -1).reshape(8, -1) if loss.dim() == 4 else loss.reshape(8)

@@ -196,7 +196,7 @@ def state_dict_holds_the_weight(audit: Audit, case: Case) -> None:
     cause = "the weight is a plain attribute, or a buffer with persistent=False"
     _must(lambda: other.load_state_dict(module.state_dict()), "load_state_dict", cause)
     got, expected = (_value_and_gradient(m, audit, case) for m in (other, module))
-    _equal(got, expected, "a round trip through state_dict", cause)
+    _same(got, expected, "a round trip through state_dict", cause)
 
 
 @check("integration.moves_its_weight", _weighted_modules)
@@ -228,7 +228,9 @@ def repr_is_a_line(audit: Audit, case: Case) -> None:
     module = _module(audit, case)
     text = _must(lambda: repr(module), "repr", "extra_repr")
     expect(type(module).__name__ in text, "repr lacks the class's name", text, type(module).__name__, "extra_repr")
-    expect(len(text) < 2000, "repr is pages long", f"{len(text)} characters", "below 2000", "extra_repr prints a tensor")
+    expect(
+        len(text) < 2000, "repr is pages long", f"{len(text)} characters", "below 2000", "extra_repr prints a tensor"
+    )
 
 
 @check("integration.threads", _typical)

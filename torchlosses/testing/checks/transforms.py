@@ -50,7 +50,9 @@ def jvp_equals_vjp(audit: Audit, case: Case) -> None:
     backward = supported(lambda: vjp(call, *primals)[1](incoming))
     expected = torch.stack([(g * t).sum() for g, t in zip(backward, tangents, strict=True)]).sum()
     cause = "jvp and backward are rules for different functions"
-    expect_close((incoming * forward).sum(), expected, "forward and reverse mode disagree", cause, rtol=1e-9, atol=1e-12)
+    expect_close(
+        (incoming * forward).sum(), expected, "forward and reverse mode disagree", cause, rtol=1e-9, atol=1e-12
+    )
 
 
 @check("transforms.hessian", _few)
@@ -83,7 +85,9 @@ def _expect_hessian(got: Tensor, scalar: Callable[[Tensor], Tensor], x: Tensor, 
         unit = torch.zeros_like(x)
         unit.view(-1)[position] = step
         forward, backward = ((x + sign * unit).requires_grad_() for sign in (1, -1))
-        difference = torch.autograd.grad(scalar(forward), forward)[0] - torch.autograd.grad(scalar(backward), backward)[0]
+        difference = (
+            torch.autograd.grad(scalar(forward), forward)[0] - torch.autograd.grad(scalar(backward), backward)[0]
+        )
         expected[..., position] = difference / (2 * step)
     expected = expected.reshape(*x.shape, *x.shape)
     largest = float(expected.abs().max())

@@ -97,13 +97,13 @@ def float32_is_accurate(audit: Audit, case: Case) -> None:
     _is_accurate(audit, case.to(torch.float32), 64 * torch.finfo(torch.float32).eps)
 
 
-@check("values.bfloat16", lambda audit: audit.cases(rows=64, classes=50, few=True))
+@check("values.bfloat16", lambda audit: audit.cases(rows=512, classes=20, few=True))
 def bfloat16_is_accurate(audit: Audit, case: Case) -> None:
     """bfloat16 has 8 bits: a loss that adds up in it is off by percents, and nobody notices."""
     _is_accurate(audit, case.to(torch.bfloat16), 4 * torch.finfo(torch.bfloat16).eps)
 
 
-@check("values.float16", lambda audit: audit.cases(rows=64, classes=50, few=True))
+@check("values.float16", lambda audit: audit.cases(rows=512, classes=20, few=True))
 def float16_is_accurate(audit: Audit, case: Case) -> None:
     """float16 has 11 bits and ends at 65504: sums belong into a wider type."""
     _is_accurate(audit, case.to(torch.float16), 4 * torch.finfo(torch.float16).eps)
