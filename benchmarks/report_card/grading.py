@@ -34,10 +34,9 @@ class Grade:
         explained = {check for finding in self.findings for check in finding.checks}
         return tuple(result.check for result in self.report.failures if result.check not in explained)
 
-    def failures(self, judgement: str) -> int:
-        """How many checks failed for a reason of that judgement."""
-        failed = {result.check for result in self.report.failures}
-        return len({check for f in self.findings if f.judgement == judgement for check in f.checks} & failed)
+    def causes(self, judgement: str) -> int:
+        """How many findings of that judgement there are; one may fail many checks."""
+        return sum(finding.judgement == judgement for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """The grade as JSON types."""

@@ -26,7 +26,6 @@ class Subject:
 
     Args:
         name: The heading: how users import it.
-        library: What the table groups it under.
         distribution: The installed distribution whose version is shown.
         path: package.module:Name.
         kind: As for `check_loss`.
@@ -37,7 +36,6 @@ class Subject:
     """
 
     name: str
-    library: str
     distribution: str
     path: str
     kind: str | Kind
@@ -83,25 +81,21 @@ LABELS = replace(
     weight=None,
 )
 
-OURS, TORCH, PEERS = "torchlosses", "PyTorch", "other libraries"
-
 SUBJECTS = (
-    Subject("torchlosses.MSELoss", OURS, "torchlosses", "torchlosses:MSELoss", "regression", nn.MSELoss),
+    Subject("torchlosses.MSELoss", "torchlosses", "torchlosses:MSELoss", "regression", nn.MSELoss),
     Subject(
         "torchlosses.CrossEntropyLoss",
-        OURS,
         "torchlosses",
         "torchlosses:CrossEntropyLoss",
         "classification",
         nn.CrossEntropyLoss,
     ),
-    Subject("torchlosses.CEELoss", OURS, "torchlosses", "torchlosses:CEELoss", "probabilities", textbook_cross_entropy),
-    Subject("torch.nn.MSELoss", TORCH, "torch", "torch.nn:MSELoss", "regression"),
-    Subject("torch.nn.CrossEntropyLoss", TORCH, "torch", "torch.nn:CrossEntropyLoss", "classification"),
-    Subject("torch.nn.BCEWithLogitsLoss", TORCH, "torch", "torch.nn:BCEWithLogitsLoss", "binary"),
+    Subject("torchlosses.CEELoss", "torchlosses", "torchlosses:CEELoss", "probabilities", textbook_cross_entropy),
+    Subject("torch.nn.MSELoss", "torch", "torch.nn:MSELoss", "regression"),
+    Subject("torch.nn.CrossEntropyLoss", "torch", "torch.nn:CrossEntropyLoss", "classification"),
+    Subject("torch.nn.BCEWithLogitsLoss", "torch", "torch.nn:BCEWithLogitsLoss", "binary"),
     Subject(
         "torch.nn.functional.linear_cross_entropy",
-        TORCH,
         "torch",
         "benchmarks.report_card.subjects:chunked_linear_cross_entropy",
         "linear classification",
@@ -110,7 +104,6 @@ SUBJECTS = (
     ),
     Subject(
         "torchvision.ops.sigmoid_focal_loss",
-        PEERS,
         "torchvision",
         "torchvision.ops:sigmoid_focal_loss",
         LABELS,
@@ -120,7 +113,6 @@ SUBJECTS = (
     ),
     Subject(
         "timm.loss.LabelSmoothingCrossEntropy",
-        PEERS,
         "timm",
         "timm.loss:LabelSmoothingCrossEntropy",
         "classification",
@@ -129,7 +121,6 @@ SUBJECTS = (
     ),
     Subject(
         "timm.loss.SoftTargetCrossEntropy",
-        PEERS,
         "timm",
         "timm.loss:SoftTargetCrossEntropy",
         "classification",
@@ -137,7 +128,6 @@ SUBJECTS = (
     ),
     Subject(
         "kornia.losses.FocalLoss",
-        PEERS,
         "kornia",
         "kornia.losses:FocalLoss",
         "classification",
@@ -147,7 +137,6 @@ SUBJECTS = (
     ),
     Subject(
         "monai.losses.FocalLoss",
-        PEERS,
         "monai",
         "monai.losses:FocalLoss",
         LABELS,
@@ -156,7 +145,6 @@ SUBJECTS = (
     ),
     Subject(
         "segmentation_models_pytorch.losses.SoftCrossEntropyLoss",
-        PEERS,
         "segmentation-models-pytorch",
         "segmentation_models_pytorch.losses:SoftCrossEntropyLoss",
         "classification",
@@ -164,5 +152,5 @@ SUBJECTS = (
         options={"smooth_factor": 0.0},
         called="with `smooth_factor=0.0`, because the default does not run",
     ),
-    Subject("entmax.Entmax15Loss", PEERS, "entmax", "entmax:Entmax15Loss", "classification"),
+    Subject("entmax.Entmax15Loss", "entmax", "entmax:Entmax15Loss", "classification"),
 )

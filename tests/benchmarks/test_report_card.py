@@ -128,9 +128,9 @@ class TestPage:
         subject = next(subject for subject in SUBJECTS if subject.name == "torch.nn.MSELoss")
         return Grade(subject, "2.0", report, findings, problems)
 
-    def test_failures_are_counted_by_judgement(self) -> None:
+    def test_causes_are_counted_by_judgement(self) -> None:
         grade = self.grade((finding(),))
-        assert (grade.failures("limit"), grade.failures("error"), grade.unexplained) == (1, 0, ())
+        assert (grade.causes("limit"), grade.causes("error"), grade.unexplained) == (1, 0, ())
         assert self.grade(()).unexplained == ("values.reference",)
 
     def test_page_shows_words_lines_and_numbers(self) -> None:
@@ -138,7 +138,7 @@ class TestPage:
 
         page = markdown([self.grade((finding(words="Because of this."),))], date(2026, 1, 2))
         assert "as of 2026-01-02" in page
-        assert "| [torch.nn.MSELoss](#torchnnmseloss) | 1 |  | 1 |  | 1 |  |" in page
+        assert "| [torch.nn.MSELoss](#torchnnmseloss) | 1 | 1 | 1 |  |  | 1 |  |" in page
         assert "| torch.nn.MSELoss | 1/2 |" in page
         assert "Because of this." in page
         assert "```python\n>>> 1 + 1\n2\n\n```" in page
