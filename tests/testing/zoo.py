@@ -466,9 +466,7 @@ def smoothing_spares_the_target(input: Tensor, target: Tensor, label_smoothing: 
 
 
 @specimen("classification", "laws.smoothing_of_zero_is_none", "label_smoothing=0 changes the loss")
-def smoothing_has_a_branch_of_its_own(
-    input: Tensor, target: Tensor, label_smoothing: float | None = None
-) -> Tensor:
+def smoothing_has_a_branch_of_its_own(input: Tensor, target: Tensor, label_smoothing: float | None = None) -> Tensor:
     """The smoothed branch sums where the other one averages."""
     if label_smoothing is None:
         return F.cross_entropy(input, target)
