@@ -74,8 +74,8 @@ def markdown(graded: Sequence[Graded], command: str = "make report-card") -> str
     lines = [
         "# Report card",
         "",
-        f"Made by `{command}`; the checks are those of [`torchlosses.testing`](testing.md). A loss may refuse what it does",
-        "not support with an error: that counts as not supported, never as failed.",
+        f"Made by `{command}`; the checks are those of [`torchlosses.testing`](testing.md). A loss may refuse what it",
+        "does not support with an error: that counts as not supported, never as failed.",
         "",
         "| loss | version | passed | failed | not supported | not applicable | skipped |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",

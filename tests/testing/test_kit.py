@@ -58,10 +58,10 @@ class TestNothingPassesByAccident:
 
     def test_no_check_passes_without_a_case(self) -> None:
         for result in check_loss(sound, kind="regression", only=["values", "laws", "gradients"]).results:
-            assert (result.status == "passed") == (result.cases > 0), result
+            assert (result.status in ("passed", "failed")) == (result.cases > 0), result
 
     def test_a_loss_that_does_not_run_passes_nothing(self) -> None:
-        report = check_loss(torch.nn.functional.linear, kind="classification", only=["values", "laws"])
+        report = check_loss(F.triplet_margin_loss, kind="classification", only=["values", "laws"])
         assert not report.ok
         assert [result.check for result in report.failures] == ["values.runs"]
         assert report.counts["passed"] == 0
@@ -92,10 +92,11 @@ class TestWhatCannotRun:
 
         report = check_loss(once, kind="regression", only=["derivatives", "transforms.grad"])
         assert report["derivatives.gradcheck"].status == "passed"
-        for name in ("derivatives.gradgradcheck", "derivatives.no_dropped_second_derivative", "transforms.grad"):
+        for name in ("derivatives.forward_ad", "derivatives.no_silent_zero_tangent", "transforms.grad"):
             assert report[name].status == "not supported", report[name]
             assert report[name].reason
-        assert report.ok
+        # With a constant incoming gradient, once_differentiable hands out a constant and raises nothing.
+        assert report["derivatives.no_dropped_second_derivative"].status == "failed"
 
     def test_too_large(self) -> None:
         def huge(input: Tensor, target: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ class TestWhatCannotRun:
     def test_names_that_are_none(self) -> None:
         with pytest.raises(ValueError, match="'laws.none' is not a check: expected one of values.runs"):
             check_loss(sound, kind="regression", skip=["laws.none"])
-        with pytest.raises(TypeError, match="write \\['laws'\\]"):
+        with pytest.raises(TypeError, match=r"write \['laws'\]"):
             check_loss(sound, kind="regression", skip="laws")
         with pytest.raises(ValueError, match="'ranking' is not a kind: expected one of regression"):
             check_loss(sound, kind="ranking")
@@ -159,7 +160,9 @@ class TestFindings:
 
     def test_every_check_says_why_in_one_sentence(self) -> None:
         for check in CHECKS.values():
-            assert re.fullmatch(r"[^.]{20,150}(\.\w[^.]*)*\.", check.why), check
+            assert 20 < len(check.why) < 160, check
+            assert check.why.endswith(".")
+            assert ". " not in check.why
 
     def test_a_check_changes_nothing_around_it(self) -> None:
         torch.manual_seed(7)

@@ -1,4 +1,5 @@
 """Losses that are wrong in one realistic way each, with the check that must catch them and what it must say."""
+# pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
@@ -535,7 +536,7 @@ class WeightIsNotSaved(nn.Module):
 class KeepsALambda(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.distance = lambda input, target: (input - target).square()
+        self.distance = lambda x, y: (x - y).square()
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return self.distance(input, target).mean()
