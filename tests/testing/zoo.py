@@ -1,4 +1,5 @@
 """Losses that are wrong in one realistic way each, with the check that must catch them and what it must say."""
+# pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
@@ -100,7 +101,7 @@ def squares_in_float16(input: Tensor, target: Tensor) -> Tensor:
     return ((input - target) * (input - target)).mean()
 
 
-@specimen("classification", "values.extreme_inputs", "that is not finite")
+@specimen("classification", "values.extreme_inputs", "a loss that is not finite")
 def log_of_softmax(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     return reduced(-picked(torch.softmax(input, 1).log(), target), reduction)
 
@@ -535,7 +536,7 @@ class WeightIsNotSaved(nn.Module):
 class KeepsALambda(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.distance = lambda input, target: (input - target).square()
+        self.distance = lambda x, y: (x - y).square()
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return self.distance(input, target).mean()

@@ -122,18 +122,6 @@ class Audit:
             return (None,)
         return tuple(r for r in REDUCTIONS if any(self._accepts(form, (), r) for form in self.forms)) or (None,)
 
-    def require_supported(self) -> None:
-        """Raise unless the loss runs on some form of input."""
-        if not self.forms:
-            reasons = "; ".join(self.notes)
-            raise Failure(
-                "the loss does not run on any input of its kind",
-                reasons,
-                "a tensor",
-                "the kind does not fit the loss: name another one, or describe it with torchlosses.testing.Kind",
-                call=self.call_text(self.kind.draw(next(iter(self.kind.forms)))),
-            )
-
     @functools.cache  # noqa: B019 (an audit lives as long as its checks)
     def _accepts(self, form: str, options: tuple[str, ...], reduction: str | None) -> bool:
         case = self._case(form, options, reduction, 4, 3, 0)

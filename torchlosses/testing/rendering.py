@@ -83,4 +83,5 @@ def _row(result: Result) -> str:
 
 
 def _failure(result: Result) -> str:
-    return f"<h2>{html.escape(result.check)}</h2><p>{html.escape(result.why)}</p><pre>{html.escape(str(result.finding))}</pre>"
+    name, why, finding = (html.escape(str(part)) for part in (result.check, result.why, result.finding))
+    return f"<h2>{name}</h2><p>{why}</p><pre>{finding}</pre>"

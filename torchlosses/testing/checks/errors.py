@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from torchlosses.testing.audit import Audit
 from torchlosses.testing.comparing import shown
 from torchlosses.testing.kinds import Case

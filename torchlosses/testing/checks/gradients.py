@@ -16,7 +16,7 @@ from torchlosses.testing.registry import NotApplicable, check
 
 @check("gradients.scale_with_the_incoming_one", lambda audit: audit.cases())
 def scale_with_the_incoming_gradient(audit: Audit, case: Case) -> None:
-    """What follows the loss, such as a GradScaler or a sum of losses, arrives as the gradient that backward is given."""
+    """What follows the loss, such as a GradScaler or a sum of losses, arrives as the gradient given to backward."""
     call, leaves = audit.function(case)
     loss = call(*leaves)
     ones = torch.ones_like(loss)

@@ -32,7 +32,7 @@ def inputs_are_unmodified(audit: Audit, case: Case) -> None:
 
 @check("inputs.changes_are_noticed", lambda audit: audit.cases(few=True))
 def changes_between_forward_and_backward_are_noticed(audit: Audit, case: Case) -> None:
-    """A tensor that changes between forward and backward makes the gradient wrong; autograd says so, if it is asked to."""
+    """A tensor that changes between forward and backward makes the gradient wrong; autograd can say so."""
     _, expected = audit.value_and_gradients(case, names=[audit.kind.primary])
     for name in case.tensors:
         given = case.map(lambda tensor: tensor.clone())

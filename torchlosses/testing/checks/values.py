@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 from torchlosses.testing.audit import Audit, Subject
 from torchlosses.testing.comparing import expect, expect_close, expect_finite
 from torchlosses.testing.kinds import Case
-from torchlosses.testing.registry import NotApplicable, check
+from torchlosses.testing.registry import Failure, NotApplicable, check
 
 
 def with_trait(trait: str, reason: str, cases: Callable[[Audit], list[Case]]) -> Callable[[Audit], list[Case]]:
@@ -46,7 +46,16 @@ def _names(audit: Audit, case: Case) -> list[str]:
     return [name for name in audit.differentiable(case) if name not in case.options]
 
 
-@check("values.runs", lambda audit: audit.cases(few=True))
+def _runnable(audit: Audit) -> list[Case]:
+    if audit.forms:
+        return audit.cases(few=True)
+    case = audit.kind.draw(next(iter(audit.kind.forms)))
+    cause = "the kind does not fit the loss: name another one, or describe it with torchlosses.testing.Kind"
+    summary, got = "the loss runs on no input of its kind", "; ".join(audit.notes)
+    raise Failure(summary, got, "a floating-point tensor", cause, audit.call_text(case))
+
+
+@check("values.runs", _runnable)
 def runs(audit: Audit, case: Case) -> None:
     """A loss must give a floating-point tensor for the inputs of its kind before anything else can be said of it."""
     loss = audit.loss(case)
@@ -184,7 +193,9 @@ def float16_does_not_overflow(audit: Audit, case: Case) -> None:
 
 def _scaled(audit: Audit) -> list[Case]:
     name = audit.kind.primary
-    found = [case.with_tensors(**{name: case.tensors[name] * 1e4}) for case in audit.cases(few=True)]
+    plain = audit.cases(few=True)
+    # Both signs: what the one is right about, the other is wrong about.
+    found = [case.with_tensors(**{name: case.tensors[name] * scale}) for case in plain for scale in (1e4, -1e4)]
     return [case.to(dtype) for case in found for dtype in (torch.float32, torch.float64)]
 
 
