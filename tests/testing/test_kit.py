@@ -83,7 +83,7 @@ class TestWhatCannotRun:
 
             @staticmethod
             @once_differentiable
-            def backward(ctx: Any, grad: Tensor) -> Tensor:
+            def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
                 (input,) = ctx.saved_tensors
                 return 2 * grad * input / input.numel()
 
@@ -120,7 +120,7 @@ class TestWhatCannotRun:
         assert report["errors.input_dtype"].status == "passed"
 
     def test_names_that_are_none(self) -> None:
-        with pytest.raises(ValueError, match="'laws.none' is not a check: expected one of values.runs"):
+        with pytest.raises(ValueError, match=r"'laws\.none' is not a check: expected one of values\.runs"):
             check_loss(sound, kind="regression", skip=["laws.none"])
         with pytest.raises(TypeError, match=r"write \['laws'\]"):
             check_loss(sound, kind="regression", skip="laws")

@@ -101,7 +101,7 @@ def squares_in_float16(input: Tensor, target: Tensor) -> Tensor:
     return ((input - target) * (input - target)).mean()
 
 
-@specimen("classification", "values.extreme_inputs", "that is not finite")
+@specimen("classification", "values.extreme_inputs", "a loss that is not finite")
 def log_of_softmax(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     return reduced(-picked(torch.softmax(input, 1).log(), target), reduction)
 

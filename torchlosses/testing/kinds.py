@@ -211,7 +211,8 @@ def _binary_labels(generator: torch.Generator, rows: int, classes: int) -> dict[
 
 
 def _classification(generator: torch.Generator, rows: int, classes: int) -> dict[str, Tensor]:
-    return {"input": _normal(generator, rows, classes), "target": _indices(generator, rows, classes)}
+    target = _indices(generator, rows, classes)
+    return {"input": _normal(generator, rows, classes), "target": target}
 
 
 def _classification_soft(generator: torch.Generator, rows: int, classes: int) -> dict[str, Tensor]:
@@ -219,7 +220,8 @@ def _classification_soft(generator: torch.Generator, rows: int, classes: int) ->
 
 
 def _probabilities(generator: torch.Generator, rows: int, classes: int) -> dict[str, Tensor]:
-    return {"input": _normal(generator, rows, classes).softmax(1), "target": _indices(generator, rows, classes)}
+    target = _indices(generator, rows, classes)
+    return {"input": _normal(generator, rows, classes).softmax(1), "target": target}
 
 
 def _probabilities_soft(generator: torch.Generator, rows: int, classes: int) -> dict[str, Tensor]:

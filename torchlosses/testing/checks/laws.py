@@ -28,7 +28,10 @@ def reductions_agree(audit: Audit, case: Case) -> None:
     if case.options.get("reduction") == "sum":
         expect_close(audit.loss(case), losses.sum(), "'sum' is not the sum of 'none'", "a factor, or a row left out")
         return
-    expected = losses.sum() / audit.kind.denominator(case, losses)
+    count = audit.kind.denominator(case, losses)
+    if not count:
+        raise NotApplicable("no row counts")
+    expected = losses.sum() / count
     cause = "the mean divides by the wrong count: of all rows, ignored ones too, or of rows where weights count"
     expect_close(audit.loss(case), expected, "'mean' is not the sum of 'none' over what counts", cause)
 

@@ -193,7 +193,9 @@ def float16_does_not_overflow(audit: Audit, case: Case) -> None:
 
 def _scaled(audit: Audit) -> list[Case]:
     name = audit.kind.primary
-    found = [case.with_tensors(**{name: case.tensors[name] * 1e4}) for case in audit.cases(few=True)]
+    plain = audit.cases(few=True)
+    # Both signs: what the one is right about, the other is wrong about.
+    found = [case.with_tensors(**{name: case.tensors[name] * scale}) for case in plain for scale in (1e4, -1e4)]
     return [case.to(dtype) for case in found for dtype in (torch.float32, torch.float64)]
 
 
