@@ -100,22 +100,26 @@ def gradients_equal_reference(audit: Audit, case: Case) -> None:
         expect_close(mine, theirs, summary, "the backward, or a missing factor in it")
 
 
-@check("values.float32", lambda audit: audit.cases(rows=16, classes=11, few=True))
+def _in_dtype(dtype: torch.dtype, rows: int, classes: int) -> Callable[[Audit], list[Case]]:
+    return lambda audit: [case.to(dtype) for case in audit.cases(rows=rows, classes=classes, few=True)]
+
+
+@check("values.float32", _in_dtype(torch.float32, 16, 11))
 def float32_is_accurate(audit: Audit, case: Case) -> None:
     """float32 is what nearly everyone trains in; its error must be that of rounding."""
-    _is_accurate(audit, case.to(torch.float32), 64 * torch.finfo(torch.float32).eps)
+    _is_accurate(audit, case, 64 * torch.finfo(torch.float32).eps)
 
 
-@check("values.bfloat16", lambda audit: audit.cases(rows=512, classes=20, few=True))
+@check("values.bfloat16", _in_dtype(torch.bfloat16, 512, 20))
 def bfloat16_is_accurate(audit: Audit, case: Case) -> None:
     """bfloat16 has 8 bits: a loss that adds up in it is off by percents, and nobody notices."""
-    _is_accurate(audit, case.to(torch.bfloat16), 4 * torch.finfo(torch.bfloat16).eps)
+    _is_accurate(audit, case, 4 * torch.finfo(torch.bfloat16).eps)
 
 
-@check("values.float16", lambda audit: audit.cases(rows=512, classes=20, few=True))
+@check("values.float16", _in_dtype(torch.float16, 512, 20))
 def float16_is_accurate(audit: Audit, case: Case) -> None:
     """float16 has 11 bits and ends at 65504: sums belong into a wider type."""
-    _is_accurate(audit, case.to(torch.float16), 4 * torch.finfo(torch.float16).eps)
+    _is_accurate(audit, case, 4 * torch.finfo(torch.float16).eps)
 
 
 def _is_accurate(audit: Audit, case: Case, tolerance: float) -> None:
