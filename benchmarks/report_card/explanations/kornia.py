@@ -8,6 +8,7 @@ FINDINGS = (
     Finding(
         "kornia.losses.FocalLoss",
         (
+            "values.masked_classes",
             "laws.reductions_agree",
             "laws.ignored_row_is_a_removed_row",
             "laws.ignored_row_may_hold_anything",

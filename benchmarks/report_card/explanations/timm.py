@@ -40,6 +40,40 @@ FINDINGS = (
         """,
     ),
     Finding(
+        "timm.loss.LabelSmoothingCrossEntropy",
+        ("values.masked_classes",),
+        "limit",
+        "No smoothing is smoothing times 0",
+        """
+        The mean of all log-probabilities is taken also for a smoothing of 0, and multiplied by 0: with a logit of
+        -inf, which masks a class, the loss is nan. (With a smoothing above 0 the loss is infinite by definition.)
+        """,
+        """
+        >>> import torch
+        >>> from timm.loss import LabelSmoothingCrossEntropy
+        >>> logits = torch.tensor([[1.0, 0.0, -float("inf")]])
+        >>> LabelSmoothingCrossEntropy(smoothing=0.0)(logits, torch.tensor([0]))
+        tensor(nan)
+        """,
+    ),
+    Finding(
+        "timm.loss.LabelSmoothingCrossEntropy",
+        ("values.confident_tail",),
+        "limit",
+        "Small losses are rounded to 0",
+        """
+        Without smoothing, as in torch.nn.CrossEntropyLoss. Smoothing keeps the loss away from 0.
+        """,
+        """
+        >>> import torch
+        >>> from timm.loss import LabelSmoothingCrossEntropy
+        >>> logits, target = torch.tensor([[20.0, 0.0]]), torch.tensor([0])
+        >>> criterion = LabelSmoothingCrossEntropy(smoothing=0.0)
+        >>> criterion(logits, target) == 0, criterion(logits.double(), target)
+        (tensor(True), tensor(2.0612e-09, dtype=torch.float64))
+        """,
+    ),
+    Finding(
         "timm.loss.SoftTargetCrossEntropy",
         ("values.masked_classes",),
         "limit",
