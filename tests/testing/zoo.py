@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +31,10 @@ ZOO: dict[str, Specimen] = {}
 
 
 def specimen(kind: str, check: str, says: str, reference: Any = None) -> Callable[[Any], Any]:
-    """Put a loss into the zoo."""
+    """Put a loss into the zoo; one that breaks in several ways has several of these."""
 
     def collect(loss: Any) -> Any:
-        ZOO[loss.__name__] = Specimen(loss, kind, check, says, reference)
+        ZOO[f"{loss.__name__}-{check}"] = Specimen(loss, kind, check, says, reference)
         return loss
 
     return collect
@@ -88,12 +89,16 @@ def gradient_without_its_two(input: Tensor, target: Tensor) -> Tensor:
 
 
 @specimen("classification", "values.bfloat16", "off by more than rounding in torch.bfloat16")
-def adds_up_in_bfloat16(input: Tensor, target: Tensor) -> Tensor:
-    """A running total in the dtype of the input."""
+def adds_up_in_the_dtype_of_the_input(input: Tensor, target: Tensor) -> Tensor:
     total = input.new_zeros(())
     for loss in -picked(F.log_softmax(input, 1), target):
         total = total + loss
     return total / len(target)
+
+
+@specimen("regression", "values.float16", "not finite in torch.float16")
+def sums_before_it_divides(input: Tensor, target: Tensor) -> Tensor:
+    return ((input - target) ** 4).sum() / input.numel()
 
 
 @specimen("regression", "values.float16_range", "leaves the range of float16")
@@ -134,6 +139,24 @@ def spreads_over_the_others(input: Tensor, target: Tensor) -> Tensor:
 @specimen("regression", "values.nan_is_shown", "a nan in the input is hidden")
 def hides_nan(input: Tensor, target: Tensor) -> Tensor:
     return torch.nan_to_num((input - target).square()).mean()
+
+
+@specimen("regression", "values.runs", "another dtype came out")
+def always_float32(input: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(input.float(), target.float())
+
+
+@specimen("regression", "values.float32", "off by more than rounding in torch.float32", F.mse_loss)
+def saves_memory_in_bfloat16(input: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(input.bfloat16(), target.bfloat16()).to(input.dtype)
+
+
+@specimen("classification", "values.many_classes", "off by more than rounding", F.cross_entropy)
+def leaves_the_last_block_of_classes_out(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """Blocks of 4096 classes, and no block for the rest."""
+    blocks = max(1, input.shape[1] // 4096)
+    seen = input[:, : 4096 * blocks]
+    return reduced(seen.logsumexp(1) - picked(input, target), reduction)
 
 
 # Derivatives -------------------------------------------------------------------------------------------------------
@@ -210,6 +233,7 @@ class _HalfTangent(_Square):
         return (ctx.saved_tensors[0] * tangent).sum()
 
 
+@specimen("regression", "transforms.jvp_equals_vjp", "forward and reverse mode disagree")
 @specimen("regression", "derivatives.forward_ad", "is not that of finite differences")
 def half_a_tangent(input: Tensor, target: Tensor) -> Tensor:
     return _HalfTangent.apply(input - target)  # type: ignore[return-value]
@@ -240,6 +264,94 @@ def detached_denominator(input: Tensor, target: Tensor) -> Tensor:
     """A focal loss that does not differentiate its own factor."""
     log_probability = picked(F.log_softmax(input, 1), target)
     return (-((1 - log_probability.exp().detach()) ** 2) * log_probability).mean()
+
+
+class _DetachingSquare(_Square):
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad * ctx.saved_tensors[0].detach()
+
+
+@specimen("regression", "transforms.reverse_over_reverse", "jacrev of jacrev is not the derivative of the gradient")
+def detaches_in_its_backward(input: Tensor, target: Tensor) -> Tensor:
+    return _DetachingSquare.apply(input - target)  # type: ignore[return-value]
+
+
+class _PlainTangent(_Square):
+    generate_vmap_rule = True
+    """Its jvp runs with forward mode switched off, as PyTorch does, and is a constant to the next level."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return 2 * (ctx.saved_tensors[0] * tangent).sum()
+
+
+@specimen("regression", "transforms.forward_over_forward", "jacfwd of jacfwd is not the derivative of the gradient")
+def plain_tangent(input: Tensor, target: Tensor) -> Tensor:
+    return _PlainTangent.apply(input - target)  # type: ignore[return-value]
+
+
+class _Twice(Function):
+    """2 g x as a Function of its own, whose rules are wrong."""
+
+    @staticmethod
+    def forward(grad: Tensor, input: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * grad * input
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        incoming, input = ctx.saved_tensors
+        return 2 * (grad * input).sum(), 2 * grad * incoming
+
+    @staticmethod
+    def jvp(ctx: Any, grad_tangent: Tensor | None, input_tangent: Tensor | None) -> Tensor:  # type: ignore[override]
+        """Without the factor 2."""
+        grad, input = ctx.saved_tensors
+        parts = [
+            factor * tangent
+            for factor, tangent in ((input, grad_tangent), (grad, input_tangent))
+            if tangent is not None
+        ]
+        return torch.stack(parts).sum(0)
+
+
+class _SquareByTwice(_HalfTangent):
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Twice.apply(grad, ctx.saved_tensors[0])  # type: ignore[return-value]
+
+
+@specimen("regression", "derivatives.forward_over_reverse", "is not that of finite differences")
+def wrong_tangent_of_the_gradient(input: Tensor, target: Tensor) -> Tensor:
+    return _SquareByTwice.apply(input - target)  # type: ignore[return-value]
+
+
+class _BatchedPath(_Square):
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """A path of its own for batched gradients, without the factor 2."""
+        functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+        factor = 1 if functorch.is_legacy_batchedtensor(grad) else 2
+        return factor * grad * ctx.saved_tensors[0]
+
+
+@specimen("regression", "derivatives.batched_gradient", "is not that of a loop")
+def another_formula_for_batched_gradients(input: Tensor, target: Tensor) -> Tensor:
+    return _BatchedPath.apply(input - target)  # type: ignore[return-value]
+
+
+@specimen("regression", "transforms.grad", "torch.func.grad differs from autograd")
+@specimen("regression", "transforms.hessian", "torch.func.hessian is not the derivative of the gradient")
+@specimen("regression", "transforms.per_sample_gradients", "per-sample gradients are not those of a loop")
+def another_formula_inside_transforms(input: Tensor, target: Tensor) -> Tensor:
+    """A path of its own for torch.func, with 1/2 in place of 1."""
+    square = (input - target).square().mean()
+    return square / 2 if torch._C._are_functorch_transforms_active() else square
 
 
 # Gradients ---------------------------------------------------------------------------------------------------------
@@ -350,6 +462,7 @@ def keeps_tensors_on_the_context(input: Tensor, target: Tensor) -> Tensor:
     return _KeptOnContext.apply(input, target.detach())  # type: ignore[return-value]
 
 
+@specimen("regression", "inputs.channels_last", "channels-last inputs")
 @specimen("regression", "inputs.non_contiguous", "transposed inputs")
 def takes_every_tensor_for_contiguous(input: Tensor, target: Tensor) -> Tensor:
     flat = (input.numel(),)
@@ -379,6 +492,14 @@ def sum_as_mean_times_count(input: Tensor, target: Tensor, reduction: str = "mea
 @specimen("regression", "inputs.broadcasting", "shapes that differ broadcast in silence")
 def broadcasts_in_silence(input: Tensor, target: Tensor) -> Tensor:
     return (input - target).square().mean()
+
+
+@specimen("classification", "inputs.unbatched", "a single sample is not a batch of one")
+def takes_classes_for_rows(input: Tensor, target: Tensor) -> Tensor:
+    """(C) becomes C rows of one class."""
+    if input.dim() == 1:
+        input, target = input.unsqueeze(1), torch.zeros_like(input, dtype=torch.int64)
+    return F.cross_entropy(input, target)
 
 
 # Laws --------------------------------------------------------------------------------------------------------------
@@ -485,6 +606,13 @@ def forgets_to_normalise(input: Tensor, target: Tensor) -> Tensor:
     return F.nll_loss(input, target)
 
 
+@specimen("classification", "laws.smoothing_interpolates", "smoothing does not interpolate")
+def smooths_twice(input: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The target is smoothed, and its loss again."""
+    share = F.one_hot(target, input.shape[1]) * (1 - label_smoothing) + label_smoothing / input.shape[1]
+    return F.cross_entropy(input, share.to(input.dtype), label_smoothing=label_smoothing)
+
+
 # Integration -------------------------------------------------------------------------------------------------------
 
 
@@ -555,6 +683,72 @@ class KeepsItsLastLoss(nn.Module):
         return (input - target).square().mean()
 
 
+@specimen("classification", "integration.autocast", "autocast fails")
+def writes_into_a_buffer_of_the_input_dtype(input: Tensor, target: Tensor) -> Tensor:
+    losses = F.nll_loss(F.log_softmax(input, 1), target, reduction="none")
+    return input.new_zeros(len(target)).index_add(0, torch.arange(len(target)), losses).mean()
+
+
+@specimen("regression", "integration.checkpoint", "checkpointing changes the gradient")
+class CountsItsCalls(nn.Module):
+    """A scale that is warmed up by calls, and not by steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        scale = torch.full((), 1 + self.calls % 2, dtype=input.dtype)
+        return (input - target).square().mean() * scale
+
+
+class _FoundByAddress(Function):
+    known: dict[int, Tensor] = {}  # noqa: RUF012
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(input)
+        _FoundByAddress.known[input.data_ptr()] = 2 * (input - target) / input.numel()
+        return (input - target).square().mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * _FoundByAddress.known.pop(ctx.saved_tensors[0].data_ptr()), None
+
+
+@specimen("regression", "integration.save_on_cpu", "hooks that copy fails")
+def looks_its_tensors_up_by_address(input: Tensor, target: Tensor) -> Tensor:
+    return _FoundByAddress.apply(input, target.detach())  # type: ignore[return-value]
+
+
+@specimen("regression", "integration.repr", "repr fails")
+class ShowsWhatItLacks(nn.Module):
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return (input - target).square().mean()
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
+@specimen("regression", "integration.threads", "thread")
+class KeepsItsErrors(nn.Module):
+    """One call's errors are the next call's, where both run at once."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        self.errors = input - target
+        time.sleep(1e-3)
+        return (self.errors.square() * torch.arange(1, len(target) + 1).unsqueeze(1)).mean()
+
+
+@specimen("regression", "integration.thread_counts", "the number of threads changes the loss")
+def splits_rows_among_threads(input: Tensor, target: Tensor) -> Tensor:
+    """Equal parts, and no thread for the rest."""
+    part = len(input) // torch.get_num_threads()
+    kept = part * torch.get_num_threads()
+    return (input[:kept] - target[:kept]).square().sum() / input.numel()
+
+
 # Errors ------------------------------------------------------------------------------------------------------------
 
 
@@ -584,3 +778,23 @@ def cuts_to_the_shorter(input: Tensor, target: Tensor) -> Tensor:
 def any_smoothing(input: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     logs = F.log_softmax(input, 1)
     return (-(1 - label_smoothing) * picked(logs, target) - label_smoothing * logs.mean(1)).mean()
+
+
+@specimen("classification", "errors.classes", "another number of classes: accepted in silence")
+def as_many_classes_as_the_target(input: Tensor, target: Tensor) -> Tensor:
+    logs = F.log_softmax(input, 1)
+    return -(target * logs[:, : target.shape[1]]).sum(1).mean() if target.dim() > 1 else -picked(logs, target).mean()
+
+
+@specimen("regression", "errors.input_dtype", "integer inputs: accepted in silence")
+def casts_integers(input: Tensor, target: Tensor) -> Tensor:
+    if not input.is_floating_point():
+        input, target = input.float(), target.float()
+    return (input - target).square().mean()
+
+
+@specimen("classification", "errors.weight", "a weight that is one short: accepted in silence")
+def shortens_the_index(input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    w = torch.ones_like(input[0]) if weight is None else weight
+    factors = w[target.clamp(max=len(w) - 1)]
+    return (-picked(F.log_softmax(input, 1), target) * factors).sum() / factors.sum()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchlosses.testing.audit import Audit, direction, supported
-from torchlosses.testing.comparing import expect, expect_close, expect_equal
+from torchlosses.testing.comparing import expect_close, expect_equal
 from torchlosses.testing.kinds import Case
 from torchlosses.testing.registry import NotApplicable, check
 
@@ -128,18 +128,3 @@ def _gives_or_refuses(audit: Audit, case: Case, names: tuple[str, ...]) -> None:
         expected = _by_differences(call, leaf)
         summary = f"the gradient by {name} is silently dropped or wrong"
         expect_close(got, expected, summary, f"{name} is detached, or treated as a constant", rtol=1e-5, atol=1e-8)
-
-
-@check("gradients.have_the_input_dtype", lambda audit: audit.cases(few=True, reductions=("mean", None)))
-def gradients_have_the_dtype_of_their_input(audit: Audit, case: Case) -> None:
-    """Optimisers and hooks see the gradient as it comes: it has its input's dtype and shape."""
-    low = case.to(torch.bfloat16)
-    names = [audit.kind.primary]
-    call, (leaf,) = audit.function(low, names=names)
-    seen: list[Tensor] = []
-    copy = leaf.clone()
-    copy.register_hook(lambda gradient: seen.append(gradient))
-    loss = supported(lambda: call(copy))
-    supported(lambda: loss.backward())
-    got = [(gradient.dtype, gradient.shape) for gradient in seen]
-    expect(got == [(leaf.dtype, leaf.shape)], "another dtype or shape", got, (leaf.dtype, leaf.shape), "a missing cast")

@@ -98,9 +98,8 @@ def _spatial(audit: Audit, case: Case) -> tuple[Case, Callable[[Tensor], Tensor]
         raise NotApplicable("needs eight rows")
 
     def images(tensor: Tensor) -> Tensor:
-        return (
-            tensor.reshape(2, 2, 2, *tensor.shape[1:]).movedim(-1, 1) if tensor.dim() > 1 else tensor.reshape(2, 2, 2)
-        )
+        shaped = tensor.reshape(2, 2, 2, *tensor.shape[1:])
+        return shaped.movedim(-1, 1).contiguous() if tensor.dim() > 1 else shaped
 
     def rows(loss: Tensor) -> Tensor:
         return loss.movedim(1, -1).reshape(8, -1) if loss.dim() == 4 else loss.reshape(8)
@@ -134,8 +133,14 @@ def channels_last(audit: Audit, case: Case) -> None:
     """Convolutional models hand over channels-last tensors; only the memory layout differs."""
     images, _ = _spatial(audit, case)
     supported(lambda: audit.loss(images))
-    last = images.map(lambda t: t.to(memory_format=torch.channels_last) if t.dim() == 4 else t)
-    _same(audit, images, last, "channels-last inputs", "a kernel that takes the tensor for contiguous")
+    last = images.tensors[audit.kind.primary].to(memory_format=torch.channels_last)
+    _same(
+        audit,
+        images,
+        images.with_tensors(**{audit.kind.primary: last}),
+        "channels-last inputs",
+        "a kernel that takes the tensor for contiguous",
+    )
 
 
 @check("inputs.unbatched", lambda audit: audit.cases(rows=1, few=True, without=("ignore_index",)))

@@ -133,13 +133,16 @@ def saved_tensors_go_through_hooks(audit: Audit, case: Case) -> None:
     """save_on_cpu and other saved-tensor hooks replace what is saved by a copy; the backward must use that copy."""
     loss = audit.loss.bind(case.options, case.dtype)
     expected = _value_and_gradient(loss, audit, case)
-    cause = "tensors are kept on ctx, or compared by identity"
+    cause = "tensors are kept on ctx, or found again by identity or address"
+    # On the CPU save_on_cpu copies nothing.
+    copying = torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone)
+    for hooks, what in ((torch.autograd.graph.save_on_cpu(), "save_on_cpu"), (copying, "saving by hooks that copy")):
 
-    def hooked() -> tuple[Tensor, Tensor]:
-        with torch.autograd.graph.save_on_cpu():
-            return _value_and_gradient(loss, audit, case)
+        def hooked(hooks: Any = hooks) -> tuple[Tensor, Tensor]:
+            with hooks:
+                return _value_and_gradient(loss, audit, case)
 
-    _equal(_must(hooked, "save_on_cpu", cause), expected, "save_on_cpu", cause)
+        _equal(_must(hooked, what, cause), expected, what, cause)
 
 
 def _modules(audit: Audit) -> list[Case]:
@@ -237,16 +240,20 @@ def repr_is_a_line(audit: Audit, case: Case) -> None:
 def threads(audit: Audit, case: Case) -> None:
     """Several threads share a loss, in DataParallel and in servers; it must keep nothing between calls."""
     loss = audit.loss.bind(case.options, case.dtype)
-    expected = _value_and_gradient(loss, audit, case)
-    results: list[Any] = [None] * 4
-    gate = threading.Barrier(len(results))
+    # Every other thread has another input, so that what one keeps for the other is seen.
+    name = audit.kind.primary
+    other = case.with_tensors(**{name: case.tensors[name].flip(0)})
+    cases = [case, other, case, other]
+    expected = [_value_and_gradient(loss, audit, one) for one in cases]
+    results: list[Any] = [None] * len(cases)
+    gate = threading.Barrier(len(cases))
 
     def work(position: int) -> None:
         gate.wait()
         try:
             for _ in range(10):
-                results[position] = _value_and_gradient(loss, audit, case)
-                if any(not torch.equal(a, b) for a, b in zip(results[position], expected, strict=True)):
+                results[position] = _value_and_gradient(loss, audit, cases[position])
+                if any(not torch.equal(a, b) for a, b in zip(results[position], expected[position], strict=True)):
                     return
         except Exception as error:
             results[position] = error
@@ -257,13 +264,13 @@ def threads(audit: Audit, case: Case) -> None:
     for worker in workers:
         worker.join()
     cause = "an attribute or a global that one call writes and another reads"
-    for result in results:
+    for result, alone in zip(results, expected, strict=True):
         expect(isinstance(result, tuple), "a thread fails", result, "a loss", cause)
-        _equal(result, expected, "another thread", cause)
+        _equal(result, alone, "another thread", cause)
 
 
 def _many_rows(audit: Audit) -> list[Case]:
-    return [case.to(torch.float32) for case in audit.cases(rows=20_000, few=True, reductions=("mean", None))]
+    return [case.to(torch.float32) for case in audit.cases(rows=20_001, few=True, reductions=("mean", None))]
 
 
 @check("integration.deterministic", _many_rows)

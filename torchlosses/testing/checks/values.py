@@ -113,13 +113,13 @@ def float32_is_accurate(audit: Audit, case: Case) -> None:
 @check("values.bfloat16", _in_dtype(torch.bfloat16, 512, 20))
 def bfloat16_is_accurate(audit: Audit, case: Case) -> None:
     """bfloat16 has 8 bits: a loss that adds up in it is off by percents, and nobody notices."""
-    _is_accurate(audit, case, 4 * torch.finfo(torch.bfloat16).eps)
+    _is_accurate(audit, case, 2 * torch.finfo(torch.bfloat16).eps)
 
 
 @check("values.float16", _in_dtype(torch.float16, 512, 20))
 def float16_is_accurate(audit: Audit, case: Case) -> None:
     """float16 has 11 bits and ends at 65504: sums belong into a wider type."""
-    _is_accurate(audit, case, 4 * torch.finfo(torch.float16).eps)
+    _is_accurate(audit, case, 2 * torch.finfo(torch.float16).eps)
 
 
 def _is_accurate(audit: Audit, case: Case, tolerance: float) -> None:
