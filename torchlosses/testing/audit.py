@@ -68,6 +68,13 @@ class Subject:
         named = {name for name in OPTIONS if self.rename.get(name, name) in parameters}
         return tuple(name for name in OPTIONS if name in named and self.rename.get(name, name) not in self.fixed)
 
+    def default(self, name: str) -> Any:
+        """The default of a usual option; None where the loss has no such option, or its value is fixed."""
+        if name not in self.options:
+            return None
+        default = inspect.signature(self.loss).parameters[self.rename.get(name, name)].default
+        return None if default is inspect.Parameter.empty else default
+
     def bind(self, options: Mapping[str, Any], dtype: torch.dtype | None = None) -> Callable[..., Tensor]:
         """The loss with its options fixed, and its buffers in `dtype`."""
         if self.is_instance:
@@ -215,9 +222,7 @@ class Audit:
         if lacking:
             raise NotApplicable(f"the loss has no option {' and no '.join(lacking)}")
         wanted = self.reductions if reductions is None else reductions
-        chosen = [reduction for reduction in self.reductions if reduction in wanted]
-        if None in wanted and None not in chosen:
-            chosen.append(None)
+        chosen = [reduction for reduction in self.reductions if reduction in wanted] or [None] * (None in wanted)
         optional = [name for name in self.loss.options if name != "reduction" and name not in (*needs, *without)]
         found = []
         for form in forms or self.forms:
@@ -236,6 +241,13 @@ class Audit:
         parts += [f"option {name}" for name in needs]
         parts += [f"reduction {' or '.join(map(str, reductions))}"]
         return "the loss takes no input with " + ", ".join(parts)
+
+    @functools.cached_property
+    def droppable(self) -> frozenset[str]:
+        """The options that a smaller case may leave out: those whose default means nothing special."""
+        special = {"reduction": self.loss.default("reduction") == "none"}
+        special["label_smoothing"] = bool(self.loss.default("label_smoothing"))
+        return frozenset(name for name in self.loss.options if not special.get(name))
 
     def _fits(self, form: str, options: Sequence[str]) -> bool:
         return not (
@@ -257,6 +269,8 @@ class Audit:
             case = case.with_tensors(**{name: ignored}).with_options(ignore_index=IGNORED)
         if "label_smoothing" in options:
             case = case.with_options(label_smoothing=SMOOTHING)
+        elif self.loss.default("label_smoothing"):
+            case = case.with_options(label_smoothing=0.0)
         if "weight" in options and self.kind.weight is not None:
             case = case.with_options(weight=self.kind.weight(case, generator))
         if "linear_bias" in options:

@@ -122,7 +122,9 @@ def run_check(check: Check, audit: Audit) -> Result:
             try:
                 measurements.update(_attempt(check, audit, case) or {})
             except Failure as failure:
-                small, failure = shrink(lambda other: _attempt(check, audit, other), case, failure, audit.kind)
+                small, failure = shrink(
+                    lambda other: _attempt(check, audit, other), case, failure, audit.kind, audit.droppable
+                )
                 call = failure.call or audit.call_text(small)
                 return result(
                     "failed", "", Finding(failure.summary, call, failure.got, failure.expected, failure.cause)

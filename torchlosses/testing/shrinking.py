@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 import torch
@@ -16,13 +16,15 @@ ATTEMPTS = 80
 SECONDS = 3.0
 
 
-def shrink(attempt: Callable[[Case], Any], case: Case, failure: Failure, kind: Kind) -> tuple[Case, Failure]:
-    """The smallest case found that fails with the same summary, and its failure."""
+def shrink(
+    attempt: Callable[[Case], Any], case: Case, failure: Failure, kind: Kind, droppable: Set[str]
+) -> tuple[Case, Failure]:
+    """The smallest case found that fails with the same summary, and its failure; it may lack `droppable` options."""
     deadline = time.perf_counter() + SECONDS
     progress, attempts = True, 0
     while progress:
         progress = False
-        for smaller in _candidates(case, kind):
+        for smaller in _candidates(case, kind, droppable):
             attempts += 1
             if attempts > ATTEMPTS or time.perf_counter() > deadline:
                 return case, failure
@@ -43,16 +45,16 @@ def _failure_of(attempt: Callable[[Case], Any], case: Case) -> Failure | None:
     return None
 
 
-def _candidates(case: Case, kind: Kind) -> Iterator[Case]:
+def _candidates(case: Case, kind: Kind, droppable: Set[str]) -> Iterator[Case]:
     """Smaller cases, as far as the tensors, which a check may have reshaped, are still those of the kind."""
     try:
-        yield from _smaller(case, kind)
+        yield from _smaller(case, kind, droppable)
     except (IndexError, KeyError, RuntimeError):
         return
 
 
-def _smaller(case: Case, kind: Kind) -> Iterator[Case]:
-    for name in case.options:
+def _smaller(case: Case, kind: Kind, droppable: Set[str]) -> Iterator[Case]:
+    for name in [name for name in case.options if name in droppable]:
         yield case.without_option(name)
     if kind.rows:
         rows = kind.size(case)
