@@ -15,6 +15,7 @@ from benchmarks.report_card.findings import Finding, NotReproducedError, reprodu
 from benchmarks.report_card.subjects import Subject
 from torchlosses.testing import Report, check_loss
 
+KEPT = ("check", "status", "reason", "cases", "finding")
 SKIPPED = {"cost": "times and memory are measured one at a time, by `make bench`"}
 
 
@@ -39,13 +40,15 @@ class Grade:
         return sum(finding.judgement == judgement for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The grade as JSON types."""
+        """The grade as JSON types, without what differs from run to run."""
+        report = self.report.to_dict()
+        report["results"] = [{key: result[key] for key in KEPT} for result in report["results"]]
         return {
             "name": self.subject.name,
             "distribution": self.subject.distribution,
             "version": self.version,
             "called": self.subject.called,
-            "report": self.report.to_dict(),
+            "report": report,
             "findings": [
                 {
                     "title": finding.title,

@@ -43,6 +43,26 @@ FINDINGS = (
     ),
     Finding(
         "entmax.Entmax15Loss",
+        ("values.bfloat16", "values.float16"),
+        "limit",
+        "The threshold is found in low precision",
+        """
+        The sums behind the threshold are taken in the dtype of the logits. Small probabilities, which are squares
+        of differences to it, keep fewer digits than the dtype has: 20 roundings of float16 here.
+        """,
+        """
+        >>> import torch
+        >>> from entmax import Entmax15Loss
+        >>> def gradient(dtype):
+        ...     logits = torch.tensor([[1.2890625, 0.5302734375, 1.6689453125, 2.98828125]]).to(dtype)
+        ...     Entmax15Loss()(logits.requires_grad_(), torch.tensor([1])).backward()
+        ...     return logits.grad[0, 0].item()
+        >>> round(gradient(torch.float16) / gradient(torch.float32), 2)
+        1.02
+        """,
+    ),
+    Finding(
+        "entmax.Entmax15Loss",
         ("integration.compile",),
         "limit",
         "torch.compile breaks the graph",
