@@ -89,7 +89,7 @@ def _expect_hessian(got: Tensor, scalar: Callable[[Tensor], Tensor], x: Tensor, 
             torch.autograd.grad(scalar(forward), forward)[0] - torch.autograd.grad(scalar(backward), backward)[0]
         )
         expected[..., position] = difference / (2 * step)
-    expected = expected.reshape(*x.shape, *x.shape)
+    expected = expected.reshape((*x.shape, *x.shape))
     largest = float(expected.abs().max())
     cause = "the rule of one mode is not differentiable in the other"
     expect_close(got, expected, summary, cause, rtol=1e-5, atol=1e-6 * largest + 1e-8)
