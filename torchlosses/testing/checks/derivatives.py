@@ -98,7 +98,7 @@ def batched_gradient(audit: Audit, case: Case) -> None:
         expect_close(got, torch.stack(each), summary, "the vmap rule of the backward")
 
 
-@check("derivatives.forward_over_reverse", _few)
+@check("derivatives.forward_over_reverse", _small)
 def forward_over_reverse(audit: Audit, case: Case) -> None:
     """Hessian-vector products are cheapest as a forward derivative of the gradient."""
     call, leaves = audit.function(case)
