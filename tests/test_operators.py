@@ -62,10 +62,9 @@ def cross_entropy_calls(
                 options = (ignore_index, label_smoothing)
                 forward = (input, target, weight, reduction, *options, dtype)
                 yield torch.ops.torchlosses.cross_entropy_forward.default, forward
-                _, maximum, rest, count = kernels.cross_entropy_forward(*forward)
-                divisor = count if reduction == "mean" else None
+                _, maximum, rest = kernels.cross_entropy_forward(*forward)
                 grad = incoming_gradient(rows_of(shape), reduction, dtype)
-                backward = (grad, input, target, weight, maximum, rest, divisor, *options)
+                backward = (grad, input, target, weight, maximum, rest, reduction, *options)
                 yield kernels.cross_entropy_backward, backward
                 yield kernels.cross_entropy_backward_, (grad, input.clone(), *backward[2:])
 

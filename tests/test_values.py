@@ -13,6 +13,8 @@ from tests import oracles
 from tests.cases import CASES_WITH_BUILTIN, Case, identifier
 from torchlosses import cee_loss, cross_entropy, mse_loss, reference
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", CASES_WITH_BUILTIN, ids=identifier)

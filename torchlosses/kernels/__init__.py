@@ -27,15 +27,15 @@ _SCHEMAS = {
     "mse_backward": "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, str reduction) -> Tensor",
     "cross_entropy_forward": (
         "(Tensor input, Tensor target, Tensor? weight, str reduction, int ignore_index, float label_smoothing, "
-        "ScalarType dtype) -> (Tensor loss, Tensor maximum, Tensor rest, Tensor count)"
+        "ScalarType dtype) -> (Tensor loss, Tensor maximum, Tensor rest)"
     ),
     "cross_entropy_backward": (
         "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor maximum, Tensor rest, "
-        "Tensor? count, int ignore_index, float label_smoothing) -> Tensor"
+        "str reduction, int ignore_index, float label_smoothing) -> Tensor"
     ),
     "cross_entropy_backward_": (
         "(Tensor grad_output, Tensor(a!) input, Tensor target, Tensor? weight, Tensor maximum, Tensor rest, "
-        "Tensor? count, int ignore_index, float label_smoothing) -> ()"
+        "str reduction, int ignore_index, float label_smoothing) -> ()"
     ),
     "cee_forward": (
         "(Tensor input, Tensor target, str reduction, float delta, bool validate_args, ScalarType dtype) -> Tensor"
@@ -122,14 +122,13 @@ def _(
     ignore_index: int,
     label_smoothing: float,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     rows = _rows(input)
     compute = compute_dtype(input, target, weight)
     return (
         input.new_empty(rows if reduction == "none" else (), dtype=dtype),
         input.new_empty(rows, dtype=compute),
         input.new_empty(rows, dtype=compute),
-        input.new_empty((), dtype=compute),
     )
 
 
@@ -141,7 +140,7 @@ def _(
     weight: Tensor | None,
     maximum: Tensor,
     rest: Tensor,
-    count: Tensor | None,
+    reduction: str,
     ignore_index: int,
     label_smoothing: float,
 ) -> Tensor:

@@ -53,11 +53,6 @@ inline int64_t index_of(const TextbookCrossEntropy& arguments, int64_t sample, i
 }
 
 template <typename Stored>
-inline const Stored* row_of(const void* base, const Layout& layout, int64_t sample, int64_t position) {
-  return static_cast<const Stored*>(base) + sample * layout.sample + position * layout.position;
-}
-
-template <typename Stored>
 void textbook_forward(const TextbookCrossEntropy& arguments, int64_t begin, int64_t end) {
   using Number = Compute<Stored>;
   constexpr int64_t lanes = kLanes<Number>;
@@ -66,7 +61,7 @@ void textbook_forward(const TextbookCrossEntropy& arguments, int64_t begin, int6
   const Number tolerance = tolerance_of<Number>(arguments.dtype);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t sample = row / sizes.positions, position = row % sizes.positions;
-    const Stored* p = row_of<Stored>(arguments.input, arguments.input_layout, sample, position);
+    const Stored* p = row_at<Stored>(arguments.input, arguments.input_layout, sample, position);
     Number& loss = static_cast<Number*>(arguments.losses)[row];
     loss = 0;
     if (arguments.validate && !are_probabilities(p, sizes.classes, tolerance)) {
@@ -80,7 +75,7 @@ void textbook_forward(const TextbookCrossEntropy& arguments, int64_t begin, int6
       }
       continue;
     }
-    const Stored* t = row_of<Stored>(arguments.shares, arguments.target_layout, sample, position);
+    const Stored* t = row_at<Stored>(arguments.shares, arguments.target_layout, sample, position);
     double total = 0;
     for (int64_t c = 0; c < sizes.classes; c += lanes) {
       const int64_t count = sizes.classes - c < lanes ? sizes.classes - c : lanes;
@@ -103,8 +98,8 @@ void textbook_backward(const TextbookCrossEntropy& arguments, int64_t begin, int
   const Number delta = static_cast<Number>(arguments.delta);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t sample = row / sizes.positions, position = row % sizes.positions;
-    const Stored* p = row_of<Stored>(arguments.input, arguments.input_layout, sample, position);
-    Stored* out = const_cast<Stored*>(row_of<Stored>(arguments.grad_input, arguments.grad_layout, sample, position));
+    const Stored* p = row_at<Stored>(arguments.input, arguments.input_layout, sample, position);
+    Stored* out = const_cast<Stored*>(row_at<Stored>(arguments.grad_input, arguments.grad_layout, sample, position));
     const Number g = static_cast<Number>(
         -static_cast<const Number*>(arguments.grad_rows)[row * arguments.grad_stride] * arguments.scale);
     if (arguments.indices != nullptr) {
@@ -115,7 +110,7 @@ void textbook_backward(const TextbookCrossEntropy& arguments, int64_t begin, int
       }
       continue;
     }
-    const Stored* t = row_of<Stored>(arguments.shares, arguments.target_layout, sample, position);
+    const Stored* t = row_at<Stored>(arguments.shares, arguments.target_layout, sample, position);
     for (int64_t c = 0; c < sizes.classes; c += lanes) {
       const int64_t count = sizes.classes - c < lanes ? sizes.classes - c : lanes;
       const bool whole = count == lanes;
