@@ -258,7 +258,7 @@ def _rows_of_samples(input: Tensor, target: Tensor, ignore_index: int) -> Tensor
     """The number of rows in each sample's mean, where the first dimension is mapped over."""
     if target.dim() < input.dim():
         return (target != ignore_index).flatten(1).sum(1)
-    return torch.full((len(input),), math.prod((*input.shape[1:2], *input.shape[3:])), device=input.device)
+    return torch.full((len(input),), math.prod((input.shape[1], *input.shape[3:])), device=input.device)
 
 
 class _Rows(NamedTuple):
