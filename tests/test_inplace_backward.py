@@ -1,4 +1,4 @@
-"""`inplace_backward=True`: the gradient takes the memory of the logits, and nobody is given the wrong numbers for it."""
+"""`inplace_backward=True`: the gradient takes the memory of the logits, and nobody gets the wrong numbers for it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-import torchlosses
 from tests.cases import CASES, Case, identifier
 from tests.test_operators import peak_allocation
 from torchlosses import CrossEntropyLoss, cross_entropy
+from torchlosses.kernels import eager
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -91,7 +91,7 @@ def test_no_memory_of_the_size_of_the_logits(each_backend: str) -> None:
         cross_entropy(output, target, inplace_backward=True).backward()
 
     # The eager backend works in blocks, a few of which are in memory at a time.
-    allowance = 8 * torchlosses.kernels.eager.BLOCK * 4 if each_backend == "eager" else 64 * len(logits)
+    allowance = 8 * eager.BLOCK * 4 if each_backend == "eager" else 64 * len(logits)
     assert peak_allocation(step) <= allowance
     assert gradient[0].data_ptr() == logits.data_ptr()
 
@@ -118,7 +118,7 @@ class TestLogitsThatAreNeededAgain:
             loss.backward()
 
     def test_another_loss_of_the_same_logits(self) -> None:
-        """The backward goes through the later loss first: an earlier one finds the logits changed, a later one does not."""
+        """The later loss comes first in the backward: an earlier one finds the logits changed, a later one does not."""
         logits, target = logits_and_target()
         other = logits.exp().mul(logits).mean()
         loss = cross_entropy(logits, target, inplace_backward=True) + other

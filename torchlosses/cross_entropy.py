@@ -16,10 +16,10 @@ A = Σ_c a_c
 A class weight w and label smoothing ε enter through the shares only: a_c = w_c ((1-ε) t_c + ε/C), t the target's
 probabilities. The losses of the rows are then averaged, summed, or kept.
 
-How it stays right in the corners. With m = max x, the sum s = Σ exp(x_j - m) is 1 + rest: the maximum's own term is 1, and
-rest is what the other classes add. Then -log p_c = log1p(rest) - (x_c - m): no 1 is added and rounded, so that a loss of
-1e-30 is 1e-30. The gradient's entry for a target at the maximum is -rest / s, not p_y - 1, for the same reason. The
-backward recomputes the softmax from the logits; m and rest, two numbers a row, are all that the forward keeps.
+How it stays right in the corners. With m = max x, the sum s = Σ exp(x_j - m) is 1 + rest: the maximum's own term is 1,
+and rest is what the other classes add. Then -log p_c = log1p(rest) - (x_c - m): no 1 is added and rounded, so that a
+loss of 1e-30 is 1e-30. The gradient's entry for a target at the maximum is -rest / s, not p_y - 1, for the same reason.
+The backward recomputes the softmax from the logits; m and rest, two numbers a row, are all that the forward keeps.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class _CrossEntropy(Function):
         needs_input, needs_target, needs_weight = ctx.needs_input_grad[:3]
         grad_input = grad_target = grad_weight = None
         if needs_target or needs_weight:
-            input, target, weight, *_ = saved
+            input, target, weight = saved[:3]
             rows = _rows(input, target, weight, ignore_index, label_smoothing)
             grad_rows = per_class(_of_row(grad_output, input, target, reduction, ignore_index))
             if needs_target:
@@ -126,7 +126,7 @@ class _CrossEntropyForwardAD(_CrossEntropy):
         weight_tangent: Tensor | None,
         *_: None,
     ) -> tuple[Tensor, None, None]:
-        input, target, weight, *_ = saved
+        input, target, weight = saved[:3]
         reduction, ignore_index, label_smoothing, dtype, _ = ctx.options
         rows = _rows(input, target, weight, ignore_index, label_smoothing)
         tangent = _directional_derivative(rows, input_tangent, target_tangent, weight_tangent).squeeze(1)
@@ -135,7 +135,7 @@ class _CrossEntropyForwardAD(_CrossEntropy):
 
 
 class _CrossEntropyGradient(Function):
-    """gradient = g (A p - a), with 'mean' g/n for g; a Function of its own, so that the gradient can be differentiated again."""
+    """gradient = g (A p - a), 'mean' with g/n for g; a Function of its own, to be differentiated again."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -398,9 +398,9 @@ def cross_entropy(
         ValueError: `reduction` or `label_smoothing` is none of its values; the batch sizes differ.
         RuntimeError: The other sizes do not fit; class indices are no integers or class probabilities no floats;
             `weight` has the wrong length, or with class indices another dtype; `ignore_index` >= 0 with class
-            probabilities; the tensors are on different devices. With `inplace_backward`: `input` is a leaf that requires
-            grad or a view of one, has elements that share memory, or is given to a transform of `torch.func` or to
-            forward-mode AD; a second backward, or one with `create_graph=True`.
+            probabilities; the tensors are on different devices. With `inplace_backward`: `input` is a leaf that
+            requires grad or a view of one, has elements that share memory, or is given to a transform of `torch.func`
+            or to forward-mode AD; a second backward, or one with `create_graph=True`.
         IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device).
         NotImplementedError: `input` is not floating-point.
         TypeError: An argument has the wrong type, or `size_average` or `reduce` is given.

@@ -48,9 +48,7 @@ def mse_forward(input: Tensor, target: Tensor, weight: Tensor | None, reduction:
     return input.new_full((), total, dtype=dtype)
 
 
-def mse_backward(
-    grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str
-) -> Tensor:
+def mse_backward(grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     """2 g w (x - t), where g is a number or has the shape of the input; 'mean' divides it by the number of elements."""
     compute = compute_dtype(input, target, weight)
     grad_input = torch.empty_like(input)
