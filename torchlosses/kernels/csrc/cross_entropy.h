@@ -54,7 +54,7 @@ inline int64_t find(const Stored* x, int64_t count, Compute<Stored> value) {
 
 // The next chunk is fetched meanwhile: this loop computes, and the memory has nothing else to do.
 template <typename Stored>
-inline double sum_of_exp(const Stored* x, int64_t count, Compute<Stored> m) {
+inline double sum_of_few_exp(const Stored* x, int64_t count, Compute<Stored> m) {
   using Number = Compute<Stored>;
   constexpr int64_t lanes = kLanes<Number>;
   Vector<Number> first{}, second{}, third{}, fourth{};
@@ -75,6 +75,17 @@ inline double sum_of_exp(const Stored* x, int64_t count, Compute<Stored> m) {
     second += exp(load_some(x + i, count - i, -std::numeric_limits<Number>::infinity()) - m);
   }
   return sum<Number>((first + second) + (third + fourth));
+}
+
+// Few additions in the short format before the double one takes over.
+template <typename Stored>
+inline double sum_of_exp(const Stored* x, int64_t count, Compute<Stored> m) {
+  constexpr int64_t few = 32 * 4 * kLanes<Compute<Stored>>;
+  double result = 0;
+  for (int64_t start = 0; start < count; start += few) {
+    result += sum_of_few_exp(x + start, count - start < few ? count - start : few, m);
+  }
+  return result;
 }
 
 template <typename Number>
