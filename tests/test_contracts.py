@@ -20,6 +20,8 @@ from torch.testing import assert_close
 import torchlosses
 from torchlosses._validation import Reduction
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 ROWS, CLASSES = 6, 5
 
 

@@ -13,6 +13,8 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 import torchlosses
 from tests.cases import CASES, CASES_WITH_BUILTIN, CLASSES, Case, identifier
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 SOME = pytest.mark.parametrize(
     "name",
     [
