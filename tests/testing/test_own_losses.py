@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchlosses
+from tests.testing.shaped import PAIRS, of_images, of_single_rows
 from torchlosses import kernels
 from torchlosses.testing import CHECKS, BoundCheck, bound_checks
 
@@ -111,3 +112,37 @@ def test_conforms(backend: str, name: str, check: str) -> None:
     # Nor does it refuse a part of what is asked.
     assert not result.reason, result
     assert result.cases > 0
+
+
+SHAPED = {
+    "cross_entropy of images": (torchlosses.cross_entropy, of_images(probabilities=False), {}),
+    "cross_entropy of single rows": (torchlosses.cross_entropy, of_single_rows(probabilities=False), {}),
+    "cee_loss of images": (torchlosses.cee_loss, of_images(probabilities=True), {}),
+    "cee_loss of single rows": (torchlosses.cee_loss, of_single_rows(probabilities=True), {}),
+    "mse_loss": (torchlosses.mse_loss, PAIRS, {"broadcast": "allow"}),
+}
+DERIVATIVES = [name for name in CHECKS if name.partition(".")[0] in ("derivatives", "transforms", "gradients")]
+# Which losses a check applies to, where not to all: those with a model in front, with a tensor for an option, or rows.
+APPLIES = {
+    "transforms.per_sample_gradients": (),
+    "gradients.by_weights": ("cross_entropy", "mse_loss"),
+    "gradients.one_for_each_loss": ("cross_entropy of images", "cee_loss of images", "mse_loss"),
+}
+
+
+@functools.cache
+def _shaped_checks(name: str, backend: str) -> dict[str, BoundCheck]:
+    loss, kind, options = SHAPED[name]
+    return {check.name: check for check in bound_checks(loss, kind=kind, options=options)}
+
+
+@pytest.mark.parametrize("check", DERIVATIVES)
+@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("backend", kernels.available())
+def test_derivatives_of_other_shapes(backend: str, name: str, check: str) -> None:
+    with kernels.use(backend):
+        result = _shaped_checks(name, backend)[check].run()
+    applies = name.startswith(APPLIES.get(check, ("",)))
+    assert result.status == ("passed" if applies else "not applicable"), result
+    if applies:
+        assert not result.reason, result

@@ -52,6 +52,15 @@ def picked(log_probabilities: Tensor, target: Tensor) -> Tensor:
     return log_probabilities.gather(1, target.unsqueeze(1)).squeeze(1)
 
 
+class _MeanSquare(Function):
+    """The mean square of the difference; subclasses have wrong backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(input, target)
+        return (input - target).square().mean()
+
+
 # Values ------------------------------------------------------------------------------------------------------------
 
 
@@ -71,12 +80,7 @@ def smoothing_without_weights(
     return ((1 - label_smoothing) * hard + label_smoothing * smooth).sum() / w[target].sum()
 
 
-class _WrongFactor(Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor) -> Tensor:
-        ctx.save_for_backward(input, target)
-        return (input - target).square().mean()
-
+class _WrongFactor(_MeanSquare):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         input, target = ctx.saved_tensors
@@ -357,12 +361,7 @@ def another_formula_inside_transforms(input: Tensor, target: Tensor) -> Tensor:
 # Gradients ---------------------------------------------------------------------------------------------------------
 
 
-class _IgnoresIncoming(Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor) -> Tensor:
-        ctx.save_for_backward(input, target)
-        return (input - target).square().mean()
-
+class _IgnoresIncoming(_MeanSquare):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         input, target = ctx.saved_tensors

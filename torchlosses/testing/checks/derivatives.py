@@ -65,7 +65,7 @@ def derivative_at_ties(audit: Audit, case: Case) -> None:
     if free:
         tied = torch.zeros_like(tensor)
     elif "unit sum" in audit.kind.traits:
-        tied = torch.full_like(tensor, 1 / tensor.shape[1])
+        tied = torch.full_like(tensor, 1 / tensor.shape[audit.kind.classes[name]])
     else:
         tied = target.clone() if target is not None and target.shape == tensor.shape else tensor[:1].expand_as(tensor)
     _run(audit, case.with_tensors(**{name: tied}), gradcheck, "the gradient of max, sort or a comparison at a tie")
@@ -98,7 +98,7 @@ def batched_gradient(audit: Audit, case: Case) -> None:
         expect_close(got, torch.stack(each), summary, "the vmap rule of the backward")
 
 
-@check("derivatives.forward_over_reverse", _few)
+@check("derivatives.forward_over_reverse", _small)
 def forward_over_reverse(audit: Audit, case: Case) -> None:
     """Hessian-vector products are cheapest as a forward derivative of the gradient."""
     call, leaves = audit.function(case)

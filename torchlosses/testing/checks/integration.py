@@ -29,6 +29,10 @@ def _typical(audit: Audit) -> list[Case]:
     return [case for cases in found.values() for case in (cases if len(cases) == 1 else (cases[0], cases[-1]))]
 
 
+def _every_reduction(audit: Audit) -> list[Case]:
+    return [case.to(torch.float32) for case in audit.cases(few=True)]
+
+
 def _must(attempt: Callable[[], Any], what: str, cause: str) -> Any:
     """The value of `attempt`, which every loss is expected to go through without an error."""
     try:
@@ -114,7 +118,7 @@ def autocast(audit: Audit, case: Case) -> None:
         expect_close(got, truth, f"autocast spoils {what}", cause, rtol=0.02, atol=0.03 * largest + 1e-6)
 
 
-@check("integration.checkpoint", _typical)
+@check("integration.checkpoint", _every_reduction)
 def checkpoints(audit: Audit, case: Case) -> None:
     """Activation checkpointing runs the forward twice and must find the same tensors both times."""
     loss = audit.loss.bind(case.options, case.dtype)
@@ -128,7 +132,7 @@ def checkpoints(audit: Audit, case: Case) -> None:
     _equal(got, _value_and_gradient(loss, audit, case), "checkpointing", "the forward is not repeatable")
 
 
-@check("integration.save_on_cpu", _typical)
+@check("integration.save_on_cpu", _every_reduction)
 def saved_tensors_go_through_hooks(audit: Audit, case: Case) -> None:
     """save_on_cpu and other saved-tensor hooks replace what is saved by a copy; the backward must use that copy."""
     loss = audit.loss.bind(case.options, case.dtype)
@@ -148,7 +152,7 @@ def saved_tensors_go_through_hooks(audit: Audit, case: Case) -> None:
 def _modules(audit: Audit) -> list[Case]:
     if not audit.loss.is_module:
         raise NotApplicable("the loss is a function, not a Module")
-    return [case.to(torch.float64) for case in _typical(audit)]
+    return audit.cases(few=True)
 
 
 def _module(audit: Audit, case: Case) -> nn.Module:
@@ -173,6 +177,8 @@ def pickles(audit: Audit, case: Case) -> None:
         return _value_and_gradient(pickle.load(file), audit, case)
 
     _equal(_must(again, "pickle", cause), _value_and_gradient(module, audit, case), "pickle", cause)
+    other = repr(pickle.loads(pickle.dumps(module)))
+    expect(other == repr(module), "pickle changes the options", other, repr(module), "an option that is not kept")
 
 
 @check("integration.deepcopy", _modules)
@@ -236,7 +242,7 @@ def repr_is_a_line(audit: Audit, case: Case) -> None:
     )
 
 
-@check("integration.threads", _typical)
+@check("integration.threads", _every_reduction)
 def threads(audit: Audit, case: Case) -> None:
     """Several threads share a loss, in DataParallel and in servers; it must keep nothing between calls."""
     loss = audit.loss.bind(case.options, case.dtype)
@@ -270,7 +276,8 @@ def threads(audit: Audit, case: Case) -> None:
 
 
 def _many_rows(audit: Audit) -> list[Case]:
-    return [case.to(torch.float32) for case in audit.cases(rows=20_001, few=True, reductions=("mean", None))]
+    found = audit.cases(rows=20_001, classes=10, few=True, reductions=("mean", None))
+    return [case.to(torch.float32) for case in found]
 
 
 @check("integration.deterministic", _many_rows)
@@ -278,12 +285,15 @@ def deterministic(audit: Audit, case: Case) -> None:
     """The same input gives the same bits, whatever the seed, and leaves the caller's random numbers alone."""
     loss = audit.loss.bind(case.options, case.dtype)
     state = torch.get_rng_state()
-    first = _value_and_gradient(loss, audit, case)
-    used = not torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(99)
-    second = _value_and_gradient(loss, audit, case)
-    _equal(second, first, "a second run", "sums in the order that threads happen to finish, or random numbers")
-    expect(not used, "the random state has moved", "another state", "the same state", "random numbers are drawn")
+    cause = "sums in the order that threads happen to finish, or random numbers"
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        first = _value_and_gradient(loss, audit, case)
+        used = not torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(99)
+        _equal(_value_and_gradient(loss, audit, case), first, "a second run", cause)
+        expect(not used, "the random state has moved", "another state", "the same state", "random numbers are drawn")
+        torch.set_rng_state(state)
 
 
 @check("integration.thread_counts", _many_rows)
@@ -301,7 +311,7 @@ def thread_counts(audit: Audit, case: Case) -> None:
         expect_close(got, expected, summary, cause, rtol=1e-5, atol=1e-6 * largest)
 
 
-@check("integration.default_dtype_and_device", _typical)
+@check("integration.default_dtype_and_device", _every_reduction)
 def defaults_do_not_matter(audit: Audit, case: Case) -> None:
     """Code that sets a default dtype or device must not change a loss of tensors that have their own."""
     loss = audit.loss.bind(case.options, case.dtype)

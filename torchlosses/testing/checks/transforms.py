@@ -38,7 +38,7 @@ def grad_equals_autograd(audit: Audit, case: Case) -> None:
     expect_close(supported(lambda: grad(scalar)(x)), expected, "torch.func.grad differs from autograd", "setup_context")
 
 
-@check("transforms.jvp_equals_vjp", _few)
+@check("transforms.jvp_equals_vjp", lambda audit: audit.cases(rows=3))
 def jvp_equals_vjp(audit: Audit, case: Case) -> None:
     """<v, J u> computed forward equals <J'v, u> computed backward: two rules for one derivative."""
     call, leaves = audit.function(case)
@@ -89,25 +89,25 @@ def _expect_hessian(got: Tensor, scalar: Callable[[Tensor], Tensor], x: Tensor, 
             torch.autograd.grad(scalar(forward), forward)[0] - torch.autograd.grad(scalar(backward), backward)[0]
         )
         expected[..., position] = difference / (2 * step)
-    expected = expected.reshape(*x.shape, *x.shape)
+    expected = expected.reshape((*x.shape, *x.shape))
     largest = float(expected.abs().max())
     cause = "the rule of one mode is not differentiable in the other"
     expect_close(got, expected, summary, cause, rtol=1e-5, atol=1e-6 * largest + 1e-8)
 
 
-@check("transforms.vmap", lambda audit: audit.cases(few=True))
+@check("transforms.vmap", lambda audit: audit.cases())
 def vmap_equals_a_loop(audit: Audit, case: Case) -> None:
     """torch.vmap over each tensor alone and over all of them, along the first and the last dimension."""
     names = list(case.everything())
     others = [audit.kind.draw(case.form, audit.kind.size(case) if audit.kind.rows else 4, seed=s) for s in (1, 2)]
-    batch = [case, *(case.with_everything(other.tensors) for other in others)]
+    batch = [case, *(_with_other_options(case.with_everything(other.tensors)) for other in others)]
     if any(b.tensors[n].shape != t.shape for b in batch for n, t in case.tensors.items()):
         raise NotApplicable("the case is too small to be drawn again")
 
     def loss(*tensors: Tensor) -> Tensor:
         return audit.loss(case.with_everything(dict(zip(names, tensors, strict=True))))
 
-    for mapped in (names, *([name] for name in case.tensors)):
+    for mapped in (names, *([name] for name in names)):
         for place in (0, -1):
             stacked = {n: torch.stack([b.everything()[n] for b in batch], place) for n in mapped}
             arguments = tuple({**case.everything(), **stacked}[n] for n in names)
@@ -116,6 +116,12 @@ def vmap_equals_a_loop(audit: Audit, case: Case) -> None:
             each = [loss(*(b.everything()[n] if n in mapped else case.everything()[n] for n in names)) for b in batch]
             summary = f"vmap over {', '.join(mapped)} is not a loop"
             expect_close(got, torch.stack(each), summary, "the vmap rule, or sums over the mapped dimension")
+
+
+def _with_other_options(case: Case) -> Case:
+    return case.with_options(
+        **{k: v.flip(0) + 0.5 for k, v in case.options.items() if isinstance(v, Tensor) and v.dim()}
+    )
 
 
 @check("transforms.per_sample_gradients", _few)
