@@ -76,18 +76,6 @@ LOSSES = {
 }
 
 
-# What the kit finds in our own losses, until it is mended; each must be found.
-FINDINGS = {
-    (
-        "eager",
-        name,
-        "values.many_classes",
-    ): "for soft targets the gradient at the most probable class is the difference of "
-    "two numbers close to 1, also where the class is improbable: 7e-8 off at 20,000 classes"
-    for name in ("cross_entropy", "CrossEntropyLoss")
-}
-
-
 @functools.cache
 def _checks(name: str, backend: str) -> dict[str, BoundCheck]:
     """What trying a loss out shows is kept for all of its checks, for each backend."""
@@ -104,9 +92,6 @@ def test_conforms(backend: str, name: str, check: str) -> None:
         result = _checks(name, backend)[check].run()
     if check in LOSSES[name].not_applicable:
         assert result.status == "not applicable", result
-        return
-    if (backend, name, check) in FINDINGS:
-        assert result.status == "failed", result
         return
     assert result.status == ("measured" if check.startswith("cost.") else "passed"), result
     # Nor does it refuse a part of what is asked.
