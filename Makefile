@@ -1,4 +1,5 @@
 # Every command sets up what is missing first. Options go into ARGS: make compare ARGS="--quick".
+# make bench without options measures everything and writes the figures into the documents.
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -22,7 +23,8 @@ lint: $(READY)
 	$(RUN) -m pyright
 
 bench: $(READY)
-	$(RUN) -m benchmarks.losses $(ARGS)
+	$(RUN) -m benchmarks.run $(ARGS)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.report)
 
 clean:
 	rm -rf $(ENVIRONMENT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
