@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
@@ -80,10 +81,9 @@ def times_as_fast(ratio: float | None) -> str:
 
 def _digits(value: float, significant: int = 3) -> str:
     """So many significant digits, and all that are before the point."""
-    for decimals in range(significant - 1, 0, -1):
-        if round(value, decimals) < 10 ** (significant - decimals):
-            return f"{value:.{decimals}f}"
-    return f"{value:.0f}"
+    rounded = float(f"{value:.{significant}g}")
+    decimals = max(0, significant - 1 - math.floor(math.log10(rounded)))
+    return f"{value:.{decimals}f}"
 
 
 def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
