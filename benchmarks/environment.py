@@ -42,6 +42,7 @@ def describe_environment() -> Environment:
             if name in _ALLOCATOR_VARIABLES or name.startswith(("MALLOC_", "MIMALLOC_"))
         },
         transparent_huge_pages=_chosen(_KERNEL_SETTING.read_text()) if _KERNEL_SETTING.exists() else None,
+        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     )
 
 

@@ -30,7 +30,7 @@ class Environment(Record):
 
     `commit` is None outside of a git checkout, `dirty` says whether tracked files differed from it. `allocator` holds
     the variables of the process's environment that change how memory is allocated, `transparent_huge_pages` the
-    kernel's setting.
+    kernel's setting. `load` is how many processes wanted a core in the minute before, None where that is not known.
     """
 
     commit: str | None
@@ -46,6 +46,7 @@ class Environment(Record):
     libc: str
     allocator: dict[str, str]
     transparent_huge_pages: str | None
+    load: float | None
 
 
 class Setting(Record):

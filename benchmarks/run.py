@@ -34,6 +34,8 @@ USAGE_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
 _QUICK_SECONDS = 0.2
 _LAST_LINES = 15
+_WIDTH = 120
+_MOST_LOAD = 0.5
 
 LossName = Literal["cross_entropy", "mse_loss", "cee_loss"]
 SettingName = Literal["all", "single", "pages"]
@@ -52,7 +54,7 @@ class Options:
     losses: tuple[LossName, ...] = ("cross_entropy", "mse_loss", "cee_loss")
     """Only these losses."""
     settings: tuple[SettingName, ...] = ("all", "single", "pages")
-    """Only these settings: all threads, a single one, all with huge pages for every allocation."""
+    """Only these settings: all threads, a single one, all with huge pages for every allocation; all with --quick."""
     seconds: Annotated[float, tyro.conf.arg(help_behavior_hint="(default: 3; 0.2 with --quick)")] = 3.0
     """How long to take times of one case; large inputs get 7 rounds, however long they take."""
     memory: bool = True
@@ -97,7 +99,13 @@ def measure(cases: Sequence[Case], options: Options, command: str, console: Cons
     from benchmarks.worker import Job
 
     started, begun = datetime.now(timezone.utc), time.monotonic()
-    environment, chosen = describe_environment(), settings(options.settings)
+    environment = describe_environment()
+    if environment.load is not None and environment.load > _MOST_LOAD * environment.cores:
+        console.print(
+            f"Times will mean little: {environment.load} processes want the {environment.cores} cores of this machine.",
+            style="yellow",
+        )
+    chosen = [setting for setting in settings(options.settings) if any(setting.name in case.settings for case in cases)]
     jobs = [
         Job(setting, tuple(case for case in cases if setting.name in case.settings), options.seconds)
         for setting in chosen
@@ -181,7 +189,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     """
     default = Options(quick="--quick" in arguments)
     if default.quick:
-        default = Options(quick=True, seconds=_QUICK_SECONDS)
+        default = Options(quick=True, seconds=_QUICK_SECONDS, settings=("all",))
     return tyro.cli(Options, prog=PROGRAM, args=list(arguments), default=default)
 
 
@@ -201,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_results(results, options.path)
     from benchmarks.tables import print_results
 
-    print_results(results, Console())
+    print_results(results, Console(width=None if sys.stdout.isatty() else _WIDTH))
     print(f"took {results.seconds:.0f} s; results: {options.path}")
     return 0
 

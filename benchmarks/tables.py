@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cases import SETTINGS
 from benchmarks.goals import GOALS, MEMORY_GOALS, Goal, MemoryGoal, Reached
 from benchmarks.lookup import Lookup, Subject
 from benchmarks.results import Results, Timing
@@ -29,8 +30,8 @@ def tables(results: Results) -> dict[str, str]:
         "memory": _memory(lookup),
         "summary": _summary(lookup),
     }
-    for setting in results.settings:
-        made[f"times-{setting.name}"] = _times(lookup, setting.name)
+    for setting in SETTINGS:
+        made[f"times-{setting}"] = _times(lookup, setting)
     made["limits"] = _limits(lookup)
     return made
 
@@ -40,7 +41,7 @@ def print_results(results: Results, console: Console) -> None:
     lookup = Lookup(results)
     for setting in results.settings:
         table = Table(title=f"torch {results.environment.torch}, {setting.title}")
-        for column in ("case", "passes", "torchlosses", "of torch", "of torch.compile", "of the limit"):
+        for column in ("case", "passes", "torchlosses", "against torch", "against torch.compile", "of the limit"):
             table.add_column(column, justify="left" if column in ("case", "passes") else "right")
         for subject in lookup.timed(setting.name):
             limit = NEAREST_LIMIT.get((subject.loss, subject.passes), "clone")
@@ -104,6 +105,7 @@ def _environment(results: Results) -> str:
         "system": f"{environment.platform}, {environment.libc}, Python {environment.python}",
         "allocator": ", ".join(f"{name}={value}" for name, value in environment.allocator.items()) or "default",
         "transparent huge pages": environment.transparent_huge_pages or "not known",
+        "load before": "not known" if environment.load is None else f"{environment.load:.2f}",
         "settings": "; ".join(setting.title for setting in results.settings),
         "command": f"`{results.command}`, {results.seconds:.0f} s",
     }
@@ -205,6 +207,8 @@ def _memory(lookup: Lookup) -> str:
 
 
 def _matrix(lookup: Lookup, subjects: list[Subject], names: Sequence[str], cell: Callable[[Subject, str], str]) -> str:
+    if not subjects:
+        return "Not measured."
     titles = lookup.results.titles
     rows = [(subject.title, subject.passes, *(cell(subject, name) for name in names)) for subject in subjects]
     return _markdown(("case", "passes", *(titles.get(name, name) for name in names)), rows, left=2)

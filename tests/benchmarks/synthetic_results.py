@@ -84,6 +84,7 @@ def results() -> Results:
             libc="glibc 2.36",
             allocator={},
             transparent_huge_pages="madvise",
+            load=0.1,
         ),
         titles={name: name for name in SECONDS},
         settings=[

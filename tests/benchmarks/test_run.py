@@ -104,5 +104,6 @@ def test_a_quick_run_is_shorter_and_has_a_file_of_its_own() -> None:
     quick, full = run.parse_options(["--quick"]), run.parse_options([])
     assert set(quick.cases) < set(full.cases)
     assert quick.seconds < full.seconds
+    assert set(quick.settings) < set(full.settings)
     assert (quick.path, full.path) == (run.QUICK, run.FULL)
     assert run.parse_options(["--quick", "--seconds", "5", "--losses", "cee_loss"]).seconds == 5
