@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from benchmarks.results import Dtype, Passes
+
+LossName = Literal["cross_entropy", "mse_loss", "cee_loss"]
 
 BOTH: tuple[Passes, ...] = get_args(Passes)
 TOGETHER: tuple[Passes, ...] = ("forward+backward",)
@@ -25,7 +27,7 @@ class Case:
         quick: whether it is part of a quick run.
     """
 
-    loss: str
+    loss: LossName
     shape: tuple[int, ...]
     dtype: Dtype = "float32"
     passes: tuple[Passes, ...] = BOTH

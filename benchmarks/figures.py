@@ -27,7 +27,7 @@ _LOOK = {
     "compiled": (COLORS[1], "v"),
     "clone": (INK, ""),
 }
-_DRAWN_AT_ONCE = ("native", "inplace", "compiled", "eager")
+_OTHER_LOOK = (COLORS[4], "P")
 _FEWEST_POINTS = 3
 
 
@@ -67,14 +67,14 @@ def _speed(lookup: Lookup) -> Figure | None:
     if not subjects:
         return None
     figure, axes = _new_figure(1.6 + 0.34 * len(subjects))
-    for name in _DRAWN_AT_ONCE:
+    for name in lookup.results.implementations:
         points = [
             (ratio, place)
             for place, subject in enumerate(subjects)
-            if (ratio := lookup.ratio("all", subject, name, "torch")) is not None
+            if name != "torch" and (ratio := lookup.ratio("all", subject, name, "torch")) is not None
         ]
         if points:
-            color, marker = _LOOK[name]
+            color, marker = _LOOK.get(name, _OTHER_LOOK)
             size = 60 if name == "native" else 34
             axes.scatter(
                 *zip(*points, strict=True), s=size, color=color, marker=marker, zorder=3, label=_title(lookup, name)
@@ -155,9 +155,9 @@ def _memory(lookup: Lookup) -> Figure | None:
     if not subjects:
         return None
     rows = [
-        (_title(lookup, name), subject.passes, peak.units, _LOOK[name][0])
+        (_title(lookup, name), subject.passes, peak.units, _LOOK.get(name, _OTHER_LOOK)[0])
         for subject in subjects
-        for name in ("native", "inplace", "eager", "torch", "compiled")
+        for name in lookup.results.implementations
         if (peak := lookup.memory("all", subject, name)) is not None
     ]
     figure, axes = _new_figure(1.1 + 0.32 * len(rows))
@@ -174,4 +174,4 @@ def _memory(lookup: Lookup) -> Figure | None:
 
 
 def _title(lookup: Lookup, name: str) -> str:
-    return lookup.results.titles.get(name, name).replace("`", "")
+    return lookup.results.title(name).replace("`", "")

@@ -113,7 +113,7 @@ def _exp_in_place(input: Tensor, *_: Tensor) -> Call:
     return Call(warm.exp_, partial(warm.copy_, input))
 
 
-OURS = {loss: getattr(torchlosses, loss) for loss in ("cross_entropy", "mse_loss", "cee_loss")}
+OURS = {loss: getattr(torchlosses, loss) for loss in PROBLEMS}
 IN_PLACE = {"cross_entropy": partial(torchlosses.cross_entropy, inplace_backward=True)}
 BUILTIN = {loss: problem.builtin for loss, problem in PROBLEMS.items()}
 
@@ -145,5 +145,3 @@ LIMITS = (
         lambda x, target: Call(partial(torch.dot, x.flatten(), target.flatten())),
     ),
 )
-
-TITLES = {contestant.name: contestant.title for contestant in (*IMPLEMENTATIONS, *LIMITS)}

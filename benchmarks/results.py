@@ -95,7 +95,7 @@ class PeakMemory(Measured):
 
 
 class Results(Record):
-    """Everything that a measurement found. `titles` says in words what an implementation or limit is."""
+    """Everything that a measurement found. `implementations` and `limits` say in words what the names stand for."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     started: str
@@ -103,10 +103,15 @@ class Results(Record):
     command: str
     quick: bool
     environment: Environment
-    titles: dict[str, str]
+    implementations: dict[str, str]
+    limits: dict[str, str]
     settings: list[Setting]
     timings: list[Timing]
     memory: list[PeakMemory]
+
+    def title(self, name: str) -> str:
+        """An implementation or limit in words."""
+        return self.implementations.get(name) or self.limits.get(name, name)
 
 
 def write_results(results: Results, path: Path) -> None:

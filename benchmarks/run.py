@@ -10,16 +10,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.cases import CASES, Case
+from benchmarks.cases import CASES, Case, LossName
 from benchmarks.errors import BenchmarkError
 from benchmarks.results import PeakMemory, Results, Timing, write_results
 
@@ -37,7 +38,6 @@ _LAST_LINES = 15
 _WIDTH = 120
 _MOST_LOAD = 0.5
 
-LossName = Literal["cross_entropy", "mse_loss", "cee_loss"]
 SettingName = Literal["all", "single", "pages"]
 
 
@@ -51,7 +51,7 @@ class Options:
 
     quick: bool = False
     """A few cases, briefly: under a minute. Written to a file of its own, never into the documents."""
-    losses: tuple[LossName, ...] = ("cross_entropy", "mse_loss", "cee_loss")
+    losses: tuple[LossName, ...] = get_args(LossName)
     """Only these losses."""
     settings: tuple[SettingName, ...] = ("all", "single", "pages")
     """Only these settings: all threads, a single one, all with huge pages for every allocation; all with --quick."""
@@ -95,7 +95,7 @@ def measure(cases: Sequence[Case], options: Options, command: str, console: Cons
     # Imported only now: wrong options and --help are answered at once.
     from benchmarks import memory
     from benchmarks.environment import describe_environment, settings
-    from benchmarks.implementations import TITLES
+    from benchmarks.implementations import IMPLEMENTATIONS, LIMITS
     from benchmarks.worker import Job
 
     started, begun = datetime.now(timezone.utc), time.monotonic()
@@ -134,7 +134,8 @@ def measure(cases: Sequence[Case], options: Options, command: str, console: Cons
         command=command,
         quick=options.quick,
         environment=environment,
-        titles=TITLES,
+        implementations={implementation.name: implementation.title for implementation in IMPLEMENTATIONS},
+        limits={limit.name: limit.title for limit in LIMITS},
         settings=chosen,
         timings=timings,
         memory=peaks,
@@ -160,13 +161,14 @@ def _steps(job: Job) -> Iterator[Step]:
             assert worker.stdin is not None
             assert worker.stdout is not None
             try:
-                worker.stdin.write(JOB.dump_json(job))
-                worker.stdin.close()
+                # One that could not even start has closed the pipe; its exit code and last lines say why.
+                with suppress(BrokenPipeError), worker.stdin as pipe:
+                    pipe.write(JOB.dump_json(job))
                 for line in worker.stdout:
                     yield Step.model_validate_json(line)
-            finally:
-                if worker.poll() is None and sys.exc_info()[0] is not None:
-                    worker.terminate()
+            except BaseException:
+                worker.terminate()
+                raise
         if worker.returncode:
             complaints.seek(0)
             raise BenchmarkError(_failure(worker.returncode, complaints.read().decode(errors="replace")))

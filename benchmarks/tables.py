@@ -13,8 +13,6 @@ from benchmarks.goals import GOALS, MEMORY_GOALS, Goal, MemoryGoal, Reached
 from benchmarks.lookup import Lookup, Subject
 from benchmarks.results import Results, Timing
 
-IMPLEMENTATIONS = ("native", "inplace", "eager", "torch", "compiled")
-LIMITS = ("clone", "copy", "exp", "exp_", "dot")
 NOTHING = "—"
 MEGABYTE = 1e6
 # The limit that says most about each call.
@@ -113,9 +111,8 @@ def _environment(results: Results) -> str:
 
 
 def _goals(lookup: Lookup) -> str:
-    titles = lookup.results.titles
     rows = [
-        (_goal_title(goal, lookup.results), *(_judgement(reached, titles) for reached in goal.measured(lookup)))
+        (_goal_title(goal, lookup.results), *(_judgement(reached, lookup.results) for reached in goal.measured(lookup)))
         for goal in GOALS
     ]
     speed = _markdown(("case", "against torch", "against torch.compile", "against the limit"), rows)
@@ -125,20 +122,20 @@ def _goals(lookup: Lookup) -> str:
 def _goal_title(goal: Goal, results: Results) -> str:
     notes = [goal.passes]
     if goal.implementation != "native":
-        notes.append(results.titles.get(goal.implementation, goal.implementation).removeprefix("torchlosses, "))
+        notes.append(results.title(goal.implementation).removeprefix("torchlosses, "))
     if goal.setting == "pages":
         notes.append("THP_MEM_ALLOC_ENABLE=1")
     return f"{goal.subject.title}, {', '.join(notes)}"
 
 
-def _judgement(reached: Reached | None, titles: dict[str, str]) -> str:
+def _judgement(reached: Reached | None, results: Results) -> str:
     if reached is None:
         return ""
     bound = reached.bound
     if bound.at_least is not None:
         return f"≥ {bound.at_least:g}×: {_mark(reached, times_as_fast(reached.ratio))}"
     share = NOTHING if reached.ratio is None else f"{reached.ratio:.2f}"
-    return f"≤ {bound.at_most:g} of {titles.get(bound.against, bound.against)}: {_mark(reached, share)}"
+    return f"≤ {bound.at_most:g} of {results.title(bound.against)}: {_mark(reached, share)}"
 
 
 def _mark(reached: Reached, figure: str) -> str:
@@ -187,7 +184,7 @@ def _times(lookup: Lookup, setting: str) -> str:
     return _matrix(
         lookup,
         lookup.timed(setting),
-        IMPLEMENTATIONS,
+        lookup.results.implementations,
         lambda subject, name: duration(lookup.timing(setting, subject, name), spread=True),
     )
 
@@ -195,7 +192,9 @@ def _times(lookup: Lookup, setting: str) -> str:
 def _limits(lookup: Lookup) -> str:
     # The limits do not depend on the passes; those beside the forward and backward stand for both.
     subjects = [subject for subject in lookup.timed("all") if subject.passes == "forward+backward"]
-    return _matrix(lookup, subjects, LIMITS, lambda subject, name: duration(lookup.timing("all", subject, name)))
+    return _matrix(
+        lookup, subjects, lookup.results.limits, lambda subject, name: duration(lookup.timing("all", subject, name))
+    )
 
 
 def _memory(lookup: Lookup) -> str:
@@ -203,12 +202,16 @@ def _memory(lookup: Lookup) -> str:
         peak = lookup.memory("all", subject, name)
         return NOTHING if peak is None else f"{peak.units:.2f} ({peak.extra_bytes / MEGABYTE:.0f} MB)"
 
-    return _matrix(lookup, lookup.weighed(), (*IMPLEMENTATIONS, "clone"), cell)
+    return _matrix(lookup, lookup.weighed(), (*lookup.results.implementations, "clone"), cell)
 
 
-def _matrix(lookup: Lookup, subjects: list[Subject], names: Sequence[str], cell: Callable[[Subject, str], str]) -> str:
-    if not subjects:
+def _matrix(
+    lookup: Lookup, subjects: Sequence[Subject], names: Iterable[str], cell: Callable[[Subject, str], str]
+) -> str:
+    """A row a subject and a column a name; columns without anything measured are left out."""
+    columns = {name: [cell(subject, name) for subject in subjects] for name in names}
+    columns = {lookup.results.title(name): cells for name, cells in columns.items() if set(cells) - {NOTHING}}
+    if not columns:
         return "Not measured."
-    titles = lookup.results.titles
-    rows = [(subject.title, subject.passes, *(cell(subject, name) for name in names)) for subject in subjects]
-    return _markdown(("case", "passes", *(titles.get(name, name) for name in names)), rows, left=2)
+    about = [[subject.title for subject in subjects], [subject.passes for subject in subjects]]
+    return _markdown(("case", "passes", *columns), zip(*about, *columns.values(), strict=True), left=2)

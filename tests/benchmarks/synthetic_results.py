@@ -86,7 +86,8 @@ def results() -> Results:
             transparent_huge_pages="madvise",
             load=0.1,
         ),
-        titles={name: name for name in SECONDS},
+        implementations={name: f"the {name} one" for name in ("native", "inplace", "eager", "torch", "compiled")},
+        limits={name: f"`{name}()`" for name in ("clone", "copy", "exp", "exp_", "dot")},
         settings=[
             Setting(name="all", title="2 threads", threads=2, environment={}),
             Setting(name="single", title="1 thread", threads=1, environment={}),

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import report
 from benchmarks.goals import GOALS, MEMORY_GOALS, Goal, MemoryGoal
 from benchmarks.lookup import Lookup
-from benchmarks.results import Results, write_results
+from benchmarks.results import PeakMemory, Results, Timing, write_results
 from benchmarks.tables import duration, tables, times_as_fast
 
 from .synthetic_results import results, timing
@@ -148,3 +148,21 @@ def test_tables_are_rectangular() -> None:
         for table in text.split("\n\n"):
             widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
             assert len(widths) == 1, name
+
+
+def test_an_implementation_that_is_new_appears_everywhere(documents: Path) -> None:
+    known = results()
+    native = [record for record in (*known.timings, *known.memory) if record.implementation == "native"]
+    new = [record.model_copy(update={"implementation": "chunked"}) for record in native]
+    more = known.model_copy(
+        update={
+            "implementations": {**known.implementations, "chunked": "torch, chunked"},
+            "timings": [*known.timings, *(record for record in new if isinstance(record, Timing))],
+            "memory": [*known.memory, *(record for record in new if isinstance(record, PeakMemory))],
+        }
+    )
+    made = tables(more)
+    for name in ("times-all", "times-single", "times-pages", "memory"):
+        assert "torch, chunked" in made[name].splitlines()[0]
+    write_results(more, documents / "results.json")
+    assert report.main(arguments(documents)) == 0
