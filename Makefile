@@ -1,4 +1,5 @@
 # Every command sets up what is missing first. Options go into ARGS: make compare ARGS="--quick".
+# make bench without options measures everything and writes the figures into the documents.
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -44,7 +45,8 @@ lint: $(READY)
 	$(RUN) -m pyright
 
 bench: $(READY)
-	$(RUN) -m benchmarks.losses $(ARGS)
+	$(RUN) -m benchmarks.run $(ARGS)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.report)
 
 # The conformance kit over our losses, PyTorch's and other libraries': docs/report-card.md and docs/report-card.json.
 report-card: $(READY) $(ENVIRONMENT)/.report-card
