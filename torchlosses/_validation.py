@@ -15,9 +15,11 @@ from torch import Tensor
 
 REDUCTIONS = ("none", "mean", "sum")
 BROADCASTS = ("warn", "error", "allow")
+EMPTY = ("nan", "zero")
 
 Reduction = Literal["none", "mean", "sum"]
 Broadcast = Literal["warn", "error", "allow"]
+Empty = Literal["nan", "zero"]
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _INTEGERS = frozenset(
@@ -243,6 +245,65 @@ def check_class_weight(input: Tensor, target: Tensor, weight: Tensor, autocast: 
         f"expected scalar type {_name(input.dtype)} but found {_name(weight.dtype)}: with class indices, weight must "
         "have the dtype of input. Convert it with .to(input.dtype)."
     )
+
+
+def check_normalizer(normalizer: Tensor | float | None, reduction: str) -> Tensor | float | None:
+    """A denominator for 'mean': a number that is not negative, or a tensor without dimensions."""
+    if normalizer is None:
+        return None
+    if reduction != "mean":
+        raise ValueError(
+            f"normalizer is what reduction='mean' divides by, but reduction is {reduction!r}: leave one of them out."
+        )
+    if isinstance(normalizer, Tensor):
+        if normalizer.dim() != 0 or normalizer.dtype.is_complex or normalizer.dtype == torch.bool:
+            raise ValueError(
+                f"normalizer must be one number, but got a tensor of shape {tuple(normalizer.shape)} and dtype "
+                f"{_name(normalizer.dtype)}: sum it up first."
+            )
+        return normalizer
+    normalizer = _number("normalizer", normalizer)
+    if not 0.0 <= normalizer < math.inf:
+        raise ValueError(f"normalizer must be finite and not negative, but got {normalizer}.")
+    return normalizer
+
+
+def check_empty(empty: str) -> None:
+    if empty not in EMPTY:
+        raise ValueError(f"{empty!r} is not a valid value for empty: expected one of {', '.join(map(repr, EMPTY))}.")
+
+
+def check_z_loss(z_loss: float) -> float:
+    z_loss = _number("z_loss", z_loss)
+    if not 0.0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must be finite and not negative, but got {z_loss}; 1e-4 is a usual value.")
+    return z_loss
+
+
+def check_logit_softcap(logit_softcap: float | None) -> float | None:
+    if logit_softcap is None:
+        return None
+    logit_softcap = _number("logit_softcap", logit_softcap)
+    if not 0.0 < logit_softcap < math.inf:
+        raise ValueError(
+            f"logit_softcap must be positive and finite, but got {logit_softcap}; None leaves the logits as they are."
+        )
+    return logit_softcap
+
+
+def check_sample_weight(function: str, sample_weight: Tensor, rows: torch.Size) -> None:
+    """One weight a row, of a shape that broadcasts to the rows'."""
+    if sample_weight.dtype.is_complex:
+        raise RuntimeError(f"{function}: expected a real sample_weight, got {_name(sample_weight.dtype)}.")
+    try:
+        common = torch.broadcast_shapes(sample_weight.shape, rows)
+    except RuntimeError:
+        common = None
+    if common != rows:
+        raise ValueError(
+            f"{function}: sample_weight must broadcast to one weight a row, {tuple(rows)}, but has shape "
+            f"{tuple(sample_weight.shape)}."
+        )
 
 
 def raise_target_out_of_bounds(target: Tensor, classes: int, ignore_index: int | None) -> NoReturn:
