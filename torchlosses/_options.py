@@ -6,9 +6,10 @@ A mean is a sum over a denominator:
                                    D = Σ_n s_n                                    (class probabilities)
                                    D = normalizer                                 (where the caller gives one)
 
-with s the weights of the samples and w those of the classes, 1 where they are not given. A row counts unless it is ignored.
-A row of weight 0 is as if it were not there. The quotient is taken outside of the losses' Functions, by operations that
-PyTorch differentiates itself, so that the derivatives by s, w and the normalizer follow from the quotient rule.
+with s the weights of the samples and w those of the classes, 1 where they are not given. A row counts unless it is
+ignored. A row of weight 0 is as if it were not there. The quotient is taken outside of the losses' Functions, by
+operations that PyTorch differentiates itself, so that the derivatives by s, w and the normalizer follow from the quotient
+rule.
 """
 
 from __future__ import annotations
@@ -69,3 +70,24 @@ def mean_of(total: Tensor, denominator: Tensor | float, empty: str) -> Tensor:
     if empty == "zero":
         without_value = without_value.masked_fill(total.detach() == 0, 0)
     return torch.where(nothing, without_value, mean)
+
+
+def row_statistics(logits: Tensor, target: Tensor, maximum: Tensor, rest: Tensor) -> tuple[Tensor, ...]:
+    """The fields of `RowStatistics` of (rows, classes) logits, where log Σ exp(x_j - maximum) = log1p(rest).
+
+    Class indices must be in range; the caller sets the rows that are ignored to 0.
+    """
+    log_rest = torch.log1p(rest)
+    shifted = logits.to(maximum.dtype) - maximum.unsqueeze(1)
+    largest = shifted.argmax(1)
+    if target.dim() < logits.dim():
+        log_probability = shifted.gather(1, target.unsqueeze(1)).squeeze(1) - log_rest
+        correct = largest == target
+    else:
+        share = target.to(shifted.dtype)
+        # 0 · log 0 = 0, here and in the entropy.
+        log_probability = (share * shifted).masked_fill(share == 0, 0).sum(1) - share.sum(1) * log_rest
+        correct = largest == target.argmax(1)
+    probability = torch.exp(shifted - log_rest.unsqueeze(1))
+    entropy = log_rest - (probability * shifted).masked_fill(probability == 0, 0).sum(1)
+    return maximum + log_rest, log_probability, correct, entropy

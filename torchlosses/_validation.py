@@ -230,21 +230,107 @@ def check_cee_target(input: Tensor, target: Tensor) -> None:
 
 def check_class_weight(input: Tensor, target: Tensor, weight: Tensor, autocast: bool) -> None:
     classes = input.shape[0] if input.dim() == 1 else input.shape[1]
+    check_weight_of_classes(classes, input.dtype, target.shape != input.shape, weight, autocast)
+
+
+def check_weight_of_classes(
+    classes: int, dtype: torch.dtype, indices: bool, weight: Tensor, autocast: bool, function: str = "cross_entropy"
+) -> None:
+    """One real factor a class, with class indices of the logits' `dtype`."""
     if tuple(weight.shape) != (classes,):
         raise RuntimeError(
-            f"cross_entropy: weight tensor should be defined either for all {classes} classes or no classes "
+            f"{function}: weight tensor should be defined either for all {classes} classes or no classes "
             f"but got weight tensor of shape: {list(weight.shape)}"
         )
     if weight.dtype.is_complex:
-        raise RuntimeError(f"cross_entropy: expected a real weight, got {_name(weight.dtype)}.")
-    if target.shape == input.shape or weight.dtype == input.dtype:
+        raise RuntimeError(f"{function}: expected a real weight, got {_name(weight.dtype)}.")
+    if not indices or weight.dtype == dtype:
         return
     if autocast and weight.dtype.is_floating_point:
         return
     raise RuntimeError(
-        f"expected scalar type {_name(input.dtype)} but found {_name(weight.dtype)}: with class indices, weight must "
+        f"expected scalar type {_name(dtype)} but found {_name(weight.dtype)}: with class indices, weight must "
         "have the dtype of input. Convert it with .to(input.dtype)."
     )
+
+
+def check_linear(function: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    """Input (..., features), linear_weight (classes, d1, ..., features), linear_bias (classes, d1, ...)."""
+    if input.dim() == 0:
+        raise RuntimeError(f"{function}: expected input of shape (..., features), but got a tensor without dimensions.")
+    if linear_weight.dim() < 2:
+        raise RuntimeError(
+            f"{function}: expected linear_weight of shape (classes, features), but got {tuple(linear_weight.shape)}."
+        )
+    if input.shape[-1] != linear_weight.shape[-1]:
+        raise RuntimeError(
+            f"{function}: input has {input.shape[-1]} features (its last dimension), but linear_weight expects "
+            f"{linear_weight.shape[-1]}: input is {tuple(input.shape)}, linear_weight {tuple(linear_weight.shape)}."
+        )
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:-1]:
+        raise RuntimeError(
+            f"{function}: expected linear_bias of shape {tuple(linear_weight.shape[:-1])}, the shape of linear_weight "
+            f"without features, but got {tuple(linear_bias.shape)}."
+        )
+    if input.dim() == 1 and linear_weight.dim() > 2:
+        raise RuntimeError(
+            f"{function}: a linear_weight of shape {tuple(linear_weight.shape)} needs an input with a batch dimension, "
+            f"but input is {tuple(input.shape)}."
+        )
+
+
+def check_linear_dtypes(function: str, autocast: bool, input: Tensor, **others: Tensor | None) -> None:
+    """The operands of a product have one dtype; under autocast, which makes it so, they need to be floats."""
+    for name, tensor in others.items():
+        if tensor is None or tensor.dtype == input.dtype:
+            continue
+        if autocast and tensor.dtype in _FLOATS and torch.float64 not in (tensor.dtype, input.dtype):
+            continue
+        raise RuntimeError(
+            f"{function}: expected input and {name} to have the same dtype, but got {_name(input.dtype)} and "
+            f"{_name(tensor.dtype)}. Convert one of them with .to(...)."
+        )
+
+
+def check_linear_target(
+    function: str, target: Tensor, rows: list[int], probabilities: list[int], ignore_index: int
+) -> bool:
+    """Whether target holds class indices, of shape `rows`; else it holds probabilities, of shape `probabilities`."""
+    shape = list(target.shape)
+    if shape == probabilities:
+        if not target.dtype.is_floating_point:
+            raise RuntimeError(
+                f"Expected floating point type for target with class probabilities, got {_name(target.dtype)}: class "
+                "indices must not have the class dimension."
+            )
+        if ignore_index >= 0:
+            raise RuntimeError(
+                f"ignore_index is not supported for floating point target (got ignore_index={ignore_index}): give the "
+                "rows to leave out a sample_weight of 0, or leave ignore_index negative."
+            )
+        return False
+    if shape == rows or (not rows and shape == [1]):
+        check_index_dtype(target)
+        return True
+    message = (
+        f"{function}: expected a target of shape {rows} (class indices) or {probabilities} (class probabilities), "
+        f"but got {shape}."
+    )
+    if rows and (not shape or shape[0] != rows[0]):
+        raise ValueError(f"Expected input batch_size ({rows[0]}) to match target batch_size: {message}")
+    raise RuntimeError(message)
+
+
+def check_block_rows(block_rows: int | None) -> int | None:
+    if block_rows is None:
+        return None
+    try:
+        block_rows = operator.index(block_rows)
+    except TypeError:
+        raise TypeError(f"block_rows must be an int or None, but got {block_rows!r}.") from None
+    if block_rows < 1:
+        raise ValueError(f"block_rows must be at least 1, but got {block_rows}; None chooses.")
+    return block_rows
 
 
 def check_normalizer(normalizer: Tensor | float | None, reduction: str) -> Tensor | float | None:
