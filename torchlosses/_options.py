@@ -8,8 +8,8 @@ A mean is a sum over a denominator:
 
 with s the weights of the samples and w those of the classes, 1 where they are not given. A row counts unless it is
 ignored. A row of weight 0 is as if it were not there. The quotient is taken outside of the losses' Functions, by
-operations that PyTorch differentiates itself, so that the derivatives by s, w and the normalizer follow from the quotient
-rule.
+operations that PyTorch differentiates itself, so that the derivatives by s, w and the normalizer follow from the
+quotient rule.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """A function of many rows, worked through a block of rows at a time, with derivatives of all orders in every mode.
 
-What is wanted: the memory of one block, whatever is derived. What PyTorch's automatic differentiation would keep for the
-backward, a block's intermediates, is computed again instead; and the derivative of such a function is again such a
+What is wanted: the memory of one block, whatever is derived. What PyTorch's automatic differentiation would keep for
+the backward, a block's intermediates, is computed again instead; and the derivative of such a function is again such a
 function. Let f map some rows and shared tensors to some rows and sums over rows. Then
 
-- its gradient maps rows, the gradients of its row outputs, shared tensors and the gradients of its sums, to the gradients
-  of the row inputs (rows) and of the shared inputs (sums over rows);
+- its gradient maps rows, the gradients of its row outputs, shared tensors and the gradients of its sums, to the
+  gradients of the row inputs (rows) and of the shared inputs (sums over rows);
 - its directional derivative maps rows, their tangents, shared tensors and their tangents, to tangents of its outputs;
 - mapped over a batch (torch.vmap), its rows have one more dimension, behind that of the rows.
 
@@ -142,9 +142,7 @@ class _RowBlocks(Function):
         return over_row_blocks(function._replace(call=call), fewer_rows, *rows, *shared), out_dims
 
 
-def _gradient(
-    function: BlockFunction, count: int, wanted: Sequence[int], given: Sequence[int]
-) -> BlockFunction:
+def _gradient(function: BlockFunction, count: int, wanted: Sequence[int], given: Sequence[int]) -> BlockFunction:
     """The gradients of the outputs `given` by the inputs `wanted`."""
     row_grads = sum(place < function.row_outputs for place in given)
 
@@ -168,7 +166,7 @@ def _directional_derivative(function: BlockFunction, count: int, given: Sequence
     def call(*arguments: Tensor) -> tuple[Tensor, ...]:
         own, tangents = _separate(arguments, function.row_inputs, row_tangents, count)
         restricted = _restricted(function, own, given, range(row_outputs + function.sum_outputs))
-        values, pull_back = torch.func.vjp(restricted, *(own[place] for place in given))
+        values, pull_back = torch.func.vjp(restricted, *(own[place] for place in given))[:2]
         zeros = tuple(torch.zeros_like(value) for value in values)
         return torch.func.vjp(pull_back, zeros)[1](tangents)[0]
 

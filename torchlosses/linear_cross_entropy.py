@@ -5,17 +5,17 @@ What it computes, for a row of features x, a linear layer W, b and the cross-ent
     y    = W x + b                                        (logits, one a class)
     loss = cross_entropy(y, target)
 
-How the gradient follows. With G = d loss / dy, which `torchlosses.cross_entropy` derives (softmax minus target), and all
-rows together, x as (rows, features) and y, G as (rows, classes):
+How the gradient follows. With G = d loss / dy, which `torchlosses.cross_entropy` derives (softmax minus target), and
+all rows together, x as (rows, features) and y, G as (rows, classes):
 
     d loss / dx = G W
     d loss / dW = Gᵀ x
     d loss / db = Σ_rows G
 
-How it stays small. A row of G depends on the same row of y only. So a block of rows goes all the way, y_b = x_b Wᵀ, then G_b
-written over y_b, then G_b W and G_bᵀ x_b, before the next block takes its place: three matrix products in all, as many as
-there must be, and the logits of one block in memory. For that the gradients of the *sum* are computed in the forward;
-the backward multiplies them by the incoming gradient, which for a sum is one number.
+How it stays small. A row of G depends on the same row of y only. So a block of rows goes all the way, y_b = x_b Wᵀ,
+then G_b written over y_b, then G_b W and G_bᵀ x_b, before the next block takes its place: three matrix products in all,
+as many as there must be, and the logits of one block in memory. For that the gradients of the *sum* are computed in the
+forward; the backward multiplies them by the incoming gradient, which for a sum is one number.
 
 Where one number is not enough ('none'), or more is asked for than a gradient (a second derivative, forward mode,
 torch.func), the logits are computed again, block by block.
@@ -48,9 +48,10 @@ from torchlosses._options import (
 from torchlosses._row_blocks import BlockFunction, gradient_over_row_blocks, over_row_blocks
 from torchlosses._transforms import autocast_enabled, result_dtype
 from torchlosses.cross_entropy import cross_entropy
-from torchlosses.kernels import linear
+from torchlosses.kernels import _is_differentiated, linear
 
 _FUNCTION = "linear_cross_entropy"
+_autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
 
 
 class _LinearCrossEntropy(Function):
@@ -69,7 +70,7 @@ class _LinearCrossEntropy(Function):
         wanted: list[bool],
         statistics: bool,
         *options: Any,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         arguments = (input, linear_weight, linear_bias, target, weight, sample_weight)
         ctx.reduction, ctx.wanted, ctx.options = reduction, wanted, options
         operands = [*wanted[:3], wanted[5]] if reduction == "sum" else [False] * 4
@@ -97,7 +98,7 @@ class _LinearCrossEntropy(Function):
         if compiling:
             input, linear_weight, linear_bias, _, _, sample_weight = arguments
             found = linear.scale(grad_output, input, linear_weight, linear_bias, sample_weight, *gradients)
-        elif ctx.consume and not torch._C._autograd._get_current_graph_task_keep_graph():
+        elif ctx.consume and not _autograd._get_current_graph_task_keep_graph():
             # The graph is freed behind this call, and a second backward raises: the gradients can be handed out.
             found = tuple(gradient.mul_(grad_output) for gradient in gradients)
         else:
@@ -107,7 +108,7 @@ class _LinearCrossEntropy(Function):
 
 
 def _saved_tensors_have_hooks() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return _autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def _wanted(
@@ -173,9 +174,7 @@ def _block_function(
         y = y.to(compute)
         if logit_softcap is not None:
             y = logit_softcap * torch.tanh(y / logit_softcap)
-        losses = cross_entropy(
-            y, t, w, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
-        )
+        losses = cross_entropy(y, t, w, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing)
         if z_loss:
             losses = losses + z_loss * y.logsumexp(1).square().masked_fill(inactive, 0)
         losses = losses.masked_fill(hidden, 0)
@@ -210,6 +209,42 @@ def _statistics_of(y: Tensor, t: Tensor, ignore_index: int) -> tuple[Tensor, ...
     return tuple(value.to(y.dtype) for value in row_statistics(y, t, maximum.squeeze(1), rest))
 
 
+class _Operator(Function):
+    """The operator, with the derivative of its first output: what an exported program calls."""
+
+    @staticmethod
+    def forward(ctx: Any, wanted: list[bool], *arguments: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        ctx.wanted, ctx.options = wanted, arguments[7:-2]
+        loss, *others = linear.forward(*arguments)
+        ctx.mark_non_differentiable(*others)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*arguments[:6])
+        return loss, *others
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        others = (None,) * (3 + len(ctx.options))
+        if grad_output is None:
+            return (None,) * 7 + others
+        arguments = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, *_differentiable_gradients(grad_output, arguments, ctx.wanted, ctx.options), *others
+        grad_losses = grad_output.expand(arguments[0].shape[0])
+        found = linear.backward(grad_losses, *arguments, *ctx.options, ctx.wanted)
+        return None, *_wanted(found, arguments, ctx.wanted), *others
+
+
+def _differentiable_operator(*arguments: Any) -> tuple[Tensor, ...]:
+    if _is_differentiated(arguments):
+        wanted = [argument is not None and argument.requires_grad for argument in arguments[:6]]
+        return _Operator.apply(wanted, *arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return linear.forward(*arguments)
+
+
+linear.register_derivative(_differentiable_operator)
+
+
 def _losses(
     arguments: tuple[Tensor | None, ...], reduction: str, statistics: bool, options: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor | None]:
@@ -221,6 +256,10 @@ def _losses(
         given: list[Tensor] = [argument for place in present if (argument := arguments[place]) is not None]
         losses, *found = over_row_blocks(function, options[-1], *given)
         return losses.sum() if reduction == "sum" else losses, torch.stack(found) if statistics else None
+    if torch.compiler.is_exporting():
+        # The program may never be trained. If it is, the operator has a derivative of its own.
+        loss, *_, found = linear.forward(*arguments, reduction, *options, [False] * 4, statistics)
+        return loss, found if statistics else None
     recording = torch.is_grad_enabled()
     wanted = [recording and argument is not None and argument.requires_grad for argument in arguments]
     # Gradients by the shares of the classes are rare enough to be computed when they are asked for.
@@ -250,7 +289,7 @@ def linear_cross_entropy(
     return_stats: bool = False,
     block_rows: int | None = None,
 ) -> Any:
-    r"""Cross-entropy between the logits of a linear layer and class indices or probabilities, in nats, without the logits.
+    r"""Cross-entropy of a linear layer's logits with class indices or probabilities, in nats, without the logits.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
         \log \frac{\exp y_{nc}}{\sum_j \exp y_{nj}} + \lambda \Big(\log \sum_j \exp y_{nj}\Big)^2,
@@ -263,7 +302,8 @@ def linear_cross_entropy(
 
     Args:
         input: Features of shape (..., features), with any number of dimensions in front.
-        linear_weight: W of shape (classes, features), or (classes, d1, ..., features) for a loss at each of d1·… places.
+        linear_weight: W of shape (classes, features), or (classes, d1, ..., features) for a loss at each of d1·…
+            places.
         target: Class indices of the shape of `input` without features, (..., d1, ...), of any integer dtype, in
             [0, classes) or `ignore_index`; or class probabilities of shape (..., classes, d1, ...).
         linear_bias: b of shape (classes, d1, ...).
@@ -271,8 +311,8 @@ def linear_cross_entropy(
         reduction: 'mean' divides the sum by the weights of the rows' classes and samples (class indices; without
             weights, the number of rows that are not ignored) or by the weights of the samples (class probabilities;
             without them, the number of rows); 'sum'; 'none'.
-        ignore_index: Rows with this class index count neither for the loss nor for the mean, and their gradient is exactly
-            0 even where they are nan. None is -100. For class indices only.
+        ignore_index: Rows with this class index count neither for the loss nor for the mean, and their gradient is
+            exactly 0 even where they are nan. None is -100. For class indices only.
         label_smoothing: ε in [0, 1], the share of the target that is spread evenly over all classes.
         options: A `torch.nn.LinearCrossEntropyOptions`, of which `batch_chunk_size` is taken as `block_rows`. Its other
             fields choose between what always holds here: sums over blocks in float32 at least, repeated backwards.
@@ -293,14 +333,15 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: An option is none of its values; the batch sizes differ; `normalizer` without 'mean'.
-        RuntimeError: The other sizes or the dtypes do not fit; `ignore_index` >= 0 with class probabilities; the tensors
-            are on different devices.
+        RuntimeError: The other sizes or the dtypes do not fit; `ignore_index` >= 0 with class probabilities; the
+            tensors are on different devices.
         IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device).
         NotImplementedError: `input` is not floating-point.
         TypeError: An argument has the wrong type.
 
-    Edge cases: a mean over no row is what `empty` says, with gradient 0; an empty sum is 0. A row whose class and sample
-    weights leave it no share is as if it were absent, nan and all. Logits of -inf or nan are as for `cross_entropy`.
+    Edge cases: a mean over no row is what `empty` says, with gradient 0; an empty sum is 0. A row whose class and
+    sample weights leave it no share is as if it were absent, nan and all. Logits of -inf or nan are as for
+    `cross_entropy`.
     Differentiable to all orders with respect to every floating-point tensor.
 
     Example:
@@ -317,8 +358,8 @@ def linear_cross_entropy(
                 [ 0.0533,  0.1060],
                 [ 0.0533, -0.2119]])
 
-    Source: as for `cross_entropy`; the z-loss from A. Chowdhery et al., *PaLM* (2022), section 5; the soft cap from Gemma
-    Team, *Gemma 2* (2024), section 2.
+    Source: as for `cross_entropy`; the z-loss from A. Chowdhery et al., *PaLM* (2022), section 5; the soft cap from
+    Gemma Team, *Gemma 2* (2024), section 2.
     """
     tensors = (input, linear_weight, target, linear_bias, weight, sample_weight)
     if has_torch_function(tensors):
@@ -367,9 +408,7 @@ def linear_cross_entropy(
     classes, places = linear_weight.shape[0], linear_weight.shape[1:-1]
     batch = input.shape[:-1]
     rows_shape = [*batch, *places]
-    indices = _validation.check_linear_target(
-        _FUNCTION, target, rows_shape, [*batch, classes, *places], ignore_index
-    )
+    indices = _validation.check_linear_target(_FUNCTION, target, rows_shape, [*batch, classes, *places], ignore_index)
     dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
     if weight is not None:
         _validation.check_weight_of_classes(classes, input.dtype, indices, weight, autocast, _FUNCTION)
@@ -420,7 +459,8 @@ def _block_rows(options: Any, block_rows: int | None) -> int | None:
         return block_rows
     if not hasattr(options, "batch_chunk_size"):
         raise TypeError(
-            f"options must be a torch.nn.LinearCrossEntropyOptions or None, but got {type(options).__name__}: use block_rows."
+            f"options must be a torch.nn.LinearCrossEntropyOptions or None, but got {type(options).__name__}: "
+            "use block_rows."
         )
     return options.batch_chunk_size
 
@@ -434,7 +474,7 @@ def _each_place(
     indices: bool,
 ) -> list[tuple[Tensor | None, ...]]:
     """The arguments as rows, for each of the places that a linear_weight with more than two dimensions has."""
-    features, batch = input.shape[-1], input.dim() - 1
+    features = input.shape[-1]
     count = math.prod(input.shape[:-1])
     rows = input.reshape(count, features)
     if linear_weight.dim() == 2:
@@ -446,12 +486,9 @@ def _each_place(
     places = math.prod(linear_weight.shape[1:-1])
     weights = linear_weight.reshape(classes, places, features).unbind(1)
     biases = [None] * places if linear_bias is None else linear_bias.reshape(classes, places).unbind(1)
-    if indices:
-        targets = target.reshape(count, places).unbind(1)
-    else:
-        targets = target.reshape(count, classes, places).unbind(2)
+    targets = target.reshape(count, places) if indices else target.reshape(count, classes, places)
     samples = [None] * places if sample_weight is None else sample_weight.reshape(count, places).unbind(1)
-    return [(rows, *others) for others in zip(weights, biases, targets, samples, strict=True)]
+    return [(rows, *others) for others in zip(weights, biases, targets.unbind(-1), samples, strict=True)]
 
 
 def _row_statistics(
@@ -495,8 +532,8 @@ class LinearCrossEntropyLoss(nn.Module):
         block_rows: How many rows are worked on at a time.
 
     Shape:
-        input (..., in_features); target class indices (..., d1, ...), or class probabilities (..., num_classes, d1, ...);
-        a scalar comes out, or with 'none' one loss a row. Dtypes as in :func:`linear_cross_entropy`.
+        input (..., in_features); target class indices (..., d1, ...), or class probabilities (..., num_classes, d1,
+        ...); a scalar comes out, or with 'none' one loss a row. Dtypes as in :func:`linear_cross_entropy`.
 
     Raises:
         ValueError: An option is none of its values.
@@ -545,9 +582,7 @@ class LinearCrossEntropyLoss(nn.Module):
         _validation.check_reduction(reduction)
         _validation.check_empty(empty)
         if weight is not None:
-            _validation.check_weight_of_classes(
-                num_classes, weight.dtype, True, weight, False, type(self).__name__
-            )
+            _validation.check_weight_of_classes(num_classes, weight.dtype, True, weight, False, type(self).__name__)
         self.register_buffer("weight", weight)
         self.num_classes = num_classes
         self.out_features = tuple(out_features)

@@ -12,7 +12,7 @@ blocks is summed in float32 at least.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -219,7 +219,9 @@ class _Problem:
     def smoothed(self, target: Tensor) -> Tensor:
         """(1-ε) t + ε/C, the share of each class before its weight."""
         if self.indices:
-            one_hot = torch.zeros(target.shape[0], self.linear_weight.shape[0], dtype=self.compute, device=target.device)
+            one_hot = torch.zeros(
+                target.shape[0], self.linear_weight.shape[0], dtype=self.compute, device=target.device
+            )
             target = one_hot.scatter_(1, target.unsqueeze(1), 1)
         return eager._effective_target(target.to(self.compute), None, self.options.label_smoothing)
 
@@ -231,7 +233,8 @@ class _Gradients:
         input, weight, compute = problem.input, problem.linear_weight, problem.compute
         self._linear_weight = weight
         self.wanted = wanted
-        self.input = self.linear_weight = self.linear_bias = input.new_empty(0)
+        # An operator must not return one tensor twice.
+        self.input, self.linear_weight, self.linear_bias = (input.new_empty(0) for _ in range(3))
         if wanted[0]:
             # Rows that were dropped are never written.
             self.input = torch.empty_like(input) if problem.active is None else torch.zeros_like(input)
@@ -286,10 +289,9 @@ def linear_cross_entropy_forward(
     *options: Any,
 ) -> tuple[Tensor, ...]:
     """Losses one by one or summed, with the gradients of the sum and the rows' statistics as far as they are wanted."""
-    *options, wanted, statistics = options
-    problem = _Problem(
-        input, linear_weight, linear_bias, target, weight, sample_weight, _Options(*options), wanted[3], False
-    )
+    *settings, wanted, statistics = options
+    arguments = (input, linear_weight, linear_bias, target, weight, sample_weight)
+    problem = _Problem(*arguments, _Options(*settings), wanted[3], False)
     rows = input.shape[0]
     losses = input.new_zeros(rows, dtype=problem.compute)
     found = input.new_zeros((len(_options.RowStatistics._fields), rows if statistics else 0), dtype=problem.compute)
@@ -321,15 +323,15 @@ def linear_cross_entropy_backward(
     *options: Any,
 ) -> tuple[Tensor, ...]:
     """The gradients of losses whose own gradients are given one by one; an empty tensor where one is not wanted."""
-    *options, wanted = options
-    problem = _Problem(
-        input, linear_weight, linear_bias, target, weight, sample_weight, _Options(*options), wanted[5], wanted[4]
-    )
+    *settings, wanted = options
+    arguments = (input, linear_weight, linear_bias, target, weight, sample_weight)
+    problem = _Problem(*arguments, _Options(*settings), wanted[5], wanted[4])
     gradients = _Gradients(problem, linear_bias, wanted)
-    empty = input.new_empty(0)
-    grad_target = torch.zeros_like(target) if wanted[3] else empty
-    grad_weight = input.new_zeros(linear_weight.shape[0], dtype=problem.compute) if wanted[4] else empty
-    grad_sample_weight = input.new_zeros(input.shape[0], dtype=problem.compute) if wanted[5] else empty
+    grad_target = torch.zeros_like(target) if wanted[3] else input.new_empty(0)
+    grad_weight, grad_sample_weight = (
+        input.new_zeros(size if want else 0, dtype=problem.compute)
+        for size, want in ((linear_weight.shape[0], wanted[4]), (input.shape[0], wanted[5]))
+    )
     smoothing = problem.options.label_smoothing
     for block in problem.blocks():
         grad_losses = grad_output[block.rows].to(problem.compute)
@@ -363,9 +365,7 @@ def linear_cross_entropy_scale(
 ) -> tuple[Tensor, ...]:
     """The gradients of the sum, times a number, each in its argument's dtype."""
     dtypes = _dtypes(gradients[0], input, linear_weight, linear_bias, sample_weight)
-    return tuple(
-        (gradient * grad_output).to(dtype) for gradient, dtype in zip(gradients, dtypes, strict=True)
-    )
+    return tuple((gradient * grad_output).to(dtype) for gradient, dtype in zip(gradients, dtypes, strict=True))
 
 
 def _dtypes(like: Tensor, *arguments: Tensor | None) -> list[torch.dtype]:
@@ -385,11 +385,10 @@ def _fake_forward(
     *_, wanted, statistics = options
     compute = compute_dtype(input, linear_weight, target if target.dim() == input.dim() else None, weight)
     rows = input.shape[0]
-    empty = input.new_empty(0)
     return (
         input.new_empty(() if reduction == "sum" else rows, dtype=compute),
-        torch.empty_like(input) if wanted[0] else empty,
-        torch.empty(linear_weight.shape, dtype=compute, device=input.device) if wanted[1] else input.new_empty(0),
+        torch.empty_like(input) if wanted[0] else input.new_empty(0),
+        input.new_empty(linear_weight.shape, dtype=compute) if wanted[1] else input.new_empty(0),
         input.new_empty(linear_weight.shape[0], dtype=compute) if wanted[2] else input.new_empty(0),
         input.new_empty(rows if wanted[3] else 0, dtype=compute),
         input.new_empty((len(_options.RowStatistics._fields), rows if statistics else 0), dtype=compute),
@@ -409,16 +408,14 @@ def _fake_backward(
     *_, wanted = options
     compute = compute_dtype(input, linear_weight, target if target.dim() == input.dim() else None, weight)
 
-    def empty(position: int, *shape: int) -> Tensor:
-        return input.new_empty(shape, dtype=compute) if wanted[position] else input.new_empty(0)
-
+    classes = linear_weight.shape[0]
     return (
         torch.empty_like(input) if wanted[0] else input.new_empty(0),
-        empty(1, *linear_weight.shape),
-        empty(2, linear_weight.shape[0]),
+        input.new_empty(linear_weight.shape, dtype=compute) if wanted[1] else input.new_empty(0),
+        input.new_empty(classes, dtype=compute) if wanted[2] else input.new_empty(0),
         torch.empty_like(target) if wanted[3] else input.new_empty(0),
-        empty(4, linear_weight.shape[0]),
-        empty(5, input.shape[0]),
+        input.new_empty(classes if wanted[4] else 0, dtype=compute),
+        input.new_empty(input.shape[0] if wanted[5] else 0, dtype=compute),
     )
 
 
@@ -442,10 +439,16 @@ _IMPLEMENTATIONS = {
 }
 for _name, (_operator, _fake) in _IMPLEMENTATIONS.items():
     _library.define(_name + _SCHEMAS[_name], tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, _without_derivative(_name), "Autograd")
     _library.impl(_name, _without_autocast(_operator), "CompositeExplicitAutograd")
+    if _operator is not linear_cross_entropy_forward:
+        _library.impl(_name, _without_derivative(_name), "Autograd")
     torch.library.register_fake(f"torchlosses::{_name}", _fake, lib=_library)
 
 forward = torch.ops.torchlosses.linear_cross_entropy_forward.default
 backward = torch.ops.torchlosses.linear_cross_entropy_backward.default
 scale = torch.ops.torchlosses.linear_cross_entropy_scale.default
+
+
+def register_derivative(call: Callable[..., tuple[Tensor, ...]]) -> None:
+    """What runs in front of the forward operator where it is differentiated; the loss's file has the derivative."""
+    _library.impl("linear_cross_entropy_forward", call, "Autograd")
