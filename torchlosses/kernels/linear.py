@@ -12,6 +12,7 @@ blocks is summed in float32 at least.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ _SCHEMAS = {
 }
 
 # A block's logits: large enough for the products to run at their full speed, small beside the gradients.
-BLOCK_BYTES = 40 << 20
+BLOCK_BYTES = 36 << 20
 # Fewer rows than this cost the products more than the memory is worth; more rows gain nothing.
 FEWEST_ROWS, MOST_ROWS = 128, 1024
 # Columns of the weight's gradient that are computed at a time where they are then added in a wider dtype.
@@ -63,10 +64,10 @@ _WIDENED_CLASSES = 4096
 
 
 def default_block_rows(classes: int, itemsize: int, logit_softcap: float | None) -> int:
-    """How many rows a block takes: a multiple of 64."""
+    """How many rows a block takes: a multiple of 32."""
     buffers = 1 if logit_softcap is None else 2
     rows = BLOCK_BYTES // max(1, classes * itemsize * buffers)
-    return max(FEWEST_ROWS, min(MOST_ROWS, rows // 64 * 64))
+    return max(FEWEST_ROWS, min(MOST_ROWS, rows // 32 * 32))
 
 
 class _Options(NamedTuple):
@@ -131,7 +132,9 @@ class _Problem:
 
     def blocks(self) -> Iterator[_Block]:
         count = self.input.shape[0] if self.active is None else self.active.shape[0]
-        classes, size = self.linear_weight.shape[0], max(1, min(self.options.block_rows, count))
+        # Blocks of equal size: a last one of a few rows would cost the products as much as a full one.
+        parts = max(1, math.ceil(count / self.options.block_rows))
+        classes, size = self.linear_weight.shape[0], max(1, math.ceil(count / parts))
         buffer = self.input.new_empty((size, classes), dtype=self.options.product_dtype)
         for start in range(0, count, size):
             stop = min(count, start + size)
