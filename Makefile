@@ -8,7 +8,7 @@ ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
 READY := $(ENVIRONMENT)/.ready
 
-.PHONY: compare test lint bench clean
+.PHONY: compare test lint bench example-lm clean
 
 compare: $(READY)
 	$(RUN) -m training.compare $(ARGS)
@@ -23,6 +23,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(RUN) -m benchmarks.losses $(ARGS)
+
+example-lm: $(READY)
+	$(RUN) -m examples.language_model $(ARGS)
 
 clean:
 	rm -rf $(ENVIRONMENT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
