@@ -111,9 +111,8 @@ def train(settings: Settings, plain: bool) -> list[float]:
     processes, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     texts, targets = passages()
     torch.manual_seed(0)
-    model: nn.Module = LanguageModel(settings.width, settings.layers, texts.shape[1], plain).double()
-    if processes > 1:
-        model = DistributedDataParallel(model)
+    model = LanguageModel(settings.width, settings.layers, texts.shape[1], plain).double()
+    parallel = DistributedDataParallel(model) if processes > 1 else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
     order = torch.Generator().manual_seed(1)
     curve = []
@@ -126,9 +125,9 @@ def train(settings: Settings, plain: bool) -> list[float]:
         total = torch.zeros((), dtype=torch.float64)
         for number, some in enumerate(micro_batches, 1):
             # The processes exchange gradients once a step, with the last micro-batch.
-            waits = isinstance(model, DistributedDataParallel) and number < len(micro_batches)
-            with model.no_sync() if waits else nullcontext():
-                loss = model(texts[some], targets[some], normalizer)
+            waits = number < len(micro_batches)
+            with parallel.no_sync() if parallel is not None and waits else nullcontext():
+                loss = (parallel or model)(texts[some], targets[some], normalizer)
                 if settings.naive and not plain:
                     loss = loss / len(micro_batches)
                 loss.backward()

@@ -32,8 +32,7 @@ ROWS, FEATURES, CLASSES = 6, 3, 7
 def main(rank: int, processes: int, folder: str) -> None:
     """Run every check, and leave behind what went wrong."""
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", processes)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     try:
         for check in CHECKS:
             check(rank, processes)
@@ -187,8 +186,8 @@ def check_dtensor(rank: int, processes: int) -> None:
     assert_close(loss.to_local(), expected)
     loss.backward()
     expected.backward()
-    assert x.grad is not None
-    assert weight.grad is not None
+    assert isinstance(x.grad, DTensor)
+    assert isinstance(weight.grad, DTensor)
     assert_close(x.grad.full_tensor(), leaves[0].grad)
     assert_close(weight.grad.full_tensor(), leaves[1].grad)
     for placement in (Replicate(), Shard(0)):
@@ -210,8 +209,8 @@ def check_against_loss_parallel(rank: int, processes: int) -> None:
         builtin: Any = F.cross_entropy(theirs, distribute_tensor(tensors["target"], mesh, [Replicate()]))
         assert_close(loss.to_local(), builtin.full_tensor())
         builtin.backward()
-    assert ours.grad is not None
-    assert theirs.grad is not None
+    assert isinstance(ours.grad, DTensor)
+    assert isinstance(theirs.grad, DTensor)
     assert_close(ours.grad.full_tensor(), theirs.grad.full_tensor())
 
 
@@ -220,6 +219,7 @@ def check_corners(rank: int, processes: int) -> None:
     tensors = drawn("ignored")
     dirty = tensors["logits"].clone()
     dirty[tensors["target"] == -100] = float("nan")
+    options: dict[str, Any]
     for target, options in (
         (tensors["target"], {}),
         (tensors["target"].clamp(min=0), {"sample_weight": (tensors["target"] != -100).double()}),
@@ -233,7 +233,7 @@ def check_corners(rank: int, processes: int) -> None:
     nothing = torch.full((ROWS,), -100)
     leaf = part(dirty, split, rank, 1).requires_grad_()
     assert class_parallel_cross_entropy(leaf, nothing).isnan()
-    loss = class_parallel_cross_entropy(leaf, nothing, empty="zero")
+    loss: Tensor = class_parallel_cross_entropy(leaf, nothing, empty="zero")
     assert loss == 0
     assert not torch.autograd.grad(loss, leaf)[0].any()
     # Confident and right, next to rounding: 2.06e-9, which a difference of float32 numbers would lose.
@@ -306,7 +306,7 @@ def check_groups(rank: int, processes: int) -> None:
     """A group that is not all processes, as where data and classes are split at once."""
     if processes != 4:
         return
-    groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    groups: list[Any] = [dist.new_group([0, 2]), dist.new_group([1, 3])]
     tensors = drawn("index")
     mine = part(tensors["logits"], [3, 4], rank // 2, 1)
     loss = class_parallel_cross_entropy(mine, tensors["target"], group=groups[rank % 2])

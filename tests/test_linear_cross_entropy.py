@@ -332,7 +332,8 @@ class TestRowsThatDoNotCount:
         assert loss.isnan() if empty == "nan" else loss == 0
         for gradient in torch.autograd.grad(loss, differentiable(leaves), create_graph=create_graph):
             assert (gradient == 0).all()
-        for reduction, expected in (("sum", torch.zeros(())), ("none", torch.zeros(drawn["input"].shape[0]))):
+        reductions: Any = (("sum", torch.zeros(())), ("none", torch.zeros(drawn["input"].shape[0])))
+        for reduction, expected in reductions:
             assert_close(linear_cross_entropy(**leaves, reduction=reduction).float(), expected)
 
     def test_an_empty_mean_over_something_stays_infinite(self) -> None:
@@ -359,7 +360,7 @@ class TestNormalizer:
         else:
             of_classes = leaves["weight"][target.clamp(min=0)] if weighted else torch.ones(ROWS, dtype=torch.float64)
             normalizer = (of_classes * samples * (target != -100)).sum()
-        total = torch.zeros((), dtype=torch.float64)
+        total: Any = torch.zeros((), dtype=torch.float64)
         for part in (slice(0, 1), slice(1, 5), slice(5, None)):
             some = {name: leaf[part] if len(leaf) == ROWS else leaf for name, leaf in leaves.items()}
             total = total + linear_cross_entropy(**some, label_smoothing=0.1, z_loss=0.1, normalizer=normalizer)
@@ -379,7 +380,7 @@ class TestNormalizer:
         leaves = choose(tensors())
         leaves["target"].fill_(-100)
         assert linear_cross_entropy(**leaves, normalizer=0).isnan()
-        loss = linear_cross_entropy(**leaves, normalizer=0.0, empty="zero")
+        loss: Any = linear_cross_entropy(**leaves, normalizer=0.0, empty="zero")
         assert loss == 0
         assert not torch.autograd.grad(loss, leaves["input"])[0].any()
         assert linear_cross_entropy(**leaves, normalizer=4.0) == 0
@@ -469,7 +470,7 @@ class TestDerivatives:
             ("mean", ("weight", "sample_weight"), {"label_smoothing": 0.2, "z_loss": 0.1, "logit_softcap": 1.5}),
         ],
     )
-    def test_gradcheck(self, kind: str, reduction: str, names: tuple[str, ...], options: dict[str, Any]) -> None:
+    def test_gradcheck(self, kind: str, reduction: Any, names: tuple[str, ...], options: dict[str, Any]) -> None:
         leaves = small(kind, *names)
         inputs = [name for name, leaf in leaves.items() if leaf.requires_grad]
 
