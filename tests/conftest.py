@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 import torch
+
+from torchlosses import kernels
 
 # torch.func and torch.compile script some of torch's own functions when they are first used.
 TORCH_WARNINGS = (
@@ -22,3 +26,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", warning)
     # Small tensors gain nothing from threads, and several test processes at once would wait for each other's.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=kernels.available())
+def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test once on every backend that is installed."""
+    with kernels.use(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def eager_backend() -> Iterator[None]:
+    """For tests of what the operators in PyTorch operations do inside."""
+    with kernels.use("eager"):
+        yield

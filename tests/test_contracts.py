@@ -23,6 +23,8 @@ from torch.utils.checkpoint import checkpoint
 import torchlosses
 from torchlosses._validation import Reduction
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 ROWS, CLASSES = 6, 5
 
 

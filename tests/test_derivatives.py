@@ -13,6 +13,8 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 import torchlosses
 from tests.cases import CASES, CASES_WITH_BUILTIN, CLASSES, Case, identifier
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 @pytest.mark.parametrize("case", CASES, ids=identifier)
 def test_gradcheck(case: Case) -> None:

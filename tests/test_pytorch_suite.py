@@ -21,6 +21,8 @@ from torch.testing import assert_close
 
 import torchlosses
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 with warnings.catch_warnings():
     # The test suite of another package, with that package's own deprecations.
     warnings.simplefilter("ignore")

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from torchlosses import CEELoss, cee_loss, cross_entropy
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 def _probabilities(*shape: int) -> Tensor:
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from torchlosses import CrossEntropyLoss, cee_loss, cross_entropy, mse_loss
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 INF, NAN = math.inf, math.nan
 
 

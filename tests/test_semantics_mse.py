@@ -13,6 +13,8 @@ from torch import Tensor
 
 from torchlosses import MSELoss, mse_loss
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 WARNING = (
     r"Using a target size \(torch.Size\(\[3\]\)\) that is different to the input size \(torch.Size\(\[3, 1\]\)\). "
     "This will likely lead to incorrect results due to broadcasting. Please ensure they have the same size."

@@ -8,6 +8,8 @@ import torch
 
 from torchlosses import CEELoss, MSELoss, cee_loss, mse_loss, reference
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 # The text's image is a 2; the first answer gives 2 the most, the second 7.
 TARGET = [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 RIGHT = [0.1, 0.05, 0.6, 0.0, 0.05, 0.1, 0.0, 0.1, 0.0, 0.0]

@@ -12,39 +12,75 @@ from torch.autograd import Function, forward_ad
 
 
 class Variants:
-    """One Function in the three forms that PyTorch asks for; `apply` takes the one that fits the moment.
+    """One Function in the forms that PyTorch asks for; `apply` takes the one that fits the moment.
 
     Args:
         without_forward_ad: The Function without `jvp`: torch.compile refuses a Function that defines one.
         with_forward_ad: The same with `jvp`, and with `setup_context`, which torch.func asks for.
 
-    The third form, for plain eager calls, is made of the second: `forward` and `setup_context` in one, which is what
-    PyTorch calls fastest, and below autograd, which has nothing to record there.
+        tensors: How many of the arguments, the first ones, are tensors or None.
+
+    For plain eager calls a third form is made of the second: `forward` and `setup_context` in one, below autograd,
+    which has nothing to record there; and all options in one argument, since PyTorch asks for a gradient of each. That
+    is what PyTorch calls fastest. Where nobody will ask for a derivative, `forward` alone is called. If `forward`
+    returns a tuple, its first entry is the result, and the others are only kept.
     """
 
-    def __init__(self, without_forward_ad: type[Function], with_forward_ad: type[Function]) -> None:
+    def __init__(self, without_forward_ad: type[Function], with_forward_ad: type[Function], tensors: int) -> None:
         self._compiled = without_forward_ad
         self._transformed = with_forward_ad
-        self._plain = _in_one(with_forward_ad)
+        self._forward = with_forward_ad.forward
+        # Past Function.apply, which asks once more for torch.func.
+        plain: Any = super(Function, _in_one(with_forward_ad, tensors))
+        self._apply_plain = plain.apply
+        self._tensors = tensors
 
-    def apply(self, *arguments: Any) -> Any:
-        """Call the Function."""
-        if torch.compiler.is_compiling():
-            return self._compiled.apply(*arguments)
-        if torch._C._are_functorch_transforms_active():
-            return self._transformed.apply(*arguments)
-        return self._plain.apply(*arguments)
+    def apply(self, *arguments: Any) -> Tensor:
+        """Call the Function, for its result."""
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return _result(self.apply_for_all(*arguments))
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            return self._apply_plain(*arguments[: self._tensors], arguments[self._tensors :])
+        with torch._C._AutoDispatchBelowAutograd():
+            return _result(self._forward(*arguments))
+
+    def apply_for_all(self, *arguments: Any) -> Any:
+        """Call the Function, for all that `forward` returns."""
+        return (self._compiled if torch.compiler.is_compiling() else self._transformed).apply(*arguments)
 
 
-def _in_one(function: Any) -> type[Function]:
-    def forward(ctx: Any, *arguments: Any) -> Any:
+def _result(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _in_one(function: Any, tensors: int) -> type[Function]:
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        arguments = (*arguments[:tensors], *arguments[tensors])
         with torch._C._AutoDispatchBelowAutograd():
             output = function.forward(*arguments)
         function.setup_context(ctx, arguments, output)
-        return output
+        return _result(output)
 
-    methods = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        return function.backward(ctx, grad_output)[: tensors + 1]
+
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        return _result(function.jvp(ctx, *tangents))
+
+    methods = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(Function.setup_context),
+        "backward": staticmethod(backward),
+        "jvp": staticmethod(jvp),
+    }
     return type(function.__name__.removesuffix("ForwardAD"), (function,), methods)
+
+
+def save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save for the backward, and for `jvp` where forward-mode AD is at work."""
+    ctx.save_for_backward(*tensors)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(*tensors)
 
 
 def forward_ad_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +120,7 @@ def batched_gradient(grad: Tensor, dimension: int | None, shape: torch.Size) -> 
 def loop(function: Variants, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
     """The mapped call as a plain loop, for the rare arguments that cannot be folded into the rows."""
     calls = [
-        function.apply(
+        function.apply_for_all(
             *(
                 argument if dimension is None else argument.select(dimension, index)
                 for argument, dimension in zip(arguments, in_dims, strict=True)

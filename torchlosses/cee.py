@@ -29,7 +29,7 @@ from torchlosses import _validation
 from torchlosses._numerics import compute_dtype, log_plus_delta
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
 from torchlosses._shapes import from_rows, indices_to_rows, per_class, to_rows
-from torchlosses._transforms import Variants, batched, batched_gradient, forward_ad_rule, result_dtype
+from torchlosses._transforms import Variants, batched, batched_gradient, forward_ad_rule, result_dtype, save
 from torchlosses.kernels import cee_backward, cee_forward
 
 
@@ -44,9 +44,8 @@ class _TextbookCrossEntropy(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, target, ctx.reduction, ctx.delta, _, ctx.dtype = inputs
-        ctx.save_for_backward(input, target)
-        ctx.save_for_forward(input, target)
+        ctx.reduction, ctx.delta, _, ctx.dtype = inputs[2:]
+        save(ctx, *inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -93,7 +92,7 @@ class _TextbookCrossEntropyForwardAD(_TextbookCrossEntropy):
 
 
 class _TextbookCrossEntropyGradient(Function):
-    """gradient = -g t / (p + δ), with 'mean' g/n for g; a Function of its own, so that the gradient can be differentiated again."""
+    """gradient = -g t / (p + δ), 'mean' with g/n for g; a Function of its own, to be differentiated again."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -104,8 +103,7 @@ class _TextbookCrossEntropyGradient(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, ctx.delta, ctx.reduction = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -164,8 +162,8 @@ class _TextbookCrossEntropyGradientForwardAD(_TextbookCrossEntropyGradient):
         return tangent.to(input.dtype)
 
 
-_LOSS = Variants(_TextbookCrossEntropy, _TextbookCrossEntropyForwardAD)
-_GRADIENT = Variants(_TextbookCrossEntropyGradient, _TextbookCrossEntropyGradientForwardAD)
+_LOSS = Variants(_TextbookCrossEntropy, _TextbookCrossEntropyForwardAD, tensors=2)
+_GRADIENT = Variants(_TextbookCrossEntropyGradient, _TextbookCrossEntropyGradientForwardAD, tensors=3)
 
 
 def _count(input: Tensor) -> int:

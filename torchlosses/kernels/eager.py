@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchlosses import _validation
 from torchlosses._numerics import compute_dtype, log_plus_delta
-from torchlosses._reduction import reduce_rows, scale_gradient
+from torchlosses._reduction import reduce_rows, rows_in_mean, scale_gradient
 
 # Elements of a block: 2 MiB of float32, large enough to hide the cost of calling an operation.
 BLOCK = 1 << 19
@@ -48,9 +48,7 @@ def mse_forward(input: Tensor, target: Tensor, weight: Tensor | None, reduction:
     return input.new_full((), total, dtype=dtype)
 
 
-def mse_backward(
-    grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str
-) -> Tensor:
+def mse_backward(grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     """2 g w (x - t), where g is a number or has the shape of the input; 'mean' divides it by the number of elements."""
     compute = compute_dtype(input, target, weight)
     grad_input = torch.empty_like(input)
@@ -85,9 +83,10 @@ def cross_entropy_forward(
     ignore_index: int,
     label_smoothing: float,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, and for the backward the rows' maximum m and rest, and the number of rows that 'mean' divides by."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, and for the backward the rows' maximum m and rest."""
     compute = compute_dtype(input, target, weight)
+    count = rows_in_mean(input, target, ignore_index) if reduction == "mean" else 1
     classes = input.shape[1]
     rows = (input.shape[0], *input.shape[2:])
     weight = None if weight is None else weight.to(compute)
@@ -95,12 +94,10 @@ def cross_entropy_forward(
     if target.dim() < input.dim():
         target, ignored = _class_indices(target, classes, ignore_index)
         inactive = _without_weight(ignored, target, weight, label_smoothing)
-        counted = target.numel() if ignored is None else ignored.logical_not().sum()
 
         def step(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return _index_rows(x.to(compute), t.unsqueeze(1), weight, label_smoothing)
     else:
-        counted = target.numel() // max(classes, 1)
 
         def step(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return _probability_rows(x.to(compute), t.to(compute), weight, label_smoothing)
@@ -116,8 +113,7 @@ def cross_entropy_forward(
                 result.copy_(value)
     if inactive is not None:
         losses = losses.masked_fill(inactive, 0)
-    count = counted.to(compute) if isinstance(counted, Tensor) else losses.new_full((), counted)
-    return reduce_rows(losses, reduction, count).to(dtype), maximum, rest, count
+    return reduce_rows(losses, reduction, count).to(dtype), maximum, rest
 
 
 def _index_rows(x: Tensor, i: Tensor, weight: Tensor | None, label_smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,14 +166,14 @@ def cross_entropy_backward(
     weight: Tensor | None,
     maximum: Tensor,
     rest: Tensor,
-    count: Tensor | None,
+    reduction: str,
     ignore_index: int,
     label_smoothing: float,
 ) -> Tensor:
     """g (A softmax(x) - a) for each row.
 
     a is the target's weighted share of each class, A its sum, and g the gradient of the row's loss, or of every row's,
-    divided by `count` where that is given.
+    which 'mean' divides by the number of rows that are not ignored.
     """
     compute = compute_dtype(input, target, weight)
     classes = input.shape[1]
@@ -185,8 +181,8 @@ def cross_entropy_backward(
     if not input.numel():
         return grad_input
     grad_rows = grad_output.to(compute)
-    if count is not None:
-        grad_rows = grad_rows / count
+    if reduction == "mean":
+        grad_rows = grad_rows / rows_in_mean(input, target, ignore_index)
     grad_rows = grad_rows.expand(maximum.shape)
     if weight is not None:
         weight = weight.to(compute)
@@ -212,13 +208,13 @@ def cross_entropy_backward_(
     weight: Tensor | None,
     maximum: Tensor,
     rest: Tensor,
-    count: Tensor | None,
+    reduction: str,
     ignore_index: int,
     label_smoothing: float,
 ) -> None:
     """The same, written over the input."""
-    options = (count, ignore_index, label_smoothing)
-    grad_rows = grad_output.expand(maximum.shape)
+    options = ("sum", ignore_index, label_smoothing)
+    grad_rows = scale_gradient(grad_output, reduction, rows_in_mean(input, target, ignore_index)).expand(maximum.shape)
     for x, g, t, m, r in _row_blocks(input, (grad_rows, target, maximum, rest)):
         x.copy_(cross_entropy_backward(g, x, t, weight, m, r, *options))
 

@@ -172,7 +172,7 @@ class _Problem:
             self.options.ignore_index,
             self.options.label_smoothing,
             self.compute,
-        )[:3]
+        )
         if self.options.z_loss:
             log_sum_exp = maximum + rest.log1p()
             losses = losses + self.options.z_loss * log_sum_exp.square().masked_fill(self._total(target) == 0, 0)
@@ -195,7 +195,7 @@ class _Problem:
             self.weight,
             block.maximum,
             block.rest,
-            None,
+            "none",
             self.options.ignore_index,
             self.options.label_smoothing,
         )

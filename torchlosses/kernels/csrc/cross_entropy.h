@@ -52,6 +52,7 @@ inline int64_t find(const Stored* x, int64_t count, Compute<Stored> value) {
   return i;
 }
 
+// The next chunk is fetched meanwhile: this loop computes, and the memory has nothing else to do.
 template <typename Stored>
 inline double sum_of_exp(const Stored* x, int64_t count, Compute<Stored> m) {
   using Number = Compute<Stored>;
@@ -59,6 +60,9 @@ inline double sum_of_exp(const Stored* x, int64_t count, Compute<Stored> m) {
   Vector<Number> first{}, second{}, third{}, fourth{};
   int64_t i = 0;
   for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    for (int64_t line = 0; line < 4 * lanes; line += 64 / static_cast<int64_t>(sizeof(Stored))) {
+      __builtin_prefetch(x + i + line + kChunk);
+    }
     first += exp(load(x + i) - m);
     second += exp(load(x + i + lanes) - m);
     third += exp(load(x + i + 2 * lanes) - m);
@@ -79,11 +83,29 @@ struct RowStatistics {
   Number rest;
 };
 
+// A row that fits one vector.
+template <typename Stored>
+inline RowStatistics<Compute<Stored>> statistics_of_few(const Stored* x, int64_t classes) {
+  using Number = Compute<Stored>;
+  constexpr Number kLowest = -std::numeric_limits<Number>::infinity();
+  const Vector<Number> logits = load_part(x, classes, kLowest);
+  const Number m = largest<Number>(logits);
+  Vector<Number> e = exp(logits - (m == kLowest ? Number(0) : m));
+  const int64_t place = first_lane<Number>(logits == m);
+  if (m != kLowest && place < classes) {
+    e[place] = 0;
+  }
+  return {m, static_cast<Number>(sum<Number>(e)) + (m - m)};
+}
+
 // One look at memory: each chunk is searched for a larger maximum, and its exponentials are added while it is in cache.
 template <typename Stored>
 inline RowStatistics<Compute<Stored>> statistics(const Stored* x, int64_t classes) {
   using Number = Compute<Stored>;
   constexpr Number kLowest = -std::numeric_limits<Number>::infinity();
+  if (classes <= kLanes<Number>) {
+    return statistics_of_few(x, classes);
+  }
   Number m = kLowest;
   double rest = 0;
   for (int64_t start = 0; start < classes; start += kChunk) {
@@ -107,10 +129,9 @@ inline RowStatistics<Compute<Stored>> statistics(const Stored* x, int64_t classe
   return {m, static_cast<Number>(rest) + (m - m)};
 }
 
-// a_c = w_c ((1 - ε) t_c + ε / C), for `count` classes from `start` on; lanes beyond them are 0.
+// a_c = w_c ((1 - ε) t_c + ε / C), for `count` classes from `start` on; without t, w_c alone or a part of it.
 template <typename Number>
 struct Shares {
-  const void* targets;  // one-hot targets are left out: nullptr
   const Number* weight;
   Number kept;
   Number spread;
@@ -141,8 +162,10 @@ inline void weigh(
     double& weighted) {
   using Number = Compute<Stored>;
   constexpr int64_t lanes = kLanes<Number>;
-  for (int64_t start = 0; start < classes; start += kChunk) {
-    const int64_t end = classes - start < kChunk ? classes : start + kChunk;
+  // Few additions in the short format before the double one takes over.
+  constexpr int64_t few = 32 * lanes;
+  for (int64_t start = 0; start < classes; start += few) {
+    const int64_t end = classes - start < few ? classes : start + few;
     Vector<Number> sum_of_shares{}, sum_of_products{};
     for (int64_t c = start; c < end; c += lanes) {
       const int64_t count = end - c < lanes ? end - c : lanes;
@@ -186,53 +209,57 @@ inline Target target_of(const CrossEntropy& arguments, int64_t sample, int64_t p
   return {index, !weightless};
 }
 
+// As many rows at a time as a vector has lanes: their logarithms are taken together.
 template <typename Stored>
 void forward_along_classes(const CrossEntropy& arguments, int64_t begin, int64_t end) {
   using Number = Compute<Stored>;
-  const Sizes& sizes = arguments.sizes;
+  constexpr int64_t lanes = kLanes<Number>;
+  const int64_t classes = arguments.sizes.classes, positions = arguments.sizes.positions;
   const Number* weight = static_cast<const Number*>(arguments.weight);
+  const bool indices = arguments.indices != nullptr;
   const double smoothing = arguments.label_smoothing;
-  const double spread = smoothing / static_cast<double>(sizes.classes);
-  const Shares<Number> shares{
-      arguments.shares, weight, static_cast<Number>(1 - smoothing), static_cast<Number>(spread)};
-  const Shares<Number> even{nullptr, weight, Number(0), Number(1)};
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t sample = row / sizes.positions, position = row % sizes.positions;
-    Number& loss = static_cast<Number*>(arguments.losses)[row];
-    Number& maximum = static_cast<Number*>(arguments.maximum)[row];
-    Number& rest = static_cast<Number*>(arguments.rest)[row];
-    Target target{0, true};
-    if (arguments.indices != nullptr) {
-      target = target_of<Number>(arguments, sample, position);
+  const double spread = smoothing / static_cast<double>(classes);
+  const Shares<Number> shares = indices ? Shares<Number>{weight, Number(0), Number(1)}
+                                        : Shares<Number>{weight, Number(1 - smoothing), static_cast<Number>(spread)};
+  Number* losses = static_cast<Number*>(arguments.losses);
+  Number* maxima = static_cast<Number*>(arguments.maximum);
+  Number* rests = static_cast<Number*>(arguments.rest);
+  for (int64_t first = begin; first < end; first += lanes) {
+    const int64_t count = end - first < lanes ? end - first : lanes;
+    Target targets[lanes];
+    Number at_target[lanes];
+    double total[lanes], weighted[lanes];
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = first + i, sample = row / positions, position = row % positions;
+      targets[i] = indices ? target_of<Number>(arguments, sample, position) : Target{0, true};
+      if (!targets[i].active) {
+        maxima[row] = rests[row] = 0;
+        continue;
+      }
+      const Stored* x = row_at<Stored>(arguments.input, arguments.input_layout, sample, position);
+      const RowStatistics<Number> of_row = statistics(x, classes);
+      maxima[row] = of_row.maximum;
+      rests[row] = of_row.rest;
+      at_target[i] = widen(x[targets[i].index]) - of_row.maximum;
+      if (!indices || smoothing != 0) {
+        const Stored* t = indices ? nullptr : row_at<Stored>(arguments.shares, arguments.target_layout, sample, position);
+        total[i] = weighted[i] = 0;
+        weigh(x, t, shares, classes, of_row.maximum, total[i], weighted[i]);
+      }
     }
-    if (!target.active) {
-      loss = maximum = rest = 0;
-      continue;
-    }
-    const Layout& layout = arguments.input_layout;
-    const Stored* x =
-        static_cast<const Stored*>(arguments.input) + sample * layout.sample + position * layout.position;
-    const RowStatistics<Number> row_statistics = statistics(x, sizes.classes);
-    maximum = row_statistics.maximum;
-    rest = row_statistics.rest;
-    const Number log_sum = log1p_of(rest);
-    if (arguments.indices == nullptr) {
-      const Layout& target_layout = arguments.target_layout;
-      const Stored* t = static_cast<const Stored*>(arguments.shares) + sample * target_layout.sample +
-                        position * target_layout.position;
-      double total = 0, weighted = 0;
-      weigh(x, t, shares, sizes.classes, maximum, total, weighted);
-      loss = static_cast<Number>(total * log_sum - weighted);
-      continue;
-    }
-    loss = log_sum - (widen(x[target.index]) - maximum);
-    if (weight != nullptr) {
-      loss *= weight[target.index];
-    }
-    if (smoothing != 0) {
-      double total = 0, weighted = 0;
-      weigh(x, static_cast<const Stored*>(nullptr), even, sizes.classes, maximum, total, weighted);
-      loss = static_cast<Number>((1 - smoothing) * loss + (total * log_sum - weighted) * spread);
+    const Vector<Number> log_sums = log1p(load_part(rests + first, count, Number(0)));
+    for (int64_t i = 0; i < count; ++i) {
+      const Number log_sum = log_sums[i];
+      Number loss = 0;
+      if (!indices) {
+        loss = static_cast<Number>(total[i] * log_sum - weighted[i]);
+      } else if (targets[i].active) {
+        loss = (log_sum - at_target[i]) * (weight == nullptr ? Number(1) : weight[targets[i].index]);
+        if (smoothing != 0) {
+          loss = static_cast<Number>((1 - smoothing) * loss + (total[i] * log_sum - weighted[i]) * spread);
+        }
+      }
+      losses[first + i] = loss;
     }
   }
 }
@@ -294,14 +321,11 @@ void backward_along_classes(const CrossEntropy& arguments, int64_t begin, int64_
   const Number* weight = static_cast<const Number*>(arguments.weight);
   const Number smoothing = static_cast<Number>(arguments.label_smoothing);
   const Number spread = static_cast<Number>(arguments.label_smoothing / static_cast<double>(sizes.classes));
-  const Shares<Number> shares{arguments.shares, weight, 1 - smoothing, spread};
+  const Shares<Number> shares{weight, 1 - smoothing, spread};
   for (int64_t row = begin; row < end; ++row) {
     const int64_t sample = row / sizes.positions, position = row % sizes.positions;
-    const Layout &layout = arguments.input_layout, &grad_layout = arguments.grad_layout;
-    const Stored* x =
-        static_cast<const Stored*>(arguments.input) + sample * layout.sample + position * layout.position;
-    Stored* out =
-        static_cast<Stored*>(arguments.grad_input) + sample * grad_layout.sample + position * grad_layout.position;
+    const Stored* x = row_at<Stored>(arguments.input, arguments.input_layout, sample, position);
+    Stored* out = const_cast<Stored*>(row_at<Stored>(arguments.grad_input, arguments.grad_layout, sample, position));
     Target target{0, true};
     if (arguments.indices != nullptr) {
       target = target_of<Number>(arguments, sample, position);
@@ -329,9 +353,7 @@ void backward_along_classes(const CrossEntropy& arguments, int64_t begin, int64_
       out[target.index] = narrow<Stored>(target_entry(shifted, rest, hard, scale, smooth, w));
       continue;
     }
-    const Layout& target_layout = arguments.target_layout;
-    const Stored* t = static_cast<const Stored*>(arguments.shares) + sample * target_layout.sample +
-                      position * target_layout.position;
+    const Stored* t = row_at<Stored>(arguments.shares, arguments.target_layout, sample, position);
     const int64_t place = find(x, sizes.classes, m);
     double total = 0, others = 0;
     for (int64_t c = 0; c < sizes.classes; c += lanes) {
@@ -365,103 +387,103 @@ void backward_along_classes(const CrossEntropy& arguments, int64_t begin, int64_
   }
 }
 
-// Classes that are not neighbours in memory, (N, C, M): the lanes of a vector are positions, and a tile of them is walked
-// through class by class.
-constexpr int64_t kTile = 256;
-constexpr int64_t kClassesAtATime = 512;
-
-struct Tile {
-  int64_t sample;
-  int64_t position;
-  int64_t width;
-};
-
-inline Tile tile_at(const CrossEntropy& arguments, int64_t unit) {
-  const Sizes& sizes = arguments.sizes;
-  const int64_t tiles = (sizes.positions + arguments.tile - 1) / arguments.tile;
-  const int64_t position = (unit % tiles) * arguments.tile;
-  const int64_t left = sizes.positions - position;
-  return {unit / tiles, position, left < arguments.tile ? left : arguments.tile};
-}
-
-template <typename Stored>
-inline Vector<Compute<Stored>> load_part(const Stored* from, int64_t count, Compute<Stored> filling) {
-  return count < kLanes<Compute<Stored>> ? load_some(from, count, filling) : load(from);
-}
-
-template <typename Stored>
-inline void store_part(Stored* to, int64_t count, Vector<Compute<Stored>> vector) {
-  if (count < kLanes<Compute<Stored>>) {
-    store_some(to, count, vector);
-  } else {
-    store(to, vector);
+// The statistics of `width` neighbouring rows, a few vectors at a time, so that they stay in registers along the classes.
+template <int kVectors, typename Stored>
+inline void statistics_of_neighbours(
+    const Stored* x,
+    int64_t step,
+    int64_t classes,
+    int64_t width,
+    Compute<Stored>* maximum,
+    Compute<Stored>* rest) {
+  using Number = Compute<Stored>;
+  constexpr int64_t lanes = kLanes<Number>;
+  constexpr Number kLowest = -std::numeric_limits<Number>::infinity();
+  const auto logits_at = [&](int64_t c, int v, Number filling) {
+    return load_part(x + c * step + v * lanes, width - v * lanes, filling);
+  };
+  Vector<Number> m[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    m[v] = all<Number>(kLowest);
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+    for (int v = 0; v < kVectors; ++v) {
+      m[v] = larger<Number>(logits_at(c, v, Number(0)), m[v]);
+    }
+  }
+  // Logits equal to the maximum are counted, not added: all but one of them belong to the rest.
+  Vector<Number> ties[kVectors]{};
+  double sums[kVectors * lanes]{};
+  for (int64_t start = 0; start < classes; start += kClassesAtATime) {
+    const int64_t stop = classes - start < kClassesAtATime ? classes : start + kClassesAtATime;
+    Vector<Number> part[kVectors]{};
+    for (int64_t c = start; c < stop; ++c) {
+      for (int v = 0; v < kVectors; ++v) {
+        const Vector<Number> logits = logits_at(c, v, Number(0));
+        const Integers<Number> is_maximum = logits == m[v];
+        // Without a finite maximum a nan must still come out.
+        const Vector<Number> e = exp(logits - (m[v] == kLowest ? Vector<Number>{} : m[v]));
+        part[v] += is_maximum ? Vector<Number>{} : e;
+        ties[v] += is_maximum ? all<Number>(1) : Vector<Number>{};
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      for (int lane = 0; lane < lanes; ++lane) {
+        sums[v * lanes + lane] += static_cast<double>(part[v][lane]);
+      }
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    store(maximum + v * lanes, m[v]);
+    for (int lane = 0; lane < lanes; ++lane) {
+      // An infinite maximum makes the row's probabilities 0/0 or inf/inf.
+      const double others = sums[v * lanes + lane] + (static_cast<double>(ties[v][lane]) - 1);
+      rest[v * lanes + lane] = static_cast<Number>(others) + (m[v][lane] - m[v][lane]);
+    }
   }
 }
 
 template <typename Stored>
 void forward_across_positions(const CrossEntropy& arguments, int64_t begin, int64_t end) {
   using Number = Compute<Stored>;
-  using Integer = typename VectorOf<Number>::Integer;
   constexpr int64_t lanes = kLanes<Number>;
-  constexpr Number kLowest = -std::numeric_limits<Number>::infinity();
   const Sizes& sizes = arguments.sizes;
   const Number* weight = static_cast<const Number*>(arguments.weight);
   const Number smoothing = static_cast<Number>(arguments.label_smoothing);
   const Number spread = static_cast<Number>(arguments.label_smoothing / static_cast<double>(sizes.classes));
   const int64_t step = arguments.input_layout.classes;
   const bool probabilities = arguments.indices == nullptr;
-  alignas(64) Number maximum[kTile];
-  alignas(64) Integer place[kTile];
+  constexpr int64_t kRoom = kTile + 4 * lanes;
+  alignas(64) Number maximum[kRoom];
+  alignas(64) Number rest[kRoom];
+  alignas(64) Number log_sum[kRoom];
   alignas(64) Number part[kTile];
   alignas(64) Number total_part[kTile];
-  alignas(64) double rest[kTile];
   alignas(64) double total[kTile];
   alignas(64) double weighted[kTile];
   for (int64_t unit = begin; unit < end; ++unit) {
-    const Tile tile = tile_at(arguments, unit);
+    const Tile tile = tile_at(sizes, arguments.tile, unit);
     const int64_t width = tile.width;
     const int64_t row = tile.sample * sizes.positions + tile.position;
-    const Stored* x =
-        static_cast<const Stored*>(arguments.input) + tile.sample * arguments.input_layout.sample + tile.position;
-    const Stored* t = static_cast<const Stored*>(arguments.shares) + tile.sample * arguments.target_layout.sample +
-                      tile.position;
-    for (int64_t i = 0; i < width; i += lanes) {
-      store(maximum + i, all<Number>(kLowest));
-      store_integers(place + i, Integers<Number>{} - 1);
-    }
-    for (int64_t c = 0; c < sizes.classes; ++c) {
-      for (int64_t i = 0; i < width; i += lanes) {
-        const Vector<Number> logits = load_part(x + c * step + i, width - i, kLowest);
-        const Vector<Number> m = load(maximum + i);
-        const Integers<Number> is_larger = logits > m;
-        store(maximum + i, is_larger ? logits : m);
-        store_integers(
-            place + i,
-            is_larger ? Integers<Number>{} + static_cast<Integer>(c) : load_integers<Number>(place + i));
+    const Stored* x = row_at<Stored>(arguments.input, arguments.input_layout, tile.sample, tile.position);
+    const Stored* t = row_at<Stored>(arguments.shares, arguments.target_layout, tile.sample, tile.position);
+    for (int64_t i = 0; i < width;) {
+      if (width - i >= 4 * lanes) {
+        statistics_of_neighbours<4>(x + i, step, sizes.classes, 4 * lanes, maximum + i, rest + i);
+        i += 4 * lanes;
+      } else {
+        statistics_of_neighbours<1>(x + i, step, sizes.classes, width - i, maximum + i, rest + i);
+        i += lanes;
       }
     }
-    std::memset(rest, 0, sizeof(rest));
+    for (int64_t i = 0; i < width; i += lanes) {
+      store(log_sum + i, log1p(load(rest + i)));
+    }
     std::memset(total, 0, sizeof(total));
     std::memset(weighted, 0, sizeof(weighted));
     const bool weigh = probabilities || smoothing != 0;
-    for (int64_t start = 0; start < sizes.classes; start += kClassesAtATime) {
+    for (int64_t start = 0; weigh && start < sizes.classes; start += kClassesAtATime) {
       const int64_t stop = sizes.classes - start < kClassesAtATime ? sizes.classes : start + kClassesAtATime;
-      std::memset(part, 0, sizeof(part));
-      for (int64_t c = start; c < stop; ++c) {
-        for (int64_t i = 0; i < width; i += lanes) {
-          const Vector<Number> logits = load_part(x + c * step + i, width - i, Number(0));
-          const Vector<Number> m = load(maximum + i);
-          const Vector<Number> e = exp(logits - (m == kLowest ? Vector<Number>{} : m));
-          const Integers<Number> is_maximum = load_integers<Number>(place + i) == static_cast<Integer>(c);
-          store(part + i, load(part + i) + (is_maximum ? Vector<Number>{} : e));
-        }
-      }
-      for (int64_t i = 0; i < width; ++i) {
-        rest[i] += static_cast<double>(part[i]);
-      }
-      if (!weigh) {
-        continue;
-      }
       std::memset(part, 0, sizeof(part));
       std::memset(total_part, 0, sizeof(total_part));
       for (int64_t c = start; c < stop; ++c) {
@@ -487,30 +509,22 @@ void forward_across_positions(const CrossEntropy& arguments, int64_t begin, int6
     Number* maxima = static_cast<Number*>(arguments.maximum) + row;
     Number* rests = static_cast<Number*>(arguments.rest) + row;
     for (int64_t i = 0; i < width; ++i) {
-      part[i] = static_cast<Number>(rest[i]) + (maximum[i] - maximum[i]);
-      maxima[i] = maximum[i];
-      rests[i] = part[i];
-    }
-    for (int64_t i = 0; i < width; i += lanes) {
-      store(part + i, log1p(load(part + i)));
-    }
-    for (int64_t i = 0; i < width; ++i) {
-      const Number log_sum = part[i];
-      if (probabilities) {
-        losses[i] = static_cast<Number>(total[i] * log_sum - weighted[i]);
-        continue;
-      }
-      const Target target = target_of<Number>(arguments, tile.sample, tile.position + i);
+      const Target target =
+          probabilities ? Target{0, true} : target_of<Number>(arguments, tile.sample, tile.position + i);
       if (!target.active) {
         losses[i] = maxima[i] = rests[i] = 0;
         continue;
       }
-      Number loss = log_sum - (widen(x[target.index * step + i]) - maximum[i]);
-      if (weight != nullptr) {
-        loss *= weight[target.index];
+      maxima[i] = maximum[i];
+      rests[i] = rest[i];
+      if (probabilities) {
+        losses[i] = static_cast<Number>(total[i] * log_sum[i] - weighted[i]);
+        continue;
       }
+      Number loss = log_sum[i] - (widen(x[target.index * step + i]) - maximum[i]);
+      loss *= weight == nullptr ? Number(1) : weight[target.index];
       if (smoothing != 0) {
-        loss = (1 - smoothing) * loss + static_cast<Number>((total[i] * log_sum - weighted[i]) * spread);
+        loss = (1 - smoothing) * loss + static_cast<Number>((total[i] * log_sum[i] - weighted[i]) * spread);
       }
       losses[i] = loss;
     }
@@ -538,15 +552,13 @@ void backward_across_positions(const CrossEntropy& arguments, int64_t begin, int
   alignas(64) double total[kTile];
   alignas(64) double others[kTile];
   for (int64_t unit = begin; unit < end; ++unit) {
-    const Tile tile = tile_at(arguments, unit);
+    const Tile tile = tile_at(sizes, arguments.tile, unit);
     const int64_t width = tile.width;
     const int64_t row = tile.sample * sizes.positions + tile.position;
-    const Stored* x =
-        static_cast<const Stored*>(arguments.input) + tile.sample * arguments.input_layout.sample + tile.position;
-    const Stored* t = static_cast<const Stored*>(arguments.shares) + tile.sample * arguments.target_layout.sample +
-                      tile.position;
-    Stored* out =
-        static_cast<Stored*>(arguments.grad_input) + tile.sample * arguments.grad_layout.sample + tile.position;
+    const Stored* x = row_at<Stored>(arguments.input, arguments.input_layout, tile.sample, tile.position);
+    const Stored* t = row_at<Stored>(arguments.shares, arguments.target_layout, tile.sample, tile.position);
+    Stored* out = const_cast<Stored*>(
+        row_at<Stored>(arguments.grad_input, arguments.grad_layout, tile.sample, tile.position));
     std::memset(maximum, 0, sizeof(maximum));
     std::memset(factor, 0, sizeof(factor));
     std::memset(smooth, 0, sizeof(smooth));

@@ -387,9 +387,14 @@ std::optional<Plan> plan_for(const View& input, const View& target, bool indices
 }
 
 // How the gradient is laid out must suit the walk too.
-bool suits(const Plan& plan, const Layout& layout) {
-  return plan.walk == Walk::along_classes ? layout.classes == 1 || plan.sizes.classes == 1
-                                          : layout.position == 1 || plan.sizes.positions == 1;
+std::optional<Layout> gradient_layout(const Plan& plan, const View& out) {
+  Layout layout = layout_of(out);
+  if (plan.swapped) {
+    layout = {0, layout.classes, layout.sample};
+  }
+  const bool suits = plan.walk == Walk::along_classes ? layout.classes == 1 || plan.sizes.classes == 1
+                                                      : layout.position == 1 || plan.sizes.positions == 1;
+  return suits ? std::optional<Layout>(layout) : std::nullopt;
 }
 
 // Positions of a tile: its logits should stay in the second-level cache, and each class be a few cache lines at least.
@@ -537,22 +542,26 @@ bool prepare(
   return true;
 }
 
-int64_t count_of(const View& target, int64_t ignore_index) {
+// What a mean divides by: the rows that are not ignored.
+double rows_in_mean(const CrossEntropyCall& call, const View& target) {
+  if (call.arguments.indices == nullptr) {
+    return static_cast<double>(call.plan.sizes.rows());
+  }
   const Layout layout = index_layout_of(target);
   const int64_t positions = target.dimensions == 2 ? target.sizes[1] : 1;
   int64_t count = 0;
   for (int64_t sample = 0; sample < target.sizes[0]; ++sample) {
     const int64_t* row = static_cast<const int64_t*>(target.data) + sample * layout.sample;
     for (int64_t position = 0; position < positions; ++position) {
-      count += row[position * layout.position] != ignore_index;
+      count += row[position * layout.position] != call.arguments.ignore_index;
     }
   }
-  return count;
+  return static_cast<double>(count);
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
+std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(
     const Tensor& input,
     const Tensor& target,
     const OptionalTensor& weight,
@@ -566,7 +575,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
     auto stack = stack_of(input, target, weight, reduction, ignore_index, label_smoothing, dtype);
     check_indices(x, t, ignore_index);
     call_eager("torchlosses::eager_cross_entropy_forward", stack);
-    return {tensor_at(stack[0]), tensor_at(stack[1]), tensor_at(stack[2]), tensor_at(stack[3])};
+    return {tensor_at(stack[0]), tensor_at(stack[1]), tensor_at(stack[2])};
   }
   CrossEntropy& arguments = call.arguments;
   const int32_t compute = compute_code(arguments.dtype);
@@ -583,26 +592,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_forward(
   if (call.out_of_bounds) {
     check_indices(x, t, ignore_index);
   }
-  const int64_t rows = call.plan.sizes.rows();
-  const double count = static_cast<double>(arguments.indices == nullptr ? rows : count_of(t, ignore_index));
-  return {
-      reduce(losses, arguments.dtype, rows, reduction, count, dtype),
-      maximum,
-      rest,
-      number(count, compute)};
+  const double count = reduction == "mean" ? rows_in_mean(call, t) : 1.0;
+  return {reduce(losses, arguments.dtype, call.plan.sizes.rows(), reduction, count, dtype), maximum, rest};
 }
 
 namespace {
 
-// The gradient of each row's loss, or one of all; divided by `count` where that is given.
+// The gradient of each row's loss, or one of all.
 struct RowGradients {
-  RowGradients(const View& grad, const OptionalTensor& count, Dtype dtype)
-      : numbers(grad, dtype),
-        stride(grad.dimensions == 0 ? 0 : 1),
-        scale(count.has_value() ? 1.0 / read<double>(View(*count), 0) : 1.0) {}
+  RowGradients(const View& grad, Dtype dtype) : numbers(grad, dtype), stride(grad.dimensions == 0 ? 0 : 1) {}
   Numbers numbers;
   int64_t stride;
-  double scale;
 };
 
 bool write_cross_entropy_gradient(
@@ -612,7 +612,7 @@ bool write_cross_entropy_gradient(
     const OptionalTensor& weight,
     const Tensor& maximum,
     const Tensor& rest,
-    const OptionalTensor& count,
+    const std::string& reduction,
     int64_t ignore_index,
     double label_smoothing,
     const View& out) {
@@ -624,23 +624,20 @@ bool write_cross_entropy_gradient(
   CrossEntropy& arguments = call.arguments;
   const int32_t compute = compute_code(arguments.dtype);
   const View m(maximum), r(rest);
-  Layout layout = layout_of(out);
-  if (call.plan.swapped) {
-    layout = {0, layout.classes, layout.sample};
-  }
-  if (!suits(call.plan, layout) || !dtype_of(g.dtype) || (g.dtype == dtypes().float64 && compute != g.dtype) ||
+  const std::optional<Layout> layout = gradient_layout(call.plan, out);
+  if (!layout || !dtype_of(g.dtype) || (g.dtype == dtypes().float64 && compute != g.dtype) ||
       m.dtype != compute || r.dtype != compute || !m.is_dense() || !r.is_dense()) {
     return false;
   }
-  const RowGradients gradients(g, count, arguments.dtype);
+  const RowGradients gradients(g, arguments.dtype);
   const Numbers maxima(m, arguments.dtype), rests(r, arguments.dtype);
   arguments.maximum = const_cast<void*>(maxima.data());
   arguments.rest = const_cast<void*>(rests.data());
   arguments.grad_rows = gradients.numbers.data();
   arguments.grad_stride = gradients.stride;
-  arguments.scale = gradients.scale;
+  arguments.scale = reduction == "mean" ? 1.0 / rows_in_mean(call, t) : 1.0;
   arguments.grad_input = out.data;
-  arguments.grad_layout = layout;
+  arguments.grad_layout = *layout;
   in_parallel(units_of(call.plan, arguments.tile), x.elements(), [&](int64_t begin, int64_t end) {
     kernels().cross_entropy_backward(arguments, begin, end);
   });
@@ -659,7 +656,7 @@ Tensor cross_entropy_backward(
     const OptionalTensor& weight,
     const Tensor& maximum,
     const Tensor& rest,
-    const OptionalTensor& count,
+    const std::string& reduction,
     int64_t ignore_index,
     double label_smoothing) {
   const View x(input);
@@ -667,12 +664,12 @@ Tensor cross_entropy_backward(
   if (dtype && enabled.load(std::memory_order_relaxed)) {
     Tensor gradient = new_gradient(input, x, *dtype);
     if (write_cross_entropy_gradient(
-            grad_output, x, target, weight, maximum, rest, count, ignore_index, label_smoothing, View(gradient))) {
+            grad_output, x, target, weight, maximum, rest, reduction, ignore_index, label_smoothing, View(gradient))) {
       return gradient;
     }
   }
   auto stack =
-      stack_of(grad_output, input, target, weight, maximum, rest, count, ignore_index, label_smoothing);
+      stack_of(grad_output, input, target, weight, maximum, rest, reduction, ignore_index, label_smoothing);
   call_eager("torchlosses::eager_cross_entropy_backward", stack);
   return tensor_at(stack[0]);
 }
@@ -684,14 +681,14 @@ void cross_entropy_backward_(
     const OptionalTensor& weight,
     const Tensor& maximum,
     const Tensor& rest,
-    const OptionalTensor& count,
+    const std::string& reduction,
     int64_t ignore_index,
     double label_smoothing) {
   const View x(input);
   if (!write_cross_entropy_gradient(
-          grad_output, x, target, weight, maximum, rest, count, ignore_index, label_smoothing, x)) {
+          grad_output, x, target, weight, maximum, rest, reduction, ignore_index, label_smoothing, x)) {
     auto stack =
-        stack_of(grad_output, input, target, weight, maximum, rest, count, ignore_index, label_smoothing);
+        stack_of(grad_output, input, target, weight, maximum, rest, reduction, ignore_index, label_smoothing);
     call_eager("torchlosses::eager_cross_entropy_backward_", stack);
   }
 }
@@ -812,6 +809,7 @@ Tensor mse_backward(
 namespace {
 
 struct TextbookCall {
+  Plan plan;
   TextbookCrossEntropy arguments{};
   std::atomic<bool> out_of_bounds{false};
   std::atomic<bool> not_probabilities{false};
@@ -825,11 +823,14 @@ bool prepare(TextbookCall& call, const View& p, const View& t, double delta) {
     return false;
   }
   const std::optional<Plan> plan = plan_for(p, t, indices);
-  if (!plan || plan->walk != Walk::along_classes) {
+  if (!plan) {
     return false;
   }
+  call.plan = *plan;
   TextbookCrossEntropy& arguments = call.arguments;
   arguments.dtype = *dtype;
+  arguments.walk = plan->walk;
+  arguments.tile = tile_for(plan->sizes);
   arguments.sizes = plan->sizes;
   arguments.input = p.data;
   arguments.input_layout = plan->input;
@@ -869,7 +870,9 @@ Tensor cee_forward(
   const Tensor losses = new_contiguous(row_sizes(p), compute_code(arguments.dtype));
   arguments.losses = View(losses).data;
   const int64_t rows = arguments.sizes.rows();
-  in_parallel(rows, p.elements(), [&](int64_t begin, int64_t end) { kernels().cee_forward(arguments, begin, end); });
+  in_parallel(units_of(call.plan, arguments.tile), p.elements(), [&](int64_t begin, int64_t end) {
+    kernels().cee_forward(arguments, begin, end);
+  });
   if (call.out_of_bounds) {
     check_indices(p, t, std::nullopt);
   }
@@ -898,13 +901,21 @@ Tensor cee_backward(
   const int64_t rows = arguments.sizes.rows();
   const Tensor gradient = new_gradient(input, p, arguments.dtype);
   const View out(gradient);
-  const RowGradients gradients(g, std::nullopt, arguments.dtype);
+  const std::optional<Layout> layout = gradient_layout(call.plan, out);
+  if (!layout) {
+    auto stack = stack_of(grad_output, input, target, delta, reduction);
+    call_eager("torchlosses::eager_cee_backward", stack);
+    return tensor_at(stack[0]);
+  }
+  const RowGradients gradients(g, arguments.dtype);
   arguments.grad_rows = gradients.numbers.data();
   arguments.grad_stride = gradients.stride;
   arguments.scale = reduction == "mean" ? 1.0 / static_cast<double>(rows) : 1.0;
   arguments.grad_input = out.data;
-  arguments.grad_layout = layout_of(out);
-  in_parallel(rows, p.elements(), [&](int64_t begin, int64_t end) { kernels().cee_backward(arguments, begin, end); });
+  arguments.grad_layout = *layout;
+  in_parallel(units_of(call.plan, arguments.tile), p.elements(), [&](int64_t begin, int64_t end) {
+    kernels().cee_backward(arguments, begin, end);
+  });
   if (call.out_of_bounds) {
     check_indices(p, t, std::nullopt);
   }

@@ -181,6 +181,16 @@ inline void store(double* to, Doubles vector) {
 }
 
 inline void store(BFloat16* to, Floats vector) {
+#if defined(__AVX512F__)
+  const __m512 floats = bits<__m512>(vector);
+  const __m512i words = bits<__m512i>(vector);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(words, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(words, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  // A nan keeps its place above infinity.
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(floats, floats, _CMP_UNORD_Q);
+  const __m512i result = _mm512_mask_or_epi32(rounded, is_nan, words, _mm512_set1_epi32(0x400000));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16)));
+#else
   typedef uint16_t Shorts __attribute__((vector_size(kBytes / 2)));
   typedef uint32_t Words __attribute__((vector_size(kBytes)));
   const Words words = bits<Words>(vector);
@@ -189,6 +199,7 @@ inline void store(BFloat16* to, Floats vector) {
   const Words is_nan = bits<Words>(vector != vector);
   const Shorts shorts = __builtin_convertvector((quiet & is_nan) | (rounded & ~is_nan), Shorts);
   std::memcpy(to, &shorts, sizeof(shorts));
+#endif
 }
 
 inline void store(Half* to, Floats vector) {
@@ -251,6 +262,20 @@ inline void store_some(Stored* to, int64_t count, Vector<Compute<Stored>> vector
   }
 }
 
+template <typename Stored>
+inline Vector<Compute<Stored>> load_part(const Stored* from, int64_t count, Compute<Stored> filling) {
+  return count < kLanes<Compute<Stored>> ? load_some(from, count, filling) : load(from);
+}
+
+template <typename Stored>
+inline void store_part(Stored* to, int64_t count, Vector<Compute<Stored>> vector) {
+  if (count < kLanes<Compute<Stored>>) {
+    store_some(to, count, vector);
+  } else {
+    store(to, vector);
+  }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Over the lanes of a vector
 // ---------------------------------------------------------------------------------------------------------------------
@@ -273,6 +298,16 @@ inline Number largest(Vector<Number> vector) {
     result = vector[lane] > result ? vector[lane] : result;
   }
   return result;
+}
+
+// The first lane in which the mask is set, or the number of lanes.
+template <typename Number>
+inline int64_t first_lane(Integers<Number> mask) {
+  int64_t lane = 0;
+  while (lane < kLanes<Number> && mask[lane] == 0) {
+    ++lane;
+  }
+  return lane;
 }
 
 // Added in double precision, always in the same order.
@@ -313,10 +348,21 @@ inline bool any(Mask mask) {
 // float64: the series of exp). Errors below 2 units in the last place. ±inf and nan as in the C library.
 // ---------------------------------------------------------------------------------------------------------------------
 
+// The larger of a bound and x; a nan stays.
+inline Floats at_least(float bound, Floats x) {
+#if defined(__AVX512F__)
+  return bits<Floats>(_mm512_max_ps(_mm512_set1_ps(bound), bits<__m512>(x)));
+#elif defined(__AVX2__)
+  return bits<Floats>(_mm256_max_ps(_mm256_set1_ps(bound), bits<__m256>(x)));
+#else
+  return x < bound ? all<float>(bound) : x;
+#endif
+}
+
+// For x <= 0: all exponents here are differences from a maximum.
 inline Floats exp(Floats x) {
-  // Beyond these ends the result is 0 or inf; a nan passes both comparisons.
-  x = x < -104.0f ? all<float>(-104.0f) : x;
-  x = x > 89.0f ? all<float>(89.0f) : x;
+  // Below this the result is 0.
+  x = at_least(-104.0f, x);
   // Adding 1.5 · 2^23 leaves the nearest whole number in the low bits.
   constexpr float kRounding = 12582912.0f;
   const Floats rounded = x * 1.44269504088896341f + kRounding;
@@ -333,8 +379,12 @@ inline Floats exp(Floats x) {
 #if defined(__AVX512F__)
   return bits<Floats>(_mm512_scalef_ps(bits<__m512>(p), bits<__m512>(n)));
 #else
-  // 2^n in two factors: the exponent of one alone would not reach the subnormal numbers.
   const Integers32 exponent = bits<Integers32>(rounded) - bits<int32_t>(kRounding);
+  const Integers32 tiny = x < -87.0f;
+  if (!any(tiny)) {
+    return bits<Floats>(bits<Integers32>(p) + (exponent << 23));
+  }
+  // 2^n in two factors: the exponent of one alone would not reach the subnormal numbers.
   const Integers32 half = exponent >> 1;
   return p * bits<Floats>((half + 127) << 23) * bits<Floats>((exponent - half + 127) << 23);
 #endif
@@ -342,7 +392,6 @@ inline Floats exp(Floats x) {
 
 inline Doubles exp(Doubles x) {
   x = x < -746.0 ? all<double>(-746.0) : x;
-  x = x > 710.0 ? all<double>(710.0) : x;
   constexpr double kRounding = 6755399441055744.0;
   const Doubles rounded = x * 1.4426950408889634074 + kRounding;
   const Doubles n = rounded - kRounding;
@@ -423,6 +472,12 @@ inline Number exp_of(Number x) {
 template <typename Number>
 inline Number log1p_of(Number x) {
   return log1p(all<Number>(x))[0];
+}
+
+// Where a row begins in a tensor.
+template <typename Stored>
+inline const Stored* row_at(const void* base, const Layout& layout, int64_t sample, int64_t position) {
+  return static_cast<const Stored*>(base) + sample * layout.sample + position * layout.position;
 }
 
 }  // namespace INSTRUCTION_SET
