@@ -9,7 +9,7 @@ ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
 READY := $(ENVIRONMENT)/.ready
 
-.PHONY: compare test test-large sanitize integrations lint bench report-card clean
+.PHONY: compare test test-large sanitize integrations lint bench report-card example-lm clean
 
 compare: $(READY)
 	$(RUN) -m training.compare $(ARGS)
@@ -47,6 +47,9 @@ lint: $(READY)
 bench: $(READY)
 	$(RUN) -m benchmarks.run $(ARGS)
 	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.report)
+
+example-lm: $(READY)
+	$(RUN) -m examples.language_model $(ARGS)
 
 # The conformance kit over our losses, PyTorch's and other libraries': docs/report-card.md and docs/report-card.json.
 report-card: $(READY) $(ENVIRONMENT)/.report-card
