@@ -52,6 +52,17 @@ BOUNDED = {"values.float16_range", "values.extreme_inputs", "laws.nonnegative"}
 NO_REFERENCE = {"values.reference", "values.reference_gradients"}
 ANY_SHAPES = {"inputs.broadcasting"}
 
+BEHIND_A_PRODUCT = {
+    "values.float16_range",
+    "values.confident_mistake",
+    "values.confident_tail",
+    "values.masked_classes",
+    "inputs.images",
+    "inputs.channels_last",
+    "laws.logits_may_be_shifted",
+    "laws.gradient_vanishes_at_the_optimum",
+}
+
 REGRESSION = NO_IGNORED_ROWS | NO_SMOOTHING | NO_LOGITS | NO_CLASSES
 PROBABILITIES = NO_IGNORED_ROWS | NO_SMOOTHING | NO_LOGITS | NO_WEIGHT | BOUNDED | NO_REFERENCE | ANY_SHAPES
 
@@ -71,6 +82,12 @@ LOSSES = {
     "MSELoss": Audited(torchlosses.MSELoss, "regression", nn.MSELoss, REGRESSION | NO_WEIGHT | NO_WEIGHT_TO_KEEP),
     "cross_entropy": Audited(torchlosses.cross_entropy, "classification", F.cross_entropy, ANY_SHAPES | FUNCTION),
     "CrossEntropyLoss": Audited(torchlosses.CrossEntropyLoss, "classification", nn.CrossEntropyLoss, ANY_SHAPES),
+    "linear_cross_entropy": Audited(
+        torchlosses.linear_cross_entropy,
+        "linear classification",
+        F.linear_cross_entropy,
+        BEHIND_A_PRODUCT | ANY_SHAPES | FUNCTION,
+    ),
     "cee_loss": Audited(torchlosses.cee_loss, "probabilities", None, PROBABILITIES | FUNCTION),
     "CEELoss": Audited(torchlosses.CEELoss, "probabilities", None, PROBABILITIES | NO_WEIGHT_TO_KEEP),
 }
