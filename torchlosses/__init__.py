@@ -3,17 +3,22 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from torchlosses import functional
+from torchlosses._options import RowStatistics
 from torchlosses.cee import CEELoss, cee_loss
 from torchlosses.cross_entropy import CrossEntropyLoss, cross_entropy
+from torchlosses.linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from torchlosses.mse import MSELoss, mse_loss
 
 __all__ = [
     "CEELoss",
     "CrossEntropyLoss",
+    "LinearCrossEntropyLoss",
     "MSELoss",
+    "RowStatistics",
     "cee_loss",
     "cross_entropy",
     "functional",
+    "linear_cross_entropy",
     "mse_loss",
 ]
 

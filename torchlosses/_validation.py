@@ -16,9 +16,11 @@ from torch.autograd import forward_ad
 
 REDUCTIONS = ("none", "mean", "sum")
 BROADCASTS = ("warn", "error", "allow")
+EMPTY = ("nan", "zero")
 
 Reduction = Literal["none", "mean", "sum"]
 Broadcast = Literal["warn", "error", "allow"]
+Empty = Literal["nan", "zero"]
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _INTEGERS = frozenset(
@@ -229,19 +231,26 @@ def check_cee_target(input: Tensor, target: Tensor) -> None:
 
 def check_class_weight(input: Tensor, target: Tensor, weight: Tensor, autocast: bool) -> None:
     classes = input.shape[0] if input.dim() == 1 else input.shape[1]
+    check_weight_of_classes(classes, input.dtype, target.shape != input.shape, weight, autocast)
+
+
+def check_weight_of_classes(
+    classes: int, dtype: torch.dtype, indices: bool, weight: Tensor, autocast: bool, function: str = "cross_entropy"
+) -> None:
+    """One real factor a class, with class indices of the logits' `dtype`."""
     if tuple(weight.shape) != (classes,):
         raise RuntimeError(
-            f"cross_entropy: weight tensor should be defined either for all {classes} classes or no classes "
+            f"{function}: weight tensor should be defined either for all {classes} classes or no classes "
             f"but got weight tensor of shape: {list(weight.shape)}"
         )
     if weight.dtype.is_complex:
-        raise RuntimeError(f"cross_entropy: expected a real weight, got {_name(weight.dtype)}.")
-    if target.shape == input.shape or weight.dtype == input.dtype:
+        raise RuntimeError(f"{function}: expected a real weight, got {_name(weight.dtype)}.")
+    if not indices or weight.dtype == dtype:
         return
     if autocast and weight.dtype.is_floating_point:
         return
     raise RuntimeError(
-        f"expected scalar type {_name(input.dtype)} but found {_name(weight.dtype)}: with class indices, weight must "
+        f"expected scalar type {_name(dtype)} but found {_name(weight.dtype)}: with class indices, weight must "
         "have the dtype of input. Convert it with .to(input.dtype)."
     )
 
@@ -268,6 +277,144 @@ def _inplace_error(reason: str) -> RuntimeError:
         f"cross_entropy: inplace_backward=True writes the gradient over input, but {reason}. Give it the output of a "
         "layer that nothing else needs, or leave inplace_backward at False."
     )
+
+
+def check_linear(function: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    """Input (..., features), linear_weight (classes, d1, ..., features), linear_bias (classes, d1, ...)."""
+    if input.dim() == 0:
+        raise RuntimeError(f"{function}: expected input of shape (..., features), but got a tensor without dimensions.")
+    if linear_weight.dim() < 2:
+        raise RuntimeError(
+            f"{function}: expected linear_weight of shape (classes, features), but got {tuple(linear_weight.shape)}."
+        )
+    if input.shape[-1] != linear_weight.shape[-1]:
+        raise RuntimeError(
+            f"{function}: input has {input.shape[-1]} features (its last dimension), but linear_weight expects "
+            f"{linear_weight.shape[-1]}: input is {tuple(input.shape)}, linear_weight {tuple(linear_weight.shape)}."
+        )
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:-1]:
+        raise RuntimeError(
+            f"{function}: expected linear_bias of shape {tuple(linear_weight.shape[:-1])}, the shape of linear_weight "
+            f"without features, but got {tuple(linear_bias.shape)}."
+        )
+    if input.dim() == 1 and linear_weight.dim() > 2:
+        raise RuntimeError(
+            f"{function}: a linear_weight of shape {tuple(linear_weight.shape)} needs an input with a batch dimension, "
+            f"but input is {tuple(input.shape)}."
+        )
+
+
+def check_linear_dtypes(function: str, autocast: bool, input: Tensor, **others: Tensor | None) -> None:
+    """The operands of a product have one dtype; under autocast, which makes it so, they need to be floats."""
+    for name, tensor in others.items():
+        if tensor is None or tensor.dtype == input.dtype:
+            continue
+        if autocast and tensor.dtype in _FLOATS and torch.float64 not in (tensor.dtype, input.dtype):
+            continue
+        raise RuntimeError(
+            f"{function}: expected input and {name} to have the same dtype, but got {_name(input.dtype)} and "
+            f"{_name(tensor.dtype)}. Convert one of them with .to(...)."
+        )
+
+
+def check_linear_target(
+    function: str, target: Tensor, rows: list[int], probabilities: list[int], ignore_index: int
+) -> bool:
+    """Whether target holds class indices, of shape `rows`; else it holds probabilities, of shape `probabilities`."""
+    shape = list(target.shape)
+    if shape == probabilities:
+        if not target.dtype.is_floating_point:
+            raise RuntimeError(
+                f"Expected floating point type for target with class probabilities, got {_name(target.dtype)}: class "
+                "indices must not have the class dimension."
+            )
+        if ignore_index >= 0:
+            raise RuntimeError(
+                f"ignore_index is not supported for floating point target (got ignore_index={ignore_index}): give the "
+                "rows to leave out a sample_weight of 0, or leave ignore_index negative."
+            )
+        return False
+    if shape == rows or (not rows and shape == [1]):
+        check_index_dtype(target)
+        return True
+    message = (
+        f"{function}: expected a target of shape {rows} (class indices) or {probabilities} (class probabilities), "
+        f"but got {shape}."
+    )
+    if rows and (not shape or shape[0] != rows[0]):
+        raise ValueError(f"Expected input batch_size ({rows[0]}) to match target batch_size: {message}")
+    raise RuntimeError(message)
+
+
+def check_block_rows(block_rows: int | None) -> int | None:
+    if block_rows is None:
+        return None
+    try:
+        block_rows = operator.index(block_rows)
+    except TypeError:
+        raise TypeError(f"block_rows must be an int or None, but got {block_rows!r}.") from None
+    if block_rows < 1:
+        raise ValueError(f"block_rows must be at least 1, but got {block_rows}; None chooses.")
+    return block_rows
+
+
+def check_normalizer(normalizer: Tensor | float | None, reduction: str) -> Tensor | float | None:
+    """A denominator for 'mean': a number that is not negative, or a tensor without dimensions."""
+    if normalizer is None:
+        return None
+    if reduction != "mean":
+        raise ValueError(
+            f"normalizer is what reduction='mean' divides by, but reduction is {reduction!r}: leave one of them out."
+        )
+    if isinstance(normalizer, Tensor):
+        if normalizer.dim() != 0 or normalizer.dtype.is_complex or normalizer.dtype == torch.bool:
+            raise ValueError(
+                f"normalizer must be one number, but got a tensor of shape {tuple(normalizer.shape)} and dtype "
+                f"{_name(normalizer.dtype)}: sum it up first."
+            )
+        return normalizer
+    normalizer = _number("normalizer", normalizer)
+    if not 0.0 <= normalizer < math.inf:
+        raise ValueError(f"normalizer must be finite and not negative, but got {normalizer}.")
+    return normalizer
+
+
+def check_empty(empty: str) -> None:
+    if empty not in EMPTY:
+        raise ValueError(f"{empty!r} is not a valid value for empty: expected one of {', '.join(map(repr, EMPTY))}.")
+
+
+def check_z_loss(z_loss: float) -> float:
+    z_loss = _number("z_loss", z_loss)
+    if not 0.0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must be finite and not negative, but got {z_loss}; 1e-4 is a usual value.")
+    return z_loss
+
+
+def check_logit_softcap(logit_softcap: float | None) -> float | None:
+    if logit_softcap is None:
+        return None
+    logit_softcap = _number("logit_softcap", logit_softcap)
+    if not 0.0 < logit_softcap < math.inf:
+        raise ValueError(
+            f"logit_softcap must be positive and finite, but got {logit_softcap}; None leaves the logits as they are."
+        )
+    return logit_softcap
+
+
+def check_sample_weight(function: str, sample_weight: Tensor, rows: torch.Size) -> None:
+    """One weight a row, of a shape that broadcasts to the rows'."""
+    if sample_weight.dtype.is_complex:
+        raise RuntimeError(f"{function}: expected a real sample_weight, got {_name(sample_weight.dtype)}.")
+    try:
+        common = torch.broadcast_shapes(sample_weight.shape, rows)
+    except RuntimeError:
+        common = None
+    if common != rows:
+        raise ValueError(
+            f"{function}: sample_weight must broadcast to one weight a row, {tuple(rows)}, but has shape "
+            f"{tuple(sample_weight.shape)}."
+        )
 
 
 def raise_target_out_of_bounds(target: Tensor, classes: int, ignore_index: int | None) -> NoReturn:

@@ -1,0 +1,454 @@
+"""The operators of the linear cross-entropy: the logits exist for a block of rows at a time, and never all at once.
+
+A block's logits are computed into a buffer, which the next block uses again. The cross-entropy's own operators read the
+losses from it and write the gradient over it, and what the gradient is multiplied with is added to the results:
+
+    logits = x Wᵀ + b        loss = cross_entropy(logits, target)        G = d loss / d logits
+    d loss / dx = G W        d loss / dW = Σ_blocks Gᵀ x                 d loss / db = Σ_rows G
+
+Rows that leave no trace are dropped before the first product. Products are of `product_dtype`; what is summed over the
+blocks is summed in float32 at least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchlosses import _options
+from torchlosses._numerics import compute_dtype
+from torchlosses.kernels import (
+    _without_autocast,
+    _without_derivative,
+    cross_entropy_backward_,
+    cross_entropy_forward,
+    eager,
+)
+
+_ARGUMENTS = (
+    "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, Tensor? sample_weight"
+)
+_OPTIONS = (
+    "int ignore_index, float label_smoothing, float z_loss, float? logit_softcap, ScalarType product_dtype, "
+    "SymInt block_rows"
+)
+_SCHEMAS = {
+    # `wanted`: the gradients of the sum by input, linear_weight and linear_bias, and the losses without sample_weight.
+    "linear_cross_entropy_forward": (
+        f"({_ARGUMENTS}, str reduction, {_OPTIONS}, bool[] wanted, bool statistics) -> (Tensor loss, "
+        "Tensor grad_input, Tensor grad_linear_weight, Tensor grad_linear_bias, Tensor losses, Tensor statistics)"
+    ),
+    # `wanted`: the gradients by each of the tensors.
+    "linear_cross_entropy_backward": (
+        f"(Tensor grad_output, {_ARGUMENTS}, {_OPTIONS}, bool[] wanted) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+    # The gradients of a sum, times that of what was made of the sum; the arguments in front have no part in it.
+    "linear_cross_entropy_scale": (
+        "(Tensor grad_output, Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor? sample_weight, "
+        "Tensor grad_input, Tensor grad_linear_weight, Tensor grad_linear_bias, Tensor losses) -> "
+        "(Tensor, Tensor, Tensor, Tensor)"
+    ),
+}
+
+# A block's logits: large enough for the products to run at their full speed, small beside the gradients.
+BLOCK_BYTES = 40 << 20
+# Fewer rows than this cost the products more than the memory is worth; more rows gain nothing.
+FEWEST_ROWS, MOST_ROWS = 128, 1024
+# Columns of the weight's gradient that are computed at a time where they are then added in a wider dtype.
+_WIDENED_CLASSES = 4096
+
+
+def default_block_rows(classes: int, itemsize: int, logit_softcap: float | None) -> int:
+    """How many rows a block takes: a multiple of 64."""
+    buffers = 1 if logit_softcap is None else 2
+    rows = BLOCK_BYTES // max(1, classes * itemsize * buffers)
+    return max(FEWEST_ROWS, min(MOST_ROWS, rows // 64 * 64))
+
+
+class _Options(NamedTuple):
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+    logit_softcap: float | None
+    product_dtype: torch.dtype
+    block_rows: int
+
+
+class _Block(NamedTuple):
+    """Some rows: where they stand, their arguments, and their logits after the soft cap."""
+
+    rows: slice | Tensor
+    x: Tensor
+    target: Tensor
+    sample_weight: Tensor | None
+    logits: Tensor
+    losses: Tensor
+    maximum: Tensor
+    rest: Tensor
+
+
+class _Problem:
+    """The arguments in the dtypes of the computation, without the rows that leave no trace."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        target: Tensor,
+        weight: Tensor | None,
+        sample_weight: Tensor | None,
+        options: _Options,
+        keep_weightless: bool,
+        keep_classes_without_weight: bool,
+    ) -> None:
+        self.options = options
+        self.indices = target.dim() < input.dim()
+        self.compute = compute_dtype(input, linear_weight, None if self.indices else target, weight)
+        self.input = input
+        self.linear_weight = linear_weight.to(options.product_dtype)
+        self.linear_bias = None if linear_bias is None else linear_bias.to(options.product_dtype)
+        self.weight = None if weight is None else weight.to(self.compute)
+        self.sample_weight = None if sample_weight is None else sample_weight.to(self.compute)
+        self.target = target
+        inactive = None
+        if self.indices:
+            self.target, inactive = eager._class_indices(target, linear_weight.shape[0], options.ignore_index)
+            if not keep_classes_without_weight:
+                inactive = eager._without_weight(inactive, self.target, self.weight, options.label_smoothing)
+        if self.sample_weight is not None:
+            weightless = self.sample_weight == 0
+            if keep_weightless:
+                weightless &= input.isfinite().all(1).logical_not()
+            inactive = weightless if inactive is None else inactive | weightless
+        self.active: Tensor | None = None
+        if inactive is not None and bool(inactive.any()):
+            self.active = inactive.logical_not().nonzero().squeeze(1)
+
+    def blocks(self) -> Iterator[_Block]:
+        count = self.input.shape[0] if self.active is None else self.active.shape[0]
+        classes, size = self.linear_weight.shape[0], max(1, min(self.options.block_rows, count))
+        buffer = self.input.new_empty((size, classes), dtype=self.options.product_dtype)
+        for start in range(0, count, size):
+            stop = min(count, start + size)
+            rows = slice(start, stop) if self.active is None else self.active[start:stop]
+            x = self.input[rows].to(self.options.product_dtype)
+            target = self.target[rows]
+            logits = self._logits(x, buffer[: stop - start])
+            losses, maximum, rest = self._losses(logits, target)
+            sample_weight = None if self.sample_weight is None else self.sample_weight[rows]
+            yield _Block(rows, x, target, sample_weight, logits, losses, maximum, rest)
+
+    def _logits(self, x: Tensor, out: Tensor) -> Tensor:
+        if self.linear_bias is None:
+            torch.mm(x, self.linear_weight.t(), out=out)
+        else:
+            torch.addmm(self.linear_bias, x, self.linear_weight.t(), out=out)
+        cap = self.options.logit_softcap
+        return out if cap is None else out.div_(cap).tanh_().mul_(cap)
+
+    def _losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss with its z-loss, maximum and rest of each row."""
+        losses, maximum, rest = cross_entropy_forward(
+            logits,
+            target,
+            self.weight,
+            "none",
+            self.options.ignore_index,
+            self.options.label_smoothing,
+            self.compute,
+        )[:3]
+        if self.options.z_loss:
+            log_sum_exp = maximum + rest.log1p()
+            losses = losses + self.options.z_loss * log_sum_exp.square().masked_fill(self._total(target) == 0, 0)
+        return losses, maximum, rest
+
+    def write_gradient(self, block: _Block, grad_rows: Tensor) -> Tensor:
+        """g d loss / d logits of each row, written over the block's logits, before the soft cap."""
+        logits, cap = block.logits, self.options.logit_softcap
+        slope = None if cap is None else (logits / cap).square_().neg_().add_(1)
+        along = None
+        if self.options.z_loss:
+            # (A + 2 λ l) p - a = (1 + k) (A p - a) + k a  with  k = 2 λ l / A
+            total = self._total(block.target)
+            k = (2 * self.options.z_loss * (block.maximum + block.rest.log1p()) / total).masked_fill(total == 0, 0)
+            along, grad_rows = grad_rows * k, grad_rows * (1 + k)
+        cross_entropy_backward_(
+            grad_rows,
+            logits,
+            block.target,
+            self.weight,
+            block.maximum,
+            block.rest,
+            "sum",
+            self.options.ignore_index,
+            self.options.label_smoothing,
+        )
+        if along is not None:
+            self._add_share(logits, block.target, along)
+        return logits if slope is None else logits.mul_(slope)
+
+    def _total(self, target: Tensor) -> Tensor:
+        """A = Σ_c a_c of each row."""
+        classes, smoothing = self.linear_weight.shape[0], self.options.label_smoothing
+        if not self.indices:
+            return eager._effective_target(target.to(self.compute), self.weight, smoothing).sum(1)
+        if self.weight is None:
+            return torch.ones_like(target, dtype=self.compute)
+        return (1 - smoothing) * self.weight[target] + smoothing / classes * self.weight.sum()
+
+    def _add_share(self, gradient: Tensor, target: Tensor, factor: Tensor) -> None:
+        """gradient += factor · a."""
+        classes, smoothing = self.linear_weight.shape[0], self.options.label_smoothing
+        factor = factor.unsqueeze(1)
+        if not self.indices:
+            share = eager._effective_target(target.to(self.compute), self.weight, smoothing)
+            gradient.add_((factor * share).to(gradient.dtype))
+            return
+        target = target.unsqueeze(1)
+        hard = factor * (1 - smoothing) * (1 if self.weight is None else self.weight[target])
+        gradient.scatter_add_(1, target, hard.to(gradient.dtype))
+        if smoothing:
+            everywhere = factor * (smoothing / classes)
+            gradient.add_((everywhere if self.weight is None else everywhere * self.weight).to(gradient.dtype))
+
+    def smoothed(self, target: Tensor) -> Tensor:
+        """(1-ε) t + ε/C, the share of each class before its weight."""
+        if self.indices:
+            one_hot = torch.zeros(
+                target.shape[0], self.linear_weight.shape[0], dtype=self.compute, device=target.device
+            )
+            target = one_hot.scatter_(1, target.unsqueeze(1), 1)
+        return eager._effective_target(target.to(self.compute), None, self.options.label_smoothing)
+
+
+class _Gradients:
+    """The gradients by the operands of the product, summed over the blocks; an empty tensor where one is not wanted."""
+
+    def __init__(self, problem: _Problem, bias: Tensor | None, wanted: Sequence[bool]) -> None:
+        input, weight, compute = problem.input, problem.linear_weight, problem.compute
+        self._linear_weight = weight
+        self.wanted = wanted
+        # An operator must not return one tensor twice.
+        self.input, self.linear_weight, self.linear_bias = (input.new_empty(0) for _ in range(3))
+        if wanted[0]:
+            # Rows that were dropped are never written.
+            self.input = torch.empty_like(input) if problem.active is None else torch.zeros_like(input)
+        if wanted[1]:
+            self.linear_weight = torch.empty(weight.shape, dtype=compute, device=weight.device)
+        if wanted[2]:
+            assert bias is not None
+            self.linear_bias = torch.zeros(bias.shape, dtype=compute, device=bias.device)
+        self._is_first = True
+
+    def add(self, block: _Block, gradient: Tensor) -> None:
+        if self.wanted[0]:
+            self._put_input(block.rows, gradient)
+        if self.wanted[1]:
+            self._add_linear_weight(gradient.t(), block.x)
+        if self.wanted[2]:
+            self.linear_bias += gradient.sum(0, dtype=self.linear_bias.dtype)
+        self._is_first = False
+
+    def finished(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._is_first:
+            self.linear_weight.zero_()
+        return self.input, self.linear_weight, self.linear_bias
+
+    def _put_input(self, rows: slice | Tensor, gradient: Tensor) -> None:
+        if isinstance(rows, Tensor):
+            self.input.index_copy_(0, rows, (gradient @ self._linear_weight).to(self.input.dtype))
+        elif self.input.dtype == gradient.dtype:
+            torch.mm(gradient, self._linear_weight, out=self.input[rows])
+        else:
+            self.input[rows] = gradient @ self._linear_weight
+
+    def _add_linear_weight(self, gradient: Tensor, x: Tensor) -> None:
+        total = self.linear_weight
+        if total.dtype == gradient.dtype:
+            torch.mm(gradient, x, out=total) if self._is_first else total.addmm_(gradient, x)
+            return
+        for start in range(0, total.shape[0], _WIDENED_CLASSES):
+            some = slice(start, start + _WIDENED_CLASSES)
+            part = gradient[some] @ x
+            total[some].copy_(part) if self._is_first else total[some].add_(part)
+
+
+def linear_cross_entropy_forward(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    reduction: str,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    """Losses one by one or summed, with the gradients of the sum and the rows' statistics as far as they are wanted."""
+    *settings, wanted, statistics = options
+    arguments = (input, linear_weight, linear_bias, target, weight, sample_weight)
+    problem = _Problem(*arguments, _Options(*settings), wanted[3], False)
+    rows = input.shape[0]
+    losses = input.new_zeros(rows, dtype=problem.compute)
+    found = input.new_zeros((len(_options.RowStatistics._fields), rows if statistics else 0), dtype=problem.compute)
+    gradients = _Gradients(problem, linear_bias, wanted)
+    one = losses.new_ones(())
+    for block in problem.blocks():
+        losses[block.rows] = block.losses
+        if statistics:
+            values = _options.row_statistics(block.logits, block.target, block.maximum, block.rest)
+            for row, value in zip(found, values, strict=True):
+                row[block.rows] = value.to(row.dtype)
+        if any(wanted[:3]):
+            grad_rows = one.expand_as(block.losses) if block.sample_weight is None else block.sample_weight
+            gradients.add(block, problem.write_gradient(block, grad_rows))
+    unweighted = losses if wanted[3] else losses.new_empty(0)
+    loss = losses if problem.sample_weight is None else losses * problem.sample_weight
+    loss = loss.sum() if reduction == "sum" else loss
+    return loss, *gradients.finished(), unweighted, found
+
+
+def linear_cross_entropy_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    """The gradients of losses whose own gradients are given one by one; an empty tensor where one is not wanted."""
+    *settings, wanted = options
+    arguments = (input, linear_weight, linear_bias, target, weight, sample_weight)
+    problem = _Problem(*arguments, _Options(*settings), wanted[5], wanted[4])
+    gradients = _Gradients(problem, linear_bias, wanted)
+    grad_target = torch.zeros_like(target) if wanted[3] else input.new_empty(0)
+    grad_weight, grad_sample_weight = (
+        input.new_zeros(size if want else 0, dtype=problem.compute)
+        for size, want in ((linear_weight.shape[0], wanted[4]), (input.shape[0], wanted[5]))
+    )
+    smoothing = problem.options.label_smoothing
+    for block in problem.blocks():
+        grad_losses = grad_output[block.rows].to(problem.compute)
+        grad_rows = grad_losses if block.sample_weight is None else grad_losses * block.sample_weight
+        if wanted[5]:
+            grad_sample_weight[block.rows] = grad_losses * block.losses
+        if wanted[3] or wanted[4]:
+            shifted = block.logits.to(problem.compute) - block.maximum.unsqueeze(1)
+            costs = (block.rest.log1p().unsqueeze(1) - shifted).mul_(grad_rows.unsqueeze(1))
+            if wanted[3]:
+                grad_target[block.rows] = (
+                    costs * ((1 - smoothing) * (1 if problem.weight is None else problem.weight))
+                ).to(grad_target.dtype)
+            if wanted[4]:
+                share = problem.smoothed(block.target)
+                # A class without a share counts for nothing, also where its cost is infinite.
+                grad_weight += costs.masked_fill_(share == 0, 0).mul_(share).sum(0)
+        if any(wanted[:3]):
+            gradients.add(block, problem.write_gradient(block, grad_rows))
+    grad_input, grad_linear_weight, grad_linear_bias = gradients.finished()
+    return grad_input, grad_linear_weight, grad_linear_bias, grad_target, grad_weight, grad_sample_weight
+
+
+def linear_cross_entropy_scale(
+    grad_output: Tensor,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    sample_weight: Tensor | None,
+    *gradients: Tensor,
+) -> tuple[Tensor, ...]:
+    """The gradients of the sum, times a number, each in its argument's dtype."""
+    dtypes = _dtypes(gradients[0], input, linear_weight, linear_bias, sample_weight)
+    return tuple((gradient * grad_output).to(dtype) for gradient, dtype in zip(gradients, dtypes, strict=True))
+
+
+def _dtypes(like: Tensor, *arguments: Tensor | None) -> list[torch.dtype]:
+    return [(like if argument is None else argument).dtype for argument in arguments]
+
+
+def _fake_forward(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    reduction: str,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    *_, wanted, statistics = options
+    compute = compute_dtype(input, linear_weight, target if target.dim() == input.dim() else None, weight)
+    rows = input.shape[0]
+    return (
+        input.new_empty(() if reduction == "sum" else rows, dtype=compute),
+        torch.empty_like(input) if wanted[0] else input.new_empty(0),
+        input.new_empty(linear_weight.shape, dtype=compute) if wanted[1] else input.new_empty(0),
+        input.new_empty(linear_weight.shape[0], dtype=compute) if wanted[2] else input.new_empty(0),
+        input.new_empty(rows if wanted[3] else 0, dtype=compute),
+        input.new_empty((len(_options.RowStatistics._fields), rows if statistics else 0), dtype=compute),
+    )
+
+
+def _fake_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    *_, wanted = options
+    compute = compute_dtype(input, linear_weight, target if target.dim() == input.dim() else None, weight)
+
+    classes = linear_weight.shape[0]
+    return (
+        torch.empty_like(input) if wanted[0] else input.new_empty(0),
+        input.new_empty(linear_weight.shape, dtype=compute) if wanted[1] else input.new_empty(0),
+        input.new_empty(classes, dtype=compute) if wanted[2] else input.new_empty(0),
+        torch.empty_like(target) if wanted[3] else input.new_empty(0),
+        input.new_empty(classes if wanted[4] else 0, dtype=compute),
+        input.new_empty(input.shape[0] if wanted[5] else 0, dtype=compute),
+    )
+
+
+def _fake_scale(
+    grad_output: Tensor,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    sample_weight: Tensor | None,
+    *gradients: Tensor,
+) -> tuple[Tensor, ...]:
+    dtypes = _dtypes(gradients[0], input, linear_weight, linear_bias, sample_weight)
+    return tuple(torch.empty_like(gradient, dtype=dtype) for gradient, dtype in zip(gradients, dtypes, strict=True))
+
+
+_library = torch.library.Library("torchlosses", "FRAGMENT")
+_IMPLEMENTATIONS = {
+    "linear_cross_entropy_forward": (linear_cross_entropy_forward, _fake_forward),
+    "linear_cross_entropy_backward": (linear_cross_entropy_backward, _fake_backward),
+    "linear_cross_entropy_scale": (linear_cross_entropy_scale, _fake_scale),
+}
+for _name, (_operator, _fake) in _IMPLEMENTATIONS.items():
+    _library.define(_name + _SCHEMAS[_name], tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, _without_autocast(_operator), "CompositeExplicitAutograd")
+    if _operator is not linear_cross_entropy_forward:
+        _library.impl(_name, _without_derivative(_name), "Autograd")
+    torch.library.register_fake(f"torchlosses::{_name}", _fake, lib=_library)
+
+forward = torch.ops.torchlosses.linear_cross_entropy_forward.default
+backward = torch.ops.torchlosses.linear_cross_entropy_backward.default
+scale = torch.ops.torchlosses.linear_cross_entropy_scale.default
+
+
+def register_derivative(call: Callable[..., tuple[Tensor, ...]]) -> None:
+    """What runs in front of the forward operator where it is differentiated; the loss's file has the derivative."""
+    _library.impl("linear_cross_entropy_forward", call, "Autograd")
