@@ -384,6 +384,25 @@ def check_empty(empty: str) -> None:
         raise ValueError(f"{empty!r} is not a valid value for empty: expected one of {', '.join(map(repr, EMPTY))}.")
 
 
+def check_dim(dim: int) -> int:
+    try:
+        return operator.index(dim)
+    except TypeError:
+        raise TypeError(f"dim must be an int, the dimension of the classes, but got {dim!r}.") from None
+
+
+def check_class_dimension(input: Tensor, dim: int) -> int:
+    """The dimension of the classes, counted from the front; that of a single row is its only one, also by the default."""
+    dimensions = input.dim()
+    dim = check_dim(dim)
+    if not -dimensions <= dim < dimensions:
+        raise IndexError(
+            f"cross_entropy: dim={dim} is no dimension of input, which has shape {tuple(input.shape)}: expected "
+            f"{-dimensions} to {dimensions - 1}."
+        )
+    return dim % dimensions
+
+
 def check_z_loss(z_loss: float) -> float:
     z_loss = _number("z_loss", z_loss)
     if not 0.0 <= z_loss < math.inf:
