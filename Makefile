@@ -8,13 +8,30 @@ ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
 READY := $(ENVIRONMENT)/.ready
 
-.PHONY: compare test lint bench clean
+.PHONY: compare test test-large sanitize lint bench clean
 
 compare: $(READY)
 	$(RUN) -m training.compare $(ARGS)
 
 test: $(READY)
-	$(RUN) -m pytest --numprocesses 2 $(ARGS)
+	$(RUN) -m pytest --numprocesses 2 -m "not large" $(ARGS)
+
+# More than 2^31 elements: 12 GiB of memory.
+test-large: $(READY)
+	$(RUN) -m pytest -m large tests/test_native.py $(ARGS)
+
+# The tests of the compiled operators, with every access to memory and every undefined operation watched.
+SANITIZED := build/sanitize/library
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
+sanitize: $(READY)
+	CXXFLAGS="$(SANITIZERS)" TORCHLOSSES_BUILD=native $(RUN) setup.py --quiet build --build-base build/sanitize/temporary --build-lib $(SANITIZED)
+	for instruction_set in avx512 avx2 baseline; do \
+	  TORCHLOSSES_INSTRUCTION_SET=$$instruction_set PYTHONPATH=$(SANITIZED):. \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  $(ENVIRONMENT)/bin/pytest -o pythonpath= -p no:cacheprovider -q -k "not fork and not InstructionSets" -m "not large" \
+	    tests/test_native.py tests/test_inplace_backward.py $(ARGS) || exit 1; \
+	done
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -1,7 +1,8 @@
 """Builds the compiled operators. Everything else about the package stands in pyproject.toml.
 
-They are one shared library behind LibTorch's stable ABI: it knows no Python and no version of torch, so the wheel carries
-no Python tag. Without a C++ compiler or torch's headers the package is installed without it and runs on PyTorch operations.
+They are one shared library behind LibTorch's stable ABI: it knows no Python and no version of torch, so the wheel
+carries no Python tag. Without a C++ compiler or torch's headers the package is installed without it and runs on PyTorch
+operations.
 TORCHLOSSES_BUILD=auto|native|eager decides: native makes a failure to build an error, eager builds nothing.
 """
 
@@ -82,7 +83,9 @@ class BuildKernels(build_ext):
             raise RuntimeError("torch's headers were not found; install torch first, or use --no-build-isolation")
         if self.compiler is None:
             raise RuntimeError("no compiler was set up")
-        self.compiler.set_executables(compiler_so=[command], compiler_so_cxx=[command], linker_so_cxx=[command, "-shared"])
+        self.compiler.set_executables(
+            compiler_so=[command], compiler_so_cxx=[command], linker_so_cxx=[command, "-shared"]
+        )
         extra = os.environ.get("CXXFLAGS", "").split()
         objects = []
         units = [("operators.cpp", "baseline", ["-O2", *(["-DTORCHLOSSES_X86"] if IS_X86 else [])])]
@@ -135,8 +138,15 @@ class Wheel(bdist_wheel):
 wanted = choice() != "eager"
 headers_missing = wanted and compiler() is not None and torch_headers() is None
 setup(
-    ext_modules=[Extension(LIBRARY, [str(SOURCES / "operators.cpp"), str(SOURCES / "kernels.cpp")],
-                           depends=[str(path) for path in sorted(SOURCES.glob("*.h"))])] if wanted else [],
+    ext_modules=[
+        Extension(
+            LIBRARY,
+            [str(SOURCES / "operators.cpp"), str(SOURCES / "kernels.cpp")],
+            depends=[str(path) for path in sorted(SOURCES.glob("*.h"))],
+        )
+    ]
+    if wanted
+    else [],
     # Only where the environment has no torch yet; pip then has it in its cache for the environment itself.
     setup_requires=["torch>=2.10"] if headers_missing else [],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},

@@ -33,3 +33,10 @@ def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs a test once on every backend that is installed."""
     with kernels.use(request.param):
         yield request.param
+
+
+@pytest.fixture
+def eager_backend() -> Iterator[None]:
+    """For tests of what the operators in PyTorch operations do inside."""
+    with kernels.use("eager"):
+        yield

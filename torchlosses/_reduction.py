@@ -12,7 +12,8 @@ def rows_in_mean(input: Tensor, target: Tensor, ignore_index: int) -> Tensor | i
     """What a mean of (N, C) or (N, C, M) logits divides by: the rows that are not ignored."""
     if target.dim() < input.dim():
         return (target != ignore_index).sum()
-    return math.prod((input.shape[0], *input.shape[2:]))
+    # Without classes there is no row either.
+    return math.prod((input.shape[0], *input.shape[2:])) if input.shape[1] else 0
 
 
 def reduce_rows(losses: Tensor, reduction: str, count: Tensor | int) -> Tensor:

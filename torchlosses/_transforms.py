@@ -20,10 +20,10 @@ class Variants:
 
         tensors: How many of the arguments, the first ones, are tensors or None.
 
-    For plain eager calls a third form is made of the second: `forward` and `setup_context` in one, below autograd, which
-    has nothing to record there; and all options in one argument, since PyTorch asks for a gradient of each. That is what
-    PyTorch calls fastest. Where nobody will ask for a derivative, `forward` alone is called. If `forward` returns a
-    tuple, its first entry is the result, and the others are only kept.
+    For plain eager calls a third form is made of the second: `forward` and `setup_context` in one, below autograd,
+    which has nothing to record there; and all options in one argument, since PyTorch asks for a gradient of each. That
+    is what PyTorch calls fastest. Where nobody will ask for a derivative, `forward` alone is called. If `forward`
+    returns a tuple, its first entry is the result, and the others are only kept.
     """
 
     def __init__(self, without_forward_ad: type[Function], with_forward_ad: type[Function], tensors: int) -> None:
@@ -31,7 +31,8 @@ class Variants:
         self._transformed = with_forward_ad
         self._forward = with_forward_ad.forward
         # Past Function.apply, which asks once more for torch.func.
-        self._apply_plain = super(Function, _in_one(with_forward_ad, tensors)).apply
+        plain: Any = super(Function, _in_one(with_forward_ad, tensors))
+        self._apply_plain = plain.apply
         self._tensors = tensors
 
     def apply(self, *arguments: Any) -> Tensor:

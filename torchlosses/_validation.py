@@ -256,7 +256,7 @@ def check_weight_of_classes(
 
 
 def check_inplace_backward(input: Tensor) -> bool:
-    """Whether a backward may write over `input`: False where none will follow, or where torch.compile sees to memory."""
+    """Whether a backward may write over `input`: False where none follows, or where torch.compile sees to memory."""
     check_tensors("cross_entropy", input=input)
     if torch.compiler.is_compiling() or not (input.requires_grad and torch.is_grad_enabled()):
         return False

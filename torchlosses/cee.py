@@ -92,7 +92,7 @@ class _TextbookCrossEntropyForwardAD(_TextbookCrossEntropy):
 
 
 class _TextbookCrossEntropyGradient(Function):
-    """gradient = -g t / (p + δ), with 'mean' g/n for g; a Function of its own, so that the gradient can be differentiated again."""
+    """gradient = -g t / (p + δ), 'mean' with g/n for g; a Function of its own, to be differentiated again."""
 
     @staticmethod
     def forward(  # type: ignore[override]

@@ -16,10 +16,10 @@ A = Σ_c a_c
 A class weight w and label smoothing ε enter through the shares only: a_c = w_c ((1-ε) t_c + ε/C), t the target's
 probabilities. The losses of the rows are then averaged, summed, or kept.
 
-How it stays right in the corners. With m = max x, the sum s = Σ exp(x_j - m) is 1 + rest: the maximum's own term is 1, and
-rest is what the other classes add. Then -log p_c = log1p(rest) - (x_c - m): no 1 is added and rounded, so that a loss of
-1e-30 is 1e-30. The gradient's entry for a target at the maximum is -rest / s, not p_y - 1, for the same reason. The
-backward recomputes the softmax from the logits; m and rest, two numbers a row, are all that the forward keeps.
+How it stays right in the corners. With m = max x, the sum s = Σ exp(x_j - m) is 1 + rest: the maximum's own term is 1,
+and rest is what the other classes add. Then -log p_c = log1p(rest) - (x_c - m): no 1 is added and rounded, so that a
+loss of 1e-30 is 1e-30. The gradient's entry for a target at the maximum is -rest / s, not p_y - 1, for the same reason.
+The backward recomputes the softmax from the logits; m and rest, two numbers a row, are all that the forward keeps.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class _CrossEntropy(Function):
         options = (ignore_index, label_smoothing, z_loss, logit_softcap)
         grad_input = grad_target = grad_weight = grad_sample_weight = None
         if needs_target or needs_weight or needs_sample_weight:
-            input, target, weight, sample_weight, *_ = saved
+            input, target, weight, sample_weight = saved[:4]
             grad_rows = _of_row(grad_output, input, target, reduction, ignore_index)
             if needs_sample_weight:
                 losses = _losses_without_sample_weight(input, target, weight, sample_weight, *options)
@@ -107,7 +107,8 @@ class _CrossEntropy(Function):
             rows = _rows(input, target, weight, sample_weight, *options)
             if sample_weight is not None:
                 # Not even an infinite cost counts where the weight is 0.
-                costs = rows.negative_log_probability.masked_fill(per_class(sample_weight == 0), 0)
+                uncounted = rows.hidden | (per_class(sample_weight == 0) & rows.negative_log_probability.isinf())
+                costs = rows.negative_log_probability.masked_fill(uncounted, 0)
                 rows = rows._replace(negative_log_probability=costs)
             if needs_target:
                 grad_target = (grad_rows * rows.d_share_d_target * rows.negative_log_probability).to(target.dtype)
@@ -166,19 +167,18 @@ class _CrossEntropyForwardAD(_CrossEntropy):
         sample_weight_tangent: Tensor | None,
         *_: None,
     ) -> tuple[Tensor | None, ...]:
-        input, target, weight, sample_weight, *_ = saved
+        input, target, weight, sample_weight = saved[:4]
         reduction, ignore_index, label_smoothing, dtype, _, z_loss, logit_softcap, statistics = ctx.options
         options = (ignore_index, label_smoothing, z_loss, logit_softcap)
         rows = _rows(input, target, weight, sample_weight, *options)
         tangent = _directional_derivative(rows, input_tangent, target_tangent, weight_tangent).squeeze(1)
         if sample_weight is not None:
-            # A row of weight 0 leaves no trace, be its loss infinite.
-            tangent = (tangent * sample_weight).masked_fill(sample_weight == 0, 0)
+            tangent = tangent.masked_fill((sample_weight == 0) & tangent.isfinite().logical_not(), 0) * sample_weight
         if sample_weight_tangent is not None:
             losses = _losses_without_sample_weight(input, target, weight, sample_weight, *options)
             tangent = tangent + sample_weight_tangent * losses
         count = rows_in_mean(input, target, ignore_index) if reduction == "mean" else 1
-        return reduce_rows(tangent, reduction, count).to(dtype), None, None, *((None,) if statistics else ())
+        return reduce_rows(tangent, reduction, count).to(dtype), *(None,) * (3 if statistics else 2)
 
 
 class _CrossEntropyGradient(Function):
@@ -363,7 +363,7 @@ def _rows_of_samples(input: Tensor, target: Tensor, ignore_index: int) -> Tensor
     """The number of rows in each sample's mean, where the first dimension is mapped over."""
     if target.dim() < input.dim():
         return (target != ignore_index).flatten(1).sum(1)
-    return torch.full((len(input),), math.prod((*input.shape[1:2], *input.shape[3:])), device=input.device)
+    return torch.full((len(input),), math.prod((input.shape[1], *input.shape[3:])), device=input.device)
 
 
 def _losses_without_sample_weight(
@@ -630,9 +630,9 @@ def cross_entropy(
         ValueError: `reduction` or `label_smoothing` is none of its values; the batch sizes differ.
         RuntimeError: The other sizes do not fit; class indices are no integers or class probabilities no floats;
             `weight` has the wrong length, or with class indices another dtype; `ignore_index` >= 0 with class
-            probabilities; the tensors are on different devices. With `inplace_backward`: `input` is a leaf that requires
-            grad or a view of one, has elements that share memory, or is given to a transform of `torch.func` or to
-            forward-mode AD; a second backward, or one with `create_graph=True`.
+            probabilities; the tensors are on different devices. With `inplace_backward`: `input` is a leaf that
+            requires grad or a view of one, has elements that share memory, or is given to a transform of `torch.func`
+            or to forward-mode AD; a second backward, or one with `create_graph=True`.
         IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device).
         NotImplementedError: `input` is not floating-point.
         TypeError: An argument has the wrong type, or `size_average` or `reduce` is given.

@@ -100,7 +100,7 @@ class _SquaredDifferenceForwardAD(_SquaredDifference):
 
 
 class _SquaredDifferenceGradient(Function):
-    """gradient = 2 g w (x - t), with 'mean' g/n for g; a Function of its own, so that the gradient can be differentiated again."""
+    """gradient = 2 g w (x - t), 'mean' with g/n for g; a Function of its own, to be differentiated again."""
 
     @staticmethod
     def forward(  # type: ignore[override]

@@ -3,8 +3,8 @@
 An operator works on canonical arguments, which the loss files prepare: classes along dimension 1, (N, C) or (N, C, M),
 one row a sample. `dtype` is the dtype of the returned loss; inside, bfloat16 and float16 are computed in float32.
 The dispatcher chooses the implementation. `eager` serves every device; the compiled backend, `native`, registers itself
-for the CPU in front of it, and passes on what it does not cover. `BACKEND` says which one runs, and why; the environment
-variable TORCHLOSSES_BACKEND chooses, and `use` chooses for a while.
+for the CPU in front of it, and passes on what it does not cover. `BACKEND` says which one runs, and why; the
+environment variable TORCHLOSSES_BACKEND chooses, and `use` chooses for a while.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ def _(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, dtyp
 
 
 @torch.library.register_fake("torchlosses::mse_backward", lib=_library)
-def _(
-    grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str
-) -> Tensor:
+def _(grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     return torch.empty_like(input)
 
 
@@ -238,7 +236,9 @@ def use(name: str) -> Iterator[None]:
         raise ValueError(f"{name!r} is not an available backend: expected one of {', '.join(available())}.")
     before = BACKEND
     _switch(name)
-    BACKEND = before if name == before.name else before._replace(name=name, reason="torchlosses.kernels.use asks for it")
+    BACKEND = (
+        before if name == before.name else before._replace(name=name, reason="torchlosses.kernels.use asks for it")
+    )
     try:
         yield
     finally:
@@ -254,7 +254,8 @@ def _switch(name: str) -> None:
 def _explained(name: str) -> Callable[..., Any]:
     """The operator as the Functions call it.
 
-    A compiled operator says in one sentence what it objects to; the eager one, asked the same, says where, and what to do.
+    A compiled operator says in one sentence what it objects to; the eager one, asked the same, says where, and what
+    to do.
     """
     operator = getattr(torch.ops.torchlosses, name).default
     if _native is None:

@@ -89,6 +89,8 @@ struct SquaredError {
 
 struct TextbookCrossEntropy {
   Dtype dtype;
+  Walk walk;
+  int64_t tile;
   Sizes sizes;
   const void* input;
   Layout input_layout;
@@ -111,6 +113,25 @@ struct TextbookCrossEntropy {
 
 // Elements of a block of the squared error: fixed, so that a sum does not depend on the number of threads.
 constexpr int64_t kBlock = 32768;
+
+// Classes that are not neighbours in memory, (N, C, M): the lanes of a vector are positions, and a tile of them is walked
+// through class by class. No tile is wider than this.
+constexpr int64_t kTile = 256;
+// Few additions in the short format before the double one takes over.
+constexpr int64_t kClassesAtATime = 128;
+
+struct Tile {
+  int64_t sample;
+  int64_t position;
+  int64_t width;
+};
+
+inline Tile tile_at(const Sizes& sizes, int64_t tile, int64_t unit) {
+  const int64_t tiles = (sizes.positions + tile - 1) / tile;
+  const int64_t position = (unit % tiles) * tile;
+  const int64_t left = sizes.positions - position;
+  return {unit / tiles, position, left < tile ? left : tile};
+}
 
 // Each works on units [begin, end): rows, tiles or blocks. Any division of the units among threads gives the same bits.
 struct Kernels {

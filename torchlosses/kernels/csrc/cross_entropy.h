@@ -162,8 +162,10 @@ inline void weigh(
     double& weighted) {
   using Number = Compute<Stored>;
   constexpr int64_t lanes = kLanes<Number>;
-  for (int64_t start = 0; start < classes; start += kChunk) {
-    const int64_t end = classes - start < kChunk ? classes : start + kChunk;
+  // Few additions in the short format before the double one takes over.
+  constexpr int64_t few = 32 * lanes;
+  for (int64_t start = 0; start < classes; start += few) {
+    const int64_t end = classes - start < few ? classes : start + few;
     Vector<Number> sum_of_shares{}, sum_of_products{};
     for (int64_t c = start; c < end; c += lanes) {
       const int64_t count = end - c < lanes ? end - c : lanes;
@@ -385,25 +387,6 @@ void backward_along_classes(const CrossEntropy& arguments, int64_t begin, int64_
   }
 }
 
-// Classes that are not neighbours in memory, (N, C, M): the lanes of a vector are positions, and a tile of them is walked
-// through class by class.
-constexpr int64_t kTile = 256;
-constexpr int64_t kClassesAtATime = 512;
-
-struct Tile {
-  int64_t sample;
-  int64_t position;
-  int64_t width;
-};
-
-inline Tile tile_at(const CrossEntropy& arguments, int64_t unit) {
-  const Sizes& sizes = arguments.sizes;
-  const int64_t tiles = (sizes.positions + arguments.tile - 1) / arguments.tile;
-  const int64_t position = (unit % tiles) * arguments.tile;
-  const int64_t left = sizes.positions - position;
-  return {unit / tiles, position, left < arguments.tile ? left : arguments.tile};
-}
-
 // The statistics of `width` neighbouring rows, a few vectors at a time, so that they stay in registers along the classes.
 template <int kVectors, typename Stored>
 inline void statistics_of_neighbours(
@@ -479,7 +462,7 @@ void forward_across_positions(const CrossEntropy& arguments, int64_t begin, int6
   alignas(64) double total[kTile];
   alignas(64) double weighted[kTile];
   for (int64_t unit = begin; unit < end; ++unit) {
-    const Tile tile = tile_at(arguments, unit);
+    const Tile tile = tile_at(sizes, arguments.tile, unit);
     const int64_t width = tile.width;
     const int64_t row = tile.sample * sizes.positions + tile.position;
     const Stored* x = row_at<Stored>(arguments.input, arguments.input_layout, tile.sample, tile.position);
@@ -569,7 +552,7 @@ void backward_across_positions(const CrossEntropy& arguments, int64_t begin, int
   alignas(64) double total[kTile];
   alignas(64) double others[kTile];
   for (int64_t unit = begin; unit < end; ++unit) {
-    const Tile tile = tile_at(arguments, unit);
+    const Tile tile = tile_at(sizes, arguments.tile, unit);
     const int64_t width = tile.width;
     const int64_t row = tile.sample * sizes.positions + tile.position;
     const Stored* x = row_at<Stored>(arguments.input, arguments.input_layout, tile.sample, tile.position);

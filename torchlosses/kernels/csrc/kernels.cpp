@@ -56,11 +56,25 @@ void run_mse_backward(const SquaredError& arguments, int64_t begin, int64_t end)
 }
 
 void run_cee_forward(const TextbookCrossEntropy& arguments, int64_t begin, int64_t end) {
-  with_dtype(arguments.dtype, [&](auto stored) { textbook_forward<decltype(stored)>(arguments, begin, end); });
+  with_dtype(arguments.dtype, [&](auto stored) {
+    using Stored = decltype(stored);
+    if (arguments.walk == Walk::along_classes) {
+      textbook_forward<Stored>(arguments, begin, end);
+    } else {
+      textbook_forward_across_positions<Stored>(arguments, begin, end);
+    }
+  });
 }
 
 void run_cee_backward(const TextbookCrossEntropy& arguments, int64_t begin, int64_t end) {
-  with_dtype(arguments.dtype, [&](auto stored) { textbook_backward<decltype(stored)>(arguments, begin, end); });
+  with_dtype(arguments.dtype, [&](auto stored) {
+    using Stored = decltype(stored);
+    if (arguments.walk == Walk::along_classes) {
+      textbook_backward<Stored>(arguments, begin, end);
+    } else {
+      textbook_backward_across_positions<Stored>(arguments, begin, end);
+    }
+  });
 }
 
 }  // namespace

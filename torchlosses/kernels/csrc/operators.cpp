@@ -387,9 +387,14 @@ std::optional<Plan> plan_for(const View& input, const View& target, bool indices
 }
 
 // How the gradient is laid out must suit the walk too.
-bool suits(const Plan& plan, const Layout& layout) {
-  return plan.walk == Walk::along_classes ? layout.classes == 1 || plan.sizes.classes == 1
-                                          : layout.position == 1 || plan.sizes.positions == 1;
+std::optional<Layout> gradient_layout(const Plan& plan, const View& out) {
+  Layout layout = layout_of(out);
+  if (plan.swapped) {
+    layout = {0, layout.classes, layout.sample};
+  }
+  const bool suits = plan.walk == Walk::along_classes ? layout.classes == 1 || plan.sizes.classes == 1
+                                                      : layout.position == 1 || plan.sizes.positions == 1;
+  return suits ? std::optional<Layout>(layout) : std::nullopt;
 }
 
 // Positions of a tile: its logits should stay in the second-level cache, and each class be a few cache lines at least.
@@ -619,11 +624,8 @@ bool write_cross_entropy_gradient(
   CrossEntropy& arguments = call.arguments;
   const int32_t compute = compute_code(arguments.dtype);
   const View m(maximum), r(rest);
-  Layout layout = layout_of(out);
-  if (call.plan.swapped) {
-    layout = {0, layout.classes, layout.sample};
-  }
-  if (!suits(call.plan, layout) || !dtype_of(g.dtype) || (g.dtype == dtypes().float64 && compute != g.dtype) ||
+  const std::optional<Layout> layout = gradient_layout(call.plan, out);
+  if (!layout || !dtype_of(g.dtype) || (g.dtype == dtypes().float64 && compute != g.dtype) ||
       m.dtype != compute || r.dtype != compute || !m.is_dense() || !r.is_dense()) {
     return false;
   }
@@ -635,7 +637,7 @@ bool write_cross_entropy_gradient(
   arguments.grad_stride = gradients.stride;
   arguments.scale = reduction == "mean" ? 1.0 / rows_in_mean(call, t) : 1.0;
   arguments.grad_input = out.data;
-  arguments.grad_layout = layout;
+  arguments.grad_layout = *layout;
   in_parallel(units_of(call.plan, arguments.tile), x.elements(), [&](int64_t begin, int64_t end) {
     kernels().cross_entropy_backward(arguments, begin, end);
   });
@@ -807,6 +809,7 @@ Tensor mse_backward(
 namespace {
 
 struct TextbookCall {
+  Plan plan;
   TextbookCrossEntropy arguments{};
   std::atomic<bool> out_of_bounds{false};
   std::atomic<bool> not_probabilities{false};
@@ -820,11 +823,14 @@ bool prepare(TextbookCall& call, const View& p, const View& t, double delta) {
     return false;
   }
   const std::optional<Plan> plan = plan_for(p, t, indices);
-  if (!plan || plan->walk != Walk::along_classes) {
+  if (!plan) {
     return false;
   }
+  call.plan = *plan;
   TextbookCrossEntropy& arguments = call.arguments;
   arguments.dtype = *dtype;
+  arguments.walk = plan->walk;
+  arguments.tile = tile_for(plan->sizes);
   arguments.sizes = plan->sizes;
   arguments.input = p.data;
   arguments.input_layout = plan->input;
@@ -864,7 +870,9 @@ Tensor cee_forward(
   const Tensor losses = new_contiguous(row_sizes(p), compute_code(arguments.dtype));
   arguments.losses = View(losses).data;
   const int64_t rows = arguments.sizes.rows();
-  in_parallel(rows, p.elements(), [&](int64_t begin, int64_t end) { kernels().cee_forward(arguments, begin, end); });
+  in_parallel(units_of(call.plan, arguments.tile), p.elements(), [&](int64_t begin, int64_t end) {
+    kernels().cee_forward(arguments, begin, end);
+  });
   if (call.out_of_bounds) {
     check_indices(p, t, std::nullopt);
   }
@@ -893,13 +901,21 @@ Tensor cee_backward(
   const int64_t rows = arguments.sizes.rows();
   const Tensor gradient = new_gradient(input, p, arguments.dtype);
   const View out(gradient);
+  const std::optional<Layout> layout = gradient_layout(call.plan, out);
+  if (!layout) {
+    auto stack = stack_of(grad_output, input, target, delta, reduction);
+    call_eager("torchlosses::eager_cee_backward", stack);
+    return tensor_at(stack[0]);
+  }
   const RowGradients gradients(g, arguments.dtype);
   arguments.grad_rows = gradients.numbers.data();
   arguments.grad_stride = gradients.stride;
   arguments.scale = reduction == "mean" ? 1.0 / static_cast<double>(rows) : 1.0;
   arguments.grad_input = out.data;
-  arguments.grad_layout = layout_of(out);
-  in_parallel(rows, p.elements(), [&](int64_t begin, int64_t end) { kernels().cee_backward(arguments, begin, end); });
+  arguments.grad_layout = *layout;
+  in_parallel(units_of(call.plan, arguments.tile), p.elements(), [&](int64_t begin, int64_t end) {
+    kernels().cee_backward(arguments, begin, end);
+  });
   if (call.out_of_bounds) {
     check_indices(p, t, std::nullopt);
   }
