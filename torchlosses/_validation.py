@@ -436,6 +436,19 @@ def check_sample_weight(function: str, sample_weight: Tensor, rows: torch.Size) 
         )
 
 
+def check_leading_sample_weight(function: str, sample_weight: Tensor, shape: torch.Size) -> Tensor:
+    """One weight for each entry of the first dimensions, as a view that broadcasts to `shape`."""
+    if sample_weight.dtype.is_complex:
+        raise RuntimeError(f"{function}: expected a real sample_weight, got {_name(sample_weight.dtype)}.")
+    sizes = zip(sample_weight.shape, shape, strict=False)
+    if sample_weight.dim() > len(shape) or any(given not in (1, size) for given, size in sizes):
+        raise ValueError(
+            f"{function}: sample_weight must have the sizes of the first dimensions of input, or 1, but it is "
+            f"{tuple(sample_weight.shape)} and input is {tuple(shape)}: give one weight a sample, {tuple(shape[:1])}."
+        )
+    return sample_weight.reshape(*sample_weight.shape, *(1,) * (len(shape) - sample_weight.dim()))
+
+
 def raise_target_out_of_bounds(target: Tensor, classes: int, ignore_index: int | None) -> NoReturn:
     """Find the first class index outside [0, classes) and name it."""
     outside = (target < 0) | (target >= classes)

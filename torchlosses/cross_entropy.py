@@ -729,7 +729,7 @@ def cross_entropy(
             normalizer = (
                 class_indices_denominator(target_rows, ignore_index, weight, sample_weight, compute)
                 if indices
-                else rows_denominator(rows.select(1, 0), sample_weight, compute)
+                else rows_denominator(rows[:, 0] if rows.shape[1] else rows, sample_weight, compute)
             )
         loss = mean_of(loss, normalizer, empty).to(dtype)
     elif reduction == "none":
