@@ -73,7 +73,7 @@ class BuildKernels(build_ext):
         except Exception as error:
             if choice() == "native":
                 raise
-            self.announce_eager(f"the compiler failed: {error}")
+            self.announce_eager(str(error))
 
     def _build(self, ext: Extension) -> None:
         headers, command = torch_headers(), compiler()

@@ -35,8 +35,8 @@ class Native:
         except OSError as error:
             raise ImportError(
                 f"the compiled operators of torchlosses cannot be loaded: {error.__cause__ or error}. "
-                f"Build them again with `pip install --no-build-isolation -e .`, or set {VARIABLE}=eager to run without "
-                "them."
+                f"Build them again with `pip install --no-build-isolation -e .`, or set {VARIABLE}=eager to run "
+                "without them."
             ) from error
         self._library.torchlosses_instruction_set.restype = ctypes.c_char_p
 

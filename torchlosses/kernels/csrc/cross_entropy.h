@@ -25,10 +25,11 @@ inline Compute<Stored> maximum_of(const Stored* x, int64_t count) {
   Vector<Number> first = all<Number>(kLowest), second = first, third = first, fourth = first;
   int64_t i = 0;
   for (; i + 4 * lanes <= count; i += 4 * lanes) {
-    first = larger<Number>(load(x + i), first);
-    second = larger<Number>(load(x + i + lanes), second);
-    third = larger<Number>(load(x + i + 2 * lanes), third);
-    fourth = larger<Number>(load(x + i + 3 * lanes), fourth);
+    const Pair<Number> one = load_pair(x + i), two = load_pair(x + i + 2 * lanes);
+    first = larger<Number>(one.first, first);
+    second = larger<Number>(one.second, second);
+    third = larger<Number>(two.first, third);
+    fourth = larger<Number>(two.second, fourth);
   }
   for (; i + lanes <= count; i += lanes) {
     first = larger<Number>(load(x + i), first);
@@ -54,7 +55,7 @@ inline int64_t find(const Stored* x, int64_t count, Compute<Stored> value) {
 
 // The next chunk is fetched meanwhile: this loop computes, and the memory has nothing else to do.
 template <typename Stored>
-inline double sum_of_exp(const Stored* x, int64_t count, Compute<Stored> m) {
+inline double sum_of_few_exp(const Stored* x, int64_t count, Compute<Stored> m) {
   using Number = Compute<Stored>;
   constexpr int64_t lanes = kLanes<Number>;
   Vector<Number> first{}, second{}, third{}, fourth{};
@@ -63,10 +64,11 @@ inline double sum_of_exp(const Stored* x, int64_t count, Compute<Stored> m) {
     for (int64_t line = 0; line < 4 * lanes; line += 64 / static_cast<int64_t>(sizeof(Stored))) {
       __builtin_prefetch(x + i + line + kChunk);
     }
-    first += exp(load(x + i) - m);
-    second += exp(load(x + i + lanes) - m);
-    third += exp(load(x + i + 2 * lanes) - m);
-    fourth += exp(load(x + i + 3 * lanes) - m);
+    const Pair<Number> one = load_pair(x + i), two = load_pair(x + i + 2 * lanes);
+    first += exp(one.first - m);
+    second += exp(one.second - m);
+    third += exp(two.first - m);
+    fourth += exp(two.second - m);
   }
   for (; i + lanes <= count; i += lanes) {
     first += exp(load(x + i) - m);
@@ -75,6 +77,17 @@ inline double sum_of_exp(const Stored* x, int64_t count, Compute<Stored> m) {
     second += exp(load_some(x + i, count - i, -std::numeric_limits<Number>::infinity()) - m);
   }
   return sum<Number>((first + second) + (third + fourth));
+}
+
+// Few additions in the short format before the double one takes over.
+template <typename Stored>
+inline double sum_of_exp(const Stored* x, int64_t count, Compute<Stored> m) {
+  constexpr int64_t few = 32 * 4 * kLanes<Compute<Stored>>;
+  double result = 0;
+  for (int64_t start = 0; start < count; start += few) {
+    result += sum_of_few_exp(x + start, count - start < few ? count - start : few, m);
+  }
+  return result;
 }
 
 template <typename Number>
@@ -287,11 +300,10 @@ inline void write_gradient(
     return gradient;
   };
   int64_t c = 0;
-  for (; c + 2 * lanes <= classes; c += 2 * lanes) {
-    const Vector<Number> first = entry(load(x + c), c, lanes);
-    const Vector<Number> second = entry(load(x + c + lanes), c + lanes, lanes);
-    store(out + c, first);
-    store(out + c + lanes, second);
+  // The weights of a pair would have to be loaded in its order.
+  for (; weight == nullptr && c + 2 * lanes <= classes; c += 2 * lanes) {
+    const Pair<Number> logits = load_pair(x + c);
+    store_pair(out + c, {entry(logits.first, c, lanes), entry(logits.second, c, lanes)});
   }
   for (; c < classes; c += lanes) {
     const int64_t count = classes - c < lanes ? classes - c : lanes;
@@ -348,7 +360,7 @@ void backward_along_classes(const CrossEntropy& arguments, int64_t begin, int64_
       if (smoothing != 0) {
         write_gradient<true>(x, out, sizes.classes, m, scale / s, smooth, weight);
       } else {
-        write_gradient<false>(x, out, sizes.classes, m, scale / s, smooth, weight);
+        write_gradient<false>(x, out, sizes.classes, m, scale / s, smooth, nullptr);
       }
       out[target.index] = narrow<Stored>(target_entry(shifted, rest, hard, scale, smooth, w));
       continue;

@@ -180,26 +180,27 @@ inline void store(double* to, Doubles vector) {
   std::memcpy(to, &vector, sizeof(vector));
 }
 
-inline void store(BFloat16* to, Floats vector) {
+typedef uint32_t Words __attribute__((vector_size(kBytes)));
+
+// Rounded to nearest even; the bfloat16 is the upper half of each word. A nan keeps its place above infinity.
+inline Words rounded_to_bfloat16(Floats vector) {
+  const Words words = bits<Words>(vector);
+  const Words rounded = words + (((words >> 16) & 1u) + 0x7fffu);
+  const Words quiet = words | 0x400000u;
 #if defined(__AVX512F__)
   const __m512 floats = bits<__m512>(vector);
-  const __m512i words = bits<__m512i>(vector);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(words, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(words, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  // A nan keeps its place above infinity.
   const __mmask16 is_nan = _mm512_cmp_ps_mask(floats, floats, _CMP_UNORD_Q);
-  const __m512i result = _mm512_mask_or_epi32(rounded, is_nan, words, _mm512_set1_epi32(0x400000));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16)));
+  return bits<Words>(_mm512_mask_mov_epi32(bits<__m512i>(rounded), is_nan, bits<__m512i>(quiet)));
 #else
-  typedef uint16_t Shorts __attribute__((vector_size(kBytes / 2)));
-  typedef uint32_t Words __attribute__((vector_size(kBytes)));
-  const Words words = bits<Words>(vector);
-  const Words rounded = (words + 0x7fffu + ((words >> 16) & 1u)) >> 16;
-  const Words quiet = (words >> 16) | 0x40u;
   const Words is_nan = bits<Words>(vector != vector);
-  const Shorts shorts = __builtin_convertvector((quiet & is_nan) | (rounded & ~is_nan), Shorts);
-  std::memcpy(to, &shorts, sizeof(shorts));
+  return (quiet & is_nan) | (rounded & ~is_nan);
 #endif
+}
+
+inline void store(BFloat16* to, Floats vector) {
+  typedef uint16_t Shorts __attribute__((vector_size(kBytes / 2)));
+  const Shorts shorts = __builtin_convertvector(rounded_to_bfloat16(vector) >> 16, Shorts);
+  std::memcpy(to, &shorts, sizeof(shorts));
 }
 
 inline void store(Half* to, Floats vector) {
@@ -230,6 +231,36 @@ inline void store_integers(int32_t* to, Vector vector) {
 template <typename Vector>
 inline void store_integers(int64_t* to, Vector vector) {
   std::memcpy(to, &vector, sizeof(vector));
+}
+
+// Two vectors of neighbours, in an order that `store_pair` restores: for sums, and where each number stands for itself.
+template <typename Number>
+struct Pair {
+  Vector<Number> first;
+  Vector<Number> second;
+};
+
+template <typename Stored>
+inline Pair<Compute<Stored>> load_pair(const Stored* from) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    // A word holds two of them: no lane has to be moved.
+    Words words;
+    std::memcpy(&words, from, sizeof(words));
+    return {bits<Floats>(words << 16), bits<Floats>(words & 0xffff0000u)};
+  } else {
+    return {load(from), load(from + kLanes<Compute<Stored>>)};
+  }
+}
+
+template <typename Stored>
+inline void store_pair(Stored* to, Pair<Compute<Stored>> pair) {
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    const Words words = (rounded_to_bfloat16(pair.first) >> 16) | (rounded_to_bfloat16(pair.second) & 0xffff0000u);
+    std::memcpy(to, &words, sizeof(words));
+  } else {
+    store(to, pair.first);
+    store(to + kLanes<Compute<Stored>>, pair.second);
+  }
 }
 
 // The first `count` numbers; the other lanes hold `filling`.
