@@ -8,7 +8,7 @@ ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
 READY := $(ENVIRONMENT)/.ready
 
-.PHONY: compare test test-large sanitize lint bench clean
+.PHONY: compare test test-large sanitize lint bench example-lm clean
 
 compare: $(READY)
 	$(RUN) -m training.compare $(ARGS)
@@ -40,6 +40,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(RUN) -m benchmarks.losses $(ARGS)
+
+example-lm: $(READY)
+	$(RUN) -m examples.language_model $(ARGS)
 
 clean:
 	rm -rf $(ENVIRONMENT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -255,30 +255,6 @@ def check_weight_of_classes(
     )
 
 
-def check_inplace_backward(input: Tensor) -> bool:
-    """Whether a backward may write over `input`: False where none follows, or where torch.compile sees to memory."""
-    check_tensors("cross_entropy", input=input)
-    if torch.compiler.is_compiling() or not (input.requires_grad and torch.is_grad_enabled()):
-        return False
-    if torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(input).tangent is not None:
-        raise _inplace_error("input is given to a transform of torch.func or to forward-mode AD, which need it again")
-    if input.is_leaf or (input._base is not None and input._base.is_leaf and input._base.requires_grad):
-        raise _inplace_error("input is a leaf that requires grad, or a view of one, whose values would be lost")
-    reached = 0
-    for stride, size in sorted(zip(input.stride(), input.shape, strict=True)):
-        if size > 1 and stride <= reached:
-            raise _inplace_error("several elements of input share memory (it is expanded, or a view that overlaps)")
-        reached += stride * (size - 1)
-    return True
-
-
-def _inplace_error(reason: str) -> RuntimeError:
-    return RuntimeError(
-        f"cross_entropy: inplace_backward=True writes the gradient over input, but {reason}. Give it the output of a "
-        "layer that nothing else needs, or leave inplace_backward at False."
-    )
-
-
 def check_linear(function: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
     """Input (..., features), linear_weight (classes, d1, ..., features), linear_bias (classes, d1, ...)."""
     if input.dim() == 0:
@@ -447,6 +423,30 @@ def check_leading_sample_weight(function: str, sample_weight: Tensor, shape: tor
             f"{tuple(sample_weight.shape)} and input is {tuple(shape)}: give one weight a sample, {tuple(shape[:1])}."
         )
     return sample_weight.reshape(*sample_weight.shape, *(1,) * (len(shape) - sample_weight.dim()))
+
+
+def check_inplace_backward(input: Tensor) -> bool:
+    """Whether a backward may write over `input`: False where none follows, or where torch.compile sees to memory."""
+    check_tensors("cross_entropy", input=input)
+    if torch.compiler.is_compiling() or not (input.requires_grad and torch.is_grad_enabled()):
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(input).tangent is not None:
+        raise _inplace_error("input is given to a transform of torch.func or to forward-mode AD, which need it again")
+    if input.is_leaf or (input._base is not None and input._base.is_leaf and input._base.requires_grad):
+        raise _inplace_error("input is a leaf that requires grad, or a view of one, whose values would be lost")
+    reached = 0
+    for stride, size in sorted(zip(input.stride(), input.shape, strict=True)):
+        if size > 1 and stride <= reached:
+            raise _inplace_error("several elements of input share memory (it is expanded, or a view that overlaps)")
+        reached += stride * (size - 1)
+    return True
+
+
+def _inplace_error(reason: str) -> RuntimeError:
+    return RuntimeError(
+        f"cross_entropy: inplace_backward=True writes the gradient over input, but {reason}. Give it the output of a "
+        "layer that nothing else needs, or leave inplace_backward at False."
+    )
 
 
 def raise_target_out_of_bounds(target: Tensor, classes: int, ignore_index: int | None) -> NoReturn:

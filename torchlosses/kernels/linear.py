@@ -12,6 +12,7 @@ blocks is summed in float32 at least.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ _SCHEMAS = {
 }
 
 # A block's logits: large enough for the products to run at their full speed, small beside the gradients.
-BLOCK_BYTES = 40 << 20
+BLOCK_BYTES = 36 << 20
 # Fewer rows than this cost the products more than the memory is worth; more rows gain nothing.
 FEWEST_ROWS, MOST_ROWS = 128, 1024
 # Columns of the weight's gradient that are computed at a time where they are then added in a wider dtype.
@@ -63,10 +64,26 @@ _WIDENED_CLASSES = 4096
 
 
 def default_block_rows(classes: int, itemsize: int, logit_softcap: float | None) -> int:
-    """How many rows a block takes: a multiple of 64."""
+    """How many rows a block takes: a multiple of 32."""
     buffers = 1 if logit_softcap is None else 2
     rows = BLOCK_BYTES // max(1, classes * itemsize * buffers)
-    return max(FEWEST_ROWS, min(MOST_ROWS, rows // 64 * 64))
+    return max(FEWEST_ROWS, min(MOST_ROWS, rows // 32 * 32))
+
+
+class _Tensors(NamedTuple):
+    input: Tensor
+    linear_weight: Tensor
+    linear_bias: Tensor | None
+    target: Tensor
+    weight: Tensor | None
+    sample_weight: Tensor | None
+
+    def has_indices(self) -> bool:
+        return self.target.dim() < self.input.dim()
+
+    def dtype(self) -> torch.dtype:
+        """The dtype of the computation."""
+        return compute_dtype(self.input, self.linear_weight, None if self.has_indices() else self.target, self.weight)
 
 
 class _Options(NamedTuple):
@@ -95,20 +112,12 @@ class _Problem:
     """The arguments in the dtypes of the computation, without the rows that leave no trace."""
 
     def __init__(
-        self,
-        input: Tensor,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        target: Tensor,
-        weight: Tensor | None,
-        sample_weight: Tensor | None,
-        options: _Options,
-        keep_weightless: bool,
-        keep_classes_without_weight: bool,
+        self, tensors: _Tensors, options: _Options, keep_weightless: bool, keep_classes_without_weight: bool
     ) -> None:
+        input, linear_weight, linear_bias, target, weight, sample_weight = tensors
         self.options = options
-        self.indices = target.dim() < input.dim()
-        self.compute = compute_dtype(input, linear_weight, None if self.indices else target, weight)
+        self.indices = tensors.has_indices()
+        self.compute = tensors.dtype()
         self.input = input
         self.linear_weight = linear_weight.to(options.product_dtype)
         self.linear_bias = None if linear_bias is None else linear_bias.to(options.product_dtype)
@@ -131,7 +140,9 @@ class _Problem:
 
     def blocks(self) -> Iterator[_Block]:
         count = self.input.shape[0] if self.active is None else self.active.shape[0]
-        classes, size = self.linear_weight.shape[0], max(1, min(self.options.block_rows, count))
+        # Blocks of equal size: a last one of a few rows would cost the products as much as a full one.
+        parts = max(1, math.ceil(count / self.options.block_rows))
+        classes, size = self.linear_weight.shape[0], max(1, math.ceil(count / parts))
         buffer = self.input.new_empty((size, classes), dtype=self.options.product_dtype)
         for start in range(0, count, size):
             stop = min(count, start + size)
@@ -161,7 +172,7 @@ class _Problem:
             self.options.ignore_index,
             self.options.label_smoothing,
             self.compute,
-        )[:3]
+        )
         if self.options.z_loss:
             log_sum_exp = maximum + rest.log1p()
             losses = losses + self.options.z_loss * log_sum_exp.square().masked_fill(self._total(target) == 0, 0)
@@ -184,7 +195,7 @@ class _Problem:
             self.weight,
             block.maximum,
             block.rest,
-            "sum",
+            "none",
             self.options.ignore_index,
             self.options.label_smoothing,
         )
@@ -229,8 +240,8 @@ class _Problem:
 class _Gradients:
     """The gradients by the operands of the product, summed over the blocks; an empty tensor where one is not wanted."""
 
-    def __init__(self, problem: _Problem, bias: Tensor | None, wanted: Sequence[bool]) -> None:
-        input, weight, compute = problem.input, problem.linear_weight, problem.compute
+    def __init__(self, problem: _Problem, wanted: Sequence[bool]) -> None:
+        input, weight, bias, compute = problem.input, problem.linear_weight, problem.linear_bias, problem.compute
         self._linear_weight = weight
         self.wanted = wanted
         # An operator must not return one tensor twice.
@@ -278,24 +289,14 @@ class _Gradients:
             total[some].copy_(part) if self._is_first else total[some].add_(part)
 
 
-def linear_cross_entropy_forward(
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    reduction: str,
-    *options: Any,
-) -> tuple[Tensor, ...]:
+def linear_cross_entropy_forward(*arguments: Any) -> tuple[Tensor, ...]:
     """Losses one by one or summed, with the gradients of the sum and the rows' statistics as far as they are wanted."""
-    *settings, wanted, statistics = options
-    arguments = (input, linear_weight, linear_bias, target, weight, sample_weight)
-    problem = _Problem(*arguments, _Options(*settings), wanted[3], False)
-    rows = input.shape[0]
+    tensors, (reduction, *options, wanted, statistics) = _Tensors(*arguments[:6]), arguments[6:]
+    problem = _Problem(tensors, _Options(*options), wanted[3], False)
+    input, rows = tensors.input, tensors.input.shape[0]
     losses = input.new_zeros(rows, dtype=problem.compute)
     found = input.new_zeros((len(_options.RowStatistics._fields), rows if statistics else 0), dtype=problem.compute)
-    gradients = _Gradients(problem, linear_bias, wanted)
+    gradients = _Gradients(problem, wanted)
     one = losses.new_ones(())
     for block in problem.blocks():
         losses[block.rows] = block.losses
@@ -312,22 +313,13 @@ def linear_cross_entropy_forward(
     return loss, *gradients.finished(), unweighted, found
 
 
-def linear_cross_entropy_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, ...]:
+def linear_cross_entropy_backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """The gradients of losses whose own gradients are given one by one; an empty tensor where one is not wanted."""
-    *settings, wanted = options
-    arguments = (input, linear_weight, linear_bias, target, weight, sample_weight)
-    problem = _Problem(*arguments, _Options(*settings), wanted[5], wanted[4])
-    gradients = _Gradients(problem, linear_bias, wanted)
-    grad_target = torch.zeros_like(target) if wanted[3] else input.new_empty(0)
+    tensors, (*options, wanted) = _Tensors(*arguments[:6]), arguments[6:]
+    problem = _Problem(tensors, _Options(*options), wanted[5], wanted[4])
+    gradients = _Gradients(problem, wanted)
+    input, linear_weight = tensors.input, tensors.linear_weight
+    grad_target = torch.zeros_like(tensors.target) if wanted[3] else input.new_empty(0)
     grad_weight, grad_sample_weight = (
         input.new_zeros(size if want else 0, dtype=problem.compute)
         for size, want in ((linear_weight.shape[0], wanted[4]), (input.shape[0], wanted[5]))
@@ -355,16 +347,10 @@ def linear_cross_entropy_backward(
     return grad_input, grad_linear_weight, grad_linear_bias, grad_target, grad_weight, grad_sample_weight
 
 
-def linear_cross_entropy_scale(
-    grad_output: Tensor,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    sample_weight: Tensor | None,
-    *gradients: Tensor,
-) -> tuple[Tensor, ...]:
+def linear_cross_entropy_scale(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """The gradients of the sum, times a number, each in its argument's dtype."""
-    dtypes = _dtypes(gradients[0], input, linear_weight, linear_bias, sample_weight)
+    gradients = arguments[4:]
+    dtypes = _dtypes(gradients[0], *arguments[:4])
     return tuple((gradient * grad_output).to(dtype) for gradient, dtype in zip(gradients, dtypes, strict=True))
 
 
@@ -372,19 +358,9 @@ def _dtypes(like: Tensor, *arguments: Tensor | None) -> list[torch.dtype]:
     return [(like if argument is None else argument).dtype for argument in arguments]
 
 
-def _fake_forward(
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    reduction: str,
-    *options: Any,
-) -> tuple[Tensor, ...]:
-    *_, wanted, statistics = options
-    compute = compute_dtype(input, linear_weight, target if target.dim() == input.dim() else None, weight)
-    rows = input.shape[0]
+def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    tensors, (reduction, *_, wanted, statistics) = _Tensors(*arguments[:6]), arguments[6:]
+    input, linear_weight, compute, rows = tensors.input, tensors.linear_weight, tensors.dtype(), tensors.input.shape[0]
     return (
         input.new_empty(() if reduction == "sum" else rows, dtype=compute),
         torch.empty_like(input) if wanted[0] else input.new_empty(0),
@@ -395,39 +371,23 @@ def _fake_forward(
     )
 
 
-def _fake_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, ...]:
-    *_, wanted = options
-    compute = compute_dtype(input, linear_weight, target if target.dim() == input.dim() else None, weight)
-
+def _fake_backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    tensors, wanted = _Tensors(*arguments[:6]), arguments[-1]
+    input, linear_weight, compute = tensors.input, tensors.linear_weight, tensors.dtype()
     classes = linear_weight.shape[0]
     return (
         torch.empty_like(input) if wanted[0] else input.new_empty(0),
         input.new_empty(linear_weight.shape, dtype=compute) if wanted[1] else input.new_empty(0),
         input.new_empty(classes, dtype=compute) if wanted[2] else input.new_empty(0),
-        torch.empty_like(target) if wanted[3] else input.new_empty(0),
+        torch.empty_like(tensors.target) if wanted[3] else input.new_empty(0),
         input.new_empty(classes if wanted[4] else 0, dtype=compute),
         input.new_empty(input.shape[0] if wanted[5] else 0, dtype=compute),
     )
 
 
-def _fake_scale(
-    grad_output: Tensor,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    sample_weight: Tensor | None,
-    *gradients: Tensor,
-) -> tuple[Tensor, ...]:
-    dtypes = _dtypes(gradients[0], input, linear_weight, linear_bias, sample_weight)
+def _fake_scale(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    gradients = arguments[4:]
+    dtypes = _dtypes(gradients[0], *arguments[:4])
     return tuple(torch.empty_like(gradient, dtype=dtype) for gradient, dtype in zip(gradients, dtypes, strict=True))
 
 

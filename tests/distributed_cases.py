@@ -1,0 +1,364 @@
+"""What each process of a group does in the tests of `torchlosses.distributed`; imported by the processes themselves."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from torchlosses import linear_cross_entropy
+from torchlosses.distributed import (
+    class_parallel_cross_entropy,
+    class_parallel_linear_cross_entropy,
+    global_normalizer,
+)
+
+ROWS, FEATURES, CLASSES = 6, 3, 7
+
+
+def main(rank: int, processes: int, folder: str) -> None:
+    """Run every check, and leave behind what went wrong."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
+    try:
+        for check in CHECKS:
+            check(rank, processes)
+    except BaseException:
+        Path(folder, f"failure-{rank}").write_text(traceback.format_exc(), encoding="utf-8")
+        sys.exit(1)
+    dist.destroy_process_group()
+
+
+def splits(processes: int) -> list[list[int]]:
+    """How many classes each process has: about equally many; very unequally many; none in the first."""
+    even = [CLASSES // processes + (rank < CLASSES % processes) for rank in range(processes)]
+    if processes == 1:
+        return [even]
+    uneven = [1] * (processes - 1) + [CLASSES - processes + 1]
+    return [even, uneven, [0, *[1] * (processes - 2), CLASSES - processes + 2]]
+
+
+def part(tensor: Tensor, split: list[int], rank: int, dimension: int) -> Tensor:
+    return tensor.split(split, dimension)[rank].detach().clone()
+
+
+def drawn(kind: str, shape: tuple[int, ...] = (ROWS,)) -> dict[str, Tensor]:
+    """Logits (N, C, ...), a linear layer, and targets: the same in each process."""
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    tensors = {"logits": normal(shape[0], CLASSES, *shape[1:]), "input": normal(*shape, FEATURES)}
+    tensors |= {"linear_weight": normal(CLASSES, FEATURES), "linear_bias": normal(CLASSES)}
+    if kind == "probability":
+        tensors["target"] = normal(shape[0], CLASSES, *shape[1:]).softmax(1)
+    else:
+        tensors["target"] = torch.randint(CLASSES, shape, generator=generator)
+        if kind == "ignored":
+            tensors["target"].view(-1)[::4] = -100
+    tensors["weight"] = torch.rand(CLASSES, generator=generator, dtype=torch.float64) + 0.5
+    tensors["sample_weight"] = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
+    return tensors
+
+
+def combinations(processes: int, reductions: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+    """Every combination for about equally many classes; the other splits and shapes with a few of them."""
+    first, *others = splits(processes)
+    kinds = ("index", "ignored", "probability")
+    yield from itertools.product([first], kinds, reductions, OPTIONS, [(ROWS,)])
+    yield from itertools.product(others, kinds, ["none"], OPTIONS[-1:], [(ROWS,)])
+    yield from itertools.product([first], kinds, ["mean", "none"], OPTIONS[-1:], [(2, 3)])
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"label_smoothing": 0.2, "weight": True},
+    {"sample_weight": True, "z_loss": 0.1, "logit_softcap": 1.5},
+    {"label_smoothing": 0.2, "weight": True, "sample_weight": True, "z_loss": 0.1, "return_stats": True},
+]
+
+
+def single(tensors: dict[str, Tensor], **options: Any) -> Any:
+    """One process with all logits, by way of a linear layer that changes nothing."""
+    logits = tensors["logits"].movedim(1, -1)
+    target = tensors["target"]
+    if target.is_floating_point():
+        target = target.movedim(1, -1)
+    return linear_cross_entropy(logits, torch.eye(CLASSES, dtype=torch.float64), target, **options)
+
+
+def chosen(tensors: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensors[name] if value is True and name in tensors else value for name, value in options.items()}
+
+
+def compare(actual: Any, expected: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(actual, tuple):
+        assert_close(tuple(actual[1]), tuple(expected[1]))
+        actual, expected = actual[0], expected[0]
+    assert_close(actual, expected)
+    return actual, expected
+
+
+def check_logits(rank: int, processes: int) -> None:
+    for split, kind, reduction, options, shape in combinations(processes, ("mean", "sum", "none")):
+        tensors = drawn(kind, shape)
+        given = {**chosen(tensors, options), "reduction": reduction}
+        whole = {**tensors, "logits": tensors["logits"].requires_grad_()}
+        mine = part(tensors["logits"], split, rank, 1).requires_grad_()
+        target = tensors["target"]
+        leaves, own = [whole["logits"]], [mine]
+        if kind == "probability":
+            whole["target"].requires_grad_()
+            target = part(target, split, rank, 1).requires_grad_()
+            leaves.append(whole["target"])
+            own.append(target)
+        loss, expected = compare(class_parallel_cross_entropy(mine, target, **given), single(whole, **given))
+        incoming = torch.linspace(0.5, 2, expected.numel(), dtype=torch.float64).reshape(expected.shape)
+        truth = torch.autograd.grad(expected, leaves, incoming)
+        for gradient, all_classes in zip(torch.autograd.grad(loss, own, incoming), truth, strict=True):
+            assert_close(gradient, part(all_classes, split, rank, 1))
+
+
+def check_linear(rank: int, processes: int) -> None:
+    for split, kind, reduction, options, shape in combinations(processes, ("mean", "none")):
+        tensors = drawn(kind, shape)
+        if kind == "probability":
+            tensors["target"] = tensors["target"].movedim(1, -1).contiguous()
+        names = ("input", "linear_weight", "linear_bias")
+        given = {**chosen(tensors, options), "reduction": reduction}
+        whole = {name: tensors[name].clone().requires_grad_() for name in names}
+        mine = {
+            name: (tensors[name].clone() if name == "input" else part(tensors[name], split, rank, 0)).requires_grad_()
+            for name in names
+        }
+        target = tensors["target"]
+        expected = linear_cross_entropy(**whole, target=target, **given)
+        if kind == "probability":
+            target = part(target, split, rank, -1)
+        loss = class_parallel_linear_cross_entropy(**mine, target=target, **given, block_rows=4)
+        loss, expected = compare(loss, expected)
+        incoming = torch.linspace(0.5, 2, expected.numel(), dtype=torch.float64).reshape(expected.shape)
+        found = torch.autograd.grad(loss, list(mine.values()), incoming)
+        truth = torch.autograd.grad(expected, list(whole.values()), incoming)
+        assert_close(found[0], truth[0])
+        for gradient, all_classes in zip(found[1:], truth[1:], strict=True):
+            assert_close(gradient, part(all_classes, split, rank, 0))
+
+
+def check_dtensor(rank: int, processes: int) -> None:
+    mesh = init_device_mesh("cpu", (processes,))
+    for kind in ("ignored", "probability"):
+        tensors = drawn(kind)
+        logits = distribute_tensor(tensors["logits"], mesh, [Shard(1)]).requires_grad_()
+        target: Any = tensors["target"]
+        if kind == "probability":
+            target = distribute_tensor(target, mesh, [Shard(1)])
+        loss = class_parallel_cross_entropy(logits, target, label_smoothing=0.1)
+        assert isinstance(loss, DTensor)
+        leaf = tensors["logits"].requires_grad_()
+        expected = single({**tensors, "logits": leaf}, label_smoothing=0.1)
+        assert_close(loss.to_local(), expected)
+        loss.backward()
+        expected.backward()
+        assert isinstance(logits.grad, DTensor)
+        assert logits.grad.placements == (Shard(1),)
+        assert_close(logits.grad.full_tensor(), leaf.grad)
+    tensors = drawn("ignored")
+    weight = distribute_tensor(tensors["linear_weight"], mesh, [Shard(0)]).requires_grad_()
+    x = distribute_tensor(tensors["input"], mesh, [Replicate()]).requires_grad_()
+    loss = class_parallel_linear_cross_entropy(x, weight, tensors["target"])
+    leaves = [tensors["input"].requires_grad_(), tensors["linear_weight"].requires_grad_()]
+    expected = linear_cross_entropy(leaves[0], leaves[1], tensors["target"])
+    assert_close(loss.to_local(), expected)
+    loss.backward()
+    expected.backward()
+    assert isinstance(x.grad, DTensor)
+    assert isinstance(weight.grad, DTensor)
+    assert_close(x.grad.full_tensor(), leaves[0].grad)
+    assert_close(weight.grad.full_tensor(), leaves[1].grad)
+    for placement in (Replicate(), Shard(0)):
+        other = distribute_tensor(tensors["logits"], mesh, [placement])
+        with pytest.raises(ValueError, match=r"expected a DTensor with Shard\(1\)"):
+            class_parallel_cross_entropy(other, tensors["target"])
+
+
+def check_against_loss_parallel(rank: int, processes: int) -> None:
+    """PyTorch's own, for what it can do: a mean over class indices, without smoothing."""
+    from torch.distributed.tensor.parallel import loss_parallel
+
+    mesh = init_device_mesh("cpu", (processes,))
+    tensors = drawn("ignored")
+    ours, theirs = (distribute_tensor(tensors["logits"], mesh, [Shard(1)]).requires_grad_() for _ in range(2))
+    loss = class_parallel_cross_entropy(ours, tensors["target"])
+    loss.backward()
+    with loss_parallel():
+        builtin: Any = F.cross_entropy(theirs, distribute_tensor(tensors["target"], mesh, [Replicate()]))
+        assert_close(loss.to_local(), builtin.full_tensor())
+        builtin.backward()
+    assert isinstance(ours.grad, DTensor)
+    assert isinstance(theirs.grad, DTensor)
+    assert_close(ours.grad.full_tensor(), theirs.grad.full_tensor())
+
+
+def check_corners(rank: int, processes: int) -> None:
+    split = splits(processes)[-1]
+    tensors = drawn("ignored")
+    dirty = tensors["logits"].clone()
+    dirty[tensors["target"] == -100] = float("nan")
+    options: dict[str, Any]
+    for target, options in (
+        (tensors["target"], {}),
+        (tensors["target"].clamp(min=0), {"sample_weight": (tensors["target"] != -100).double()}),
+    ):
+        leaf = part(dirty, split, rank, 1).requires_grad_()
+        loss = class_parallel_cross_entropy(leaf, target, **options)
+        clean = tensors["logits"].clone().requires_grad_()
+        expected = F.cross_entropy(clean, tensors["target"])
+        assert_close(loss, expected)
+        assert_close(torch.autograd.grad(loss, leaf)[0], part(torch.autograd.grad(expected, clean)[0], split, rank, 1))
+    nothing = torch.full((ROWS,), -100)
+    leaf = part(dirty, split, rank, 1).requires_grad_()
+    assert class_parallel_cross_entropy(leaf, nothing).isnan()
+    loss: Tensor = class_parallel_cross_entropy(leaf, nothing, empty="zero")
+    assert loss == 0
+    assert not torch.autograd.grad(loss, leaf)[0].any()
+    # Confident and right, next to rounding: 2.06e-9, which a difference of float32 numbers would lose.
+    sure = torch.zeros(1, CLASSES)
+    sure[0, 2] = 25
+    leaf = part(sure, split, rank, 1).requires_grad_()
+    loss = class_parallel_cross_entropy(leaf, torch.tensor([2]))
+    truth = torch.log1p((CLASSES - 1) * torch.exp(torch.tensor(-25.0).double()))
+    assert_close(loss.double(), truth, rtol=1e-6, atol=0)
+    whole = torch.full((1, CLASSES), float(torch.exp(torch.tensor(-25.0).double())), dtype=torch.float64)
+    whole[0, 2] = -whole[0, 0] * (CLASSES - 1)
+    assert_close(torch.autograd.grad(loss, leaf)[0].double(), part(whole, split, rank, 1), rtol=1e-6, atol=0)
+    for index in (CLASSES, -1):
+        with pytest.raises(IndexError, match=f"Target {index} is out of bounds.*there are {CLASSES} classes"):
+            class_parallel_cross_entropy(part(sure, split, rank, 1), torch.tensor([index]))
+
+
+def check_low_precision(rank: int, processes: int) -> None:
+    split = splits(processes)[0]
+    tensors = drawn("ignored")
+    x, weight = tensors["input"].bfloat16(), tensors["linear_weight"].bfloat16()
+    own = [x.clone().requires_grad_(), part(weight, split, rank, 0).requires_grad_()]
+    whole = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+    loss = class_parallel_linear_cross_entropy(own[0], own[1], tensors["target"])
+    expected = linear_cross_entropy(whole[0], whole[1], tensors["target"])
+    assert loss.dtype == torch.bfloat16
+    assert_close(loss, expected)
+    found, truth = torch.autograd.grad(loss, own), torch.autograd.grad(expected, whole)
+    assert_close(found[0], truth[0], rtol=0.02, atol=2e-3)
+    assert_close(found[1], part(truth[1], split, rank, 0), rtol=0.02, atol=2e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wide = class_parallel_linear_cross_entropy(own[0].float(), own[1].float(), tensors["target"])
+    assert wide.dtype == torch.float32
+    assert_close(wide, expected.float(), rtol=0.02, atol=2e-3)
+
+
+def check_communication(rank: int, processes: int) -> None:
+    """What is sent grows with the rows, and not with the classes."""
+    sent = []
+    reduce = dist.all_reduce
+
+    def counted(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
+        sent.append(tensor.nbytes)
+        return reduce(tensor, *arguments, **options)
+
+    def bytes_of(rows: int, classes: int, linear: bool) -> int:
+        sent.clear()
+        target = torch.zeros(rows, dtype=torch.int64)
+        if linear:
+            x, weight = torch.ones(rows, FEATURES).requires_grad_(), torch.ones(classes, FEATURES).requires_grad_()
+            class_parallel_linear_cross_entropy(x, weight, target, block_rows=16).backward()
+        else:
+            class_parallel_cross_entropy(torch.ones(rows, classes).requires_grad_(), target).backward()
+        # Beside the rows, each process says how many classes it has.
+        return sum(sent) - 8 * processes * (processes > 1)
+
+    dist.all_reduce = counted
+    try:
+        for linear in (False, True):
+            few = bytes_of(32, 10, linear)
+            assert few == bytes_of(32, 1000, linear)
+            assert bytes_of(64, 10, linear) == 2 * few
+            # Maximum, who has it, and two sums, the place being an int64; and a row's features in the backward.
+            assert few == (0 if processes == 1 else 32 * (4 + 8 + 8 + (4 * FEATURES if linear else 0)))
+    finally:
+        dist.all_reduce = reduce
+
+
+def check_groups(rank: int, processes: int) -> None:
+    """A group that is not all processes, as where data and classes are split at once."""
+    if processes != 4:
+        return
+    groups: list[Any] = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    tensors = drawn("index")
+    mine = part(tensors["logits"], [3, 4], rank // 2, 1)
+    loss = class_parallel_cross_entropy(mine, tensors["target"], group=groups[rank % 2])
+    assert_close(loss, F.cross_entropy(tensors["logits"], tensors["target"]))
+    count = global_normalizer(torch.zeros(rank + 1, dtype=torch.int64), group=groups[rank % 2])
+    assert count == (rank % 2 + 1 + rank % 2 + 3) / 2
+
+
+def check_data_parallel(rank: int, processes: int) -> None:
+    """Very unequal numbers of rows that count, none in one process: DDP's average is the single-process gradient."""
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(processes, 8, FEATURES, generator=generator, dtype=torch.float64)
+    targets = torch.randint(CLASSES, (processes, 8), generator=generator)
+    for process in range(processes):
+        targets[process, : (8 if process == 0 and processes > 1 else 8 - 2 * process - 1)] = -100
+    weight = torch.rand(CLASSES, generator=generator, dtype=torch.float64) + 0.5
+    samples = torch.rand(processes, 8, generator=generator, dtype=torch.float64)
+    for weighted, reduction in itertools.product((False, True), ("mean", "naive")):
+        torch.manual_seed(0)
+        model = nn.Linear(FEATURES, FEATURES).double()
+        head = torch.randn(CLASSES, FEATURES, dtype=torch.float64)
+        extra: dict[str, Any] = {"weight": weight} if weighted else {}
+        scales: dict[str, Any] = {"sample_weight": samples.flatten()} if weighted else {}
+        expected = linear_cross_entropy(model(inputs.flatten(0, 1)), head, targets.flatten(), **extra, **scales)
+        truth = torch.autograd.grad(expected, list(model.parameters()))
+        parallel = DistributedDataParallel(model)
+        scales = {"sample_weight": samples[rank]} if weighted else {}
+        normalizer = global_normalizer(targets[rank], **extra, **scales) if reduction == "mean" else None
+        loss = linear_cross_entropy(
+            parallel(inputs[rank]), head, targets[rank], normalizer=normalizer, empty="zero", **extra, **scales
+        )
+        loss.backward()
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        same = torch.allclose(mean / processes, expected.detach()) and all(
+            torch.allclose(parameter.grad, gradient)  # type: ignore[arg-type]
+            for parameter, gradient in zip(model.parameters(), truth, strict=True)
+        )
+        assert same == (reduction == "mean" or processes == 1)
+    probabilities = torch.rand(rank + 1, CLASSES, 2)
+    assert global_normalizer(probabilities) == (processes + 1)
+    assert global_normalizer(torch.full((3,), -100)) == 0
+
+
+CHECKS = [
+    check_logits,
+    check_linear,
+    check_dtensor,
+    check_against_loss_parallel,
+    check_corners,
+    check_low_precision,
+    check_communication,
+    check_groups,
+    check_data_parallel,
+]
