@@ -62,10 +62,8 @@ def rows_denominator(rows: Tensor, sample_weight: Tensor | None, dtype: torch.dt
 
 def mean_of(total: Tensor, denominator: Tensor | float, empty: str) -> Tensor:
     """total / denominator, and where there is nothing to average over, what `empty` says, with gradient 0."""
-    if isinstance(denominator, Tensor):
-        denominator = denominator.to(total)
-    else:
-        denominator = total.new_full((), denominator)
+    # A number as a tensor of float32 would have lost digits.
+    denominator = denominator.to(total) if isinstance(denominator, Tensor) else total.new_full((), denominator)
     nothing = denominator == 0
     mean = total / denominator.masked_fill(nothing, 1)
     # Something divided by nothing stays what it is, inf or nan; only 0 / 0 has no value of its own.

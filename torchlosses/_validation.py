@@ -368,7 +368,7 @@ def check_dim(dim: int) -> int:
 
 
 def check_class_dimension(input: Tensor, dim: int) -> int:
-    """The dimension of the classes, counted from the front; that of a single row is its only one, also by the default."""
+    """The dimension of the classes, counted from the front."""
     dimensions = input.dim()
     dim = check_dim(dim)
     if not -dimensions <= dim < dimensions:

@@ -291,7 +291,7 @@ _DEFAULTS = cee_loss.__kwdefaults__
 def _weighted_losses(
     input: Tensor, target: Tensor, sample_weight: Tensor, delta: float, validate_args: bool, dtype: torch.dtype
 ) -> Tensor:
-    """The rows' losses times their weights. A row of weight 0 that has no loss is computed as if it were sure of its target."""
+    """The rows' losses times their weights; a row of weight 0 that has no loss is computed as if it held ones."""
     hidden = (sample_weight == 0).unsqueeze(1) & _without_loss(input, target, delta)
     if target.is_floating_point():
         target = target.masked_fill(hidden, 0)

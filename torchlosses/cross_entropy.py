@@ -16,6 +16,16 @@ A = Σ_c a_c
 A class weight w and label smoothing ε enter through the shares only: a_c = w_c ((1-ε) t_c + ε/C), t the target's
 probabilities. The losses of the rows are then averaged, summed, or kept.
 
+What a row's loss may have beside. A sample weight s multiplies it. The z-loss adds λ l², whose gradient is 2 λ l p since
+dl/dx = p: with B = A + 2 λ l in place of A, and
+
+    gradient              = B p - a
+    Hessian · v           = p∘(B u + 2 λ (p·v))           since dB along v is 2 λ (p·v)
+
+The soft cap puts y = c tanh(x / c) in place of x, before everything else: all of the above holds by y, and by the chain
+rule the gradient takes the factor k = dy/dx = 1 - (y/c)², and the Hessian-vector product, with v' = k v, is
+k p∘(B u' + 2 λ (p·v')) + v (B p - a) dk/dx, dk/dx = -2 (y/c²) k.
+
 How it stays right in the corners. With m = max x, the sum s = Σ exp(x_j - m) is 1 + rest: the maximum's own term is 1,
 and rest is what the other classes add. Then -log p_c = log1p(rest) - (x_c - m): no 1 is added and rounded, so that a
 loss of 1e-30 is 1e-30. The gradient's entry for a target at the maximum is -rest / s, not p_y - 1, for the same reason.
@@ -58,7 +68,7 @@ from torchlosses.kernels import (
 
 
 class _CrossEntropy(Function):
-    """loss = s (Σ_c a_c (-log p_c) + λ l²) for each row, reduced; what the backward needs; and statistics if asked for."""
+    """loss = s (Σ_c a_c (-log p_c) + λ l²) for each row, reduced; what the backward needs; statistics if asked for."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -217,8 +227,8 @@ class _CrossEntropyGradient(Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        # v·gradient is g s times the directional derivative of a row's loss along v. Its own derivatives, with k = dy/dx,
-        # v' = k v, u = v' - p·v' and B = A + 2 λ l:
+        # v·gradient is g s times the directional derivative of a row's loss along v. Its own derivatives, with
+        # k = dy/dx, v' = k v, u = v' - p·v' and B = A + 2 λ l:
         #   by g: s (-a·u + 2 λ l (p·v')), and by s with g in its place;   by a: -g s u
         #   by y: g s p∘(B u + 2 λ (p·v')), and so by x: k times that, and g s v (B p - a) dk/dx
         grad, input, target, weight, sample_weight = ctx.saved_tensors
@@ -620,26 +630,44 @@ def cross_entropy(
             training needs no further memory of that size. Only for logits that nothing else needs, as the output of a
             linear layer; whoever reads them in a later backward is stopped by autograd's check for in-place changes.
             Under `torch.compile` the gradient has memory of its own.
+        dim: The dimension of the classes, where it is not dimension 1 (or the only one); `target` then has the other
+            dimensions in their order, or the shape of `input`. The gradient keeps the layout of `input`; nothing is
+            copied.
+        normalizer: What 'mean' divides by in place of the above, a number or a tensor without dimensions: the
+            micro-batches of a batch then add up to it.
+        sample_weight: One weight a row, of a shape that broadcasts to the rows' (that of `input` without the class
+            dimension). It multiplies the row's loss and enters the mean's denominator as the class weights do. A row of
+            weight 0 is as if it were not there.
+        empty: What a mean over nothing gives: 'nan' or 'zero'. The gradient is 0.
+        z_loss: λ of λ (log Σ exp(x))², which is added to the loss of each row that is not ignored and keeps the logits
+            from drifting. Class weights do not multiply it, sample weights do.
+        logit_softcap: c of x -> c tanh(x / c), taken before everything else; None leaves it out.
+        return_stats: Whether to return the rows' statistics too.
 
     Returns:
-        A scalar, or with 'none' one loss a row: the shape of `input` without the class dimension. float32 and
+        A scalar, or with 'none' one loss a row: the shape of `input` without the class dimension. With `return_stats` a
+        pair of that and a `RowStatistics` of the rows' shape, of the logits after the soft cap. float32 and
         float64 keep their dtype; bfloat16 and float16 are computed in float32 and rounded once, and stay float32
         under autocast.
 
     Raises:
-        ValueError: `reduction` or `label_smoothing` is none of its values; the batch sizes differ.
+        ValueError: `reduction`, `label_smoothing`, `empty`, `z_loss` or `logit_softcap` is none of its values;
+            `normalizer` without 'mean', or not one number; `sample_weight` does not broadcast to the rows; the batch
+            sizes differ.
         RuntimeError: The other sizes do not fit; class indices are no integers or class probabilities no floats;
             `weight` has the wrong length, or with class indices another dtype; `ignore_index` >= 0 with class
             probabilities; the tensors are on different devices. With `inplace_backward`: `input` is a leaf that
             requires grad or a view of one, has elements that share memory, or is given to a transform of `torch.func`
             or to forward-mode AD; a second backward, or one with `create_graph=True`.
-        IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device).
+        IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device), or `dim` is.
         NotImplementedError: `input` is not floating-point.
         TypeError: An argument has the wrong type, or `size_average` or `reduce` is given.
 
-    Edge cases: a mean over no row is nan, with gradient 0; an empty sum is 0. A logit of -inf is a class that is ruled
-    out: loss inf if it is the target, no effect if its share is 0. A logit of +inf or nan gives nan.
-    Differentiable to all orders with respect to `input`, class probabilities and `weight`.
+    Edge cases: a mean over no row is nan, or 0 as `empty` says, with gradient 0; an empty sum is 0. A logit of -inf is a
+    class that is ruled out: loss inf if it is the target, no effect if its share is 0. A logit of +inf or nan gives nan.
+    A soft cap makes ±c of ±inf.
+    Differentiable to all orders with respect to `input`, class probabilities, `weight`, `sample_weight` and
+    `normalizer`; statistics have no derivative.
 
     Example:
         >>> import torch
@@ -653,7 +681,8 @@ def cross_entropy(
         tensor([[-0.2130,  0.1065,  0.1065]])
 
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4; label smoothing from
-    C. Szegedy et al., *Rethinking the Inception Architecture for Computer Vision* (2016), section 7.
+    C. Szegedy et al., *Rethinking the Inception Architecture for Computer Vision* (2016), section 7; the z-loss from
+    A. Chowdhery et al., *PaLM* (2022), section 5; the soft cap from Gemma Team, *Gemma 2* (2024), section 2.
     """
     if has_torch_function_variadic(input, target, weight, sample_weight):
         options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
@@ -786,14 +815,21 @@ class CrossEntropyLoss(nn.Module):
         reduce: Not supported; here so that positional arguments keep their place. Use `reduction`.
         reduction: 'mean', 'sum' or 'none'.
         label_smoothing: ε in [0, 1].
+        dim: The dimension of the classes.
+        empty: What a mean over nothing gives: 'nan' or 'zero'.
+        z_loss: λ of λ (log Σ exp(x))².
+        logit_softcap: c of x -> c tanh(x / c).
+        return_stats: Whether to return the rows' statistics beside the loss.
         inplace_backward: Whether the backward writes the gradient over the logits; see `cross_entropy`.
+
+    The call takes `normalizer` and `sample_weight`, as `cross_entropy` does.
 
     Shape:
         input (C), (N, C) or (N, C, d1, ...); target class indices (), (N) or (N, d1, ...), or class probabilities of
         the shape of input; a scalar comes out, or with 'none' one loss a row. Dtypes as in `cross_entropy`.
 
     Raises:
-        ValueError: `reduction` or `label_smoothing` is none of its values.
+        ValueError: `reduction`, `label_smoothing`, `empty`, `z_loss` or `logit_softcap` is none of its values.
         TypeError: An option has the wrong type, or `size_average` or `reduce` is given.
         Errors of the call are those of `cross_entropy`.
 

@@ -210,8 +210,8 @@ def mse_loss(
         broadcast: What to do when the shapes differ but broadcast, such as (N, 1) and (N,), which compares N·N pairs:
             'warn' (as torch does), 'error', or 'allow'.
         normalizer: What 'mean' divides by, a number or a tensor without dimensions.
-        sample_weight: One weight a sample, (N) for an input of (N, d1, ...), or finer: of the sizes of the input's first
-            dimensions, or 1. It multiplies every square of the sample, and the mean divides by the sum of the weights
+        sample_weight: One weight a sample, (N) for an input of (N, d1, ...), or finer: of the sizes of the input's
+            first dimensions, or 1. It multiplies every square of the sample, and the mean divides by the sum of the weights
             of all elements. An element of weight 0 is as if it were not there.
         empty: What a mean over nothing gives: 'nan' or 'zero'. The gradient is 0.
 
@@ -227,7 +227,8 @@ def mse_loss(
         NotImplementedError: Both tensors are integer, or one is complex.
         TypeError: An argument is no tensor, or `size_average` or `reduce` is given.
 
-    Edge cases: an empty mean is nan, or 0 as `empty` says, an empty sum 0. nan and ±inf pass through; inf - inf is nan.
+    Edge cases: an empty mean is nan, or 0 as `empty` says, an empty sum 0. nan and ±inf pass through; inf - inf is
+    nan.
     Differentiable to all orders with respect to `input`, `target`, `weight`, `sample_weight` and `normalizer`.
 
     Example:

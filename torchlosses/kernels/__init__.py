@@ -38,8 +38,8 @@ _SCHEMAS = {
         "(Tensor grad_output, Tensor(a!) input, Tensor target, Tensor? weight, Tensor maximum, Tensor rest, "
         "str reduction, int ignore_index, float label_smoothing) -> ()"
     ),
-    # The same with one weight a row, λ of λ log² Σ exp(y), and c of y = c tanh(x / c); reduced to none or sum. `statistics`
-    # holds the fields of `RowStatistics` for each row, where it is asked for.
+    # The same with one weight a row, λ of λ log² Σ exp(y), and c of y = c tanh(x / c); reduced to none or sum.
+    # `statistics` holds the fields of `RowStatistics` for each row, where they are asked for.
     "cross_entropy_extended_forward": (
         "(Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight, str reduction, int ignore_index, "
         "float label_smoothing, float z_loss, float? logit_softcap, bool statistics, ScalarType dtype) -> "

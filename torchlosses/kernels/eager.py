@@ -290,7 +290,7 @@ def cross_entropy_extended_backward(
     z_loss: float,
     logit_softcap: float | None,
 ) -> Tensor:
-    """g s (A softmax(y) - a + 2 λ l softmax(y)) dy/dx for each row, y = c tanh(x / c), with g one number or one a row."""
+    """g s ((A + 2 λ l) softmax(y) - a) dy/dx for each row, y = c tanh(x / c), with g one number or one a row."""
     grad_input = torch.empty_like(input)
     rows = (grad_output, input, target, weight, sample_weight, maximum, rest)
     _write_gradient(grad_input, *rows, ignore_index, label_smoothing, _Extras(z_loss, logit_softcap))
@@ -359,7 +359,7 @@ def _write_gradient(
         else:
             _probability_gradient(y, gradient, g.unsqueeze(1), t.to(compute), slope, weight, label_smoothing, compute)
         if cap is not None:
-            # dy/dx = 1 - tanh² = 4 e / (1 + e)² with e = exp(-2 |x / c|), which keeps its digits where tanh is close to 1.
+            # dy/dx = 1 - tanh² = 4 e / (1 + e)², e = exp(-2 |x / c|), which keeps its digits where tanh is close to 1.
             e = (x.to(compute) / cap).abs_().mul_(-2).exp_()
             out.copy_(gradient.mul_(e.mul(4).div_(e.add_(1).square_())))
         if none is not None:
@@ -387,15 +387,15 @@ def _index_gradient(
     scale = hard
     if label_smoothing:
         scale = hard + smooth * (x.shape[1] if weight is None else weight.sum())
+    at_target = -hard * (others / total)
+    if label_smoothing:
+        at_target = at_target + (scale - hard) * (e / total) - smooth * (1 if weight is None else weight[i])
     if isinstance(slope, Tensor):
         scale = scale + g * slope
+        at_target = at_target + g * slope * (e / total)
     gradient = _softmax(x, out, compute).mul_(scale)
-    at_target = -hard * (others / total)
-    if scale is not hard:
-        at_target = at_target + (scale - hard) * (e / total)
     if label_smoothing:
         gradient.sub_(smooth if weight is None else smooth * _along_classes(weight, gradient))
-        at_target = at_target - smooth * (1 if weight is None else weight[i])
     gradient.scatter_(1, i, at_target)
     if gradient is not out:
         out.copy_(gradient)
