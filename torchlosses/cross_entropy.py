@@ -16,8 +16,8 @@ A = Σ_c a_c
 A class weight w and label smoothing ε enter through the shares only: a_c = w_c ((1-ε) t_c + ε/C), t the target's
 probabilities. The losses of the rows are then averaged, summed, or kept.
 
-What a row's loss may have beside. A sample weight s multiplies it. The z-loss adds λ l², whose gradient is 2 λ l p since
-dl/dx = p: with B = A + 2 λ l in place of A, and
+What a row's loss may have beside. A sample weight s multiplies it. The z-loss adds λ l², whose gradient is 2 λ l p
+since dl/dx = p: with B = A + 2 λ l,
 
     gradient              = B p - a
     Hessian · v           = p∘(B u + 2 λ (p·v))           since dB along v is 2 λ (p·v)
@@ -663,9 +663,9 @@ def cross_entropy(
         NotImplementedError: `input` is not floating-point.
         TypeError: An argument has the wrong type, or `size_average` or `reduce` is given.
 
-    Edge cases: a mean over no row is nan, or 0 as `empty` says, with gradient 0; an empty sum is 0. A logit of -inf is a
-    class that is ruled out: loss inf if it is the target, no effect if its share is 0. A logit of +inf or nan gives nan.
-    A soft cap makes ±c of ±inf.
+    Edge cases: a mean over no row is nan, or 0 as `empty` says, with gradient 0; an empty sum is 0. A logit of -inf is
+    a class that is ruled out: loss inf if it is the target, no effect if its share is 0. A logit of +inf or nan gives
+    nan. A soft cap makes ±c of ±inf.
     Differentiable to all orders with respect to `input`, class probabilities, `weight`, `sample_weight` and
     `normalizer`; statistics have no derivative.
 

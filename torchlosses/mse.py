@@ -211,8 +211,8 @@ def mse_loss(
             'warn' (as torch does), 'error', or 'allow'.
         normalizer: What 'mean' divides by, a number or a tensor without dimensions.
         sample_weight: One weight a sample, (N) for an input of (N, d1, ...), or finer: of the sizes of the input's
-            first dimensions, or 1. It multiplies every square of the sample, and the mean divides by the sum of the weights
-            of all elements. An element of weight 0 is as if it were not there.
+            first dimensions, or 1. It multiplies every square of the sample, and the mean divides by the sum of the
+            weights of all elements. An element of weight 0 is as if it were not there.
         empty: What a mean over nothing gives: 'nan' or 'zero'. The gradient is 0.
 
     Returns:
