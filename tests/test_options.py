@@ -24,10 +24,12 @@ import torchlosses
 from tests.oracles import cross_entropy_denominator, extended_cross_entropy_rows
 from tests.test_operators import peak_allocation
 from torchlosses import RowStatistics, cee_loss, cross_entropy, mse_loss
+from torchlosses._validation import Reduction
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
 ROWS, CLASSES = 6, 5
+REDUCTIONS_OF_ROWS: tuple[Reduction, ...] = ("mean", "none")
 LOSSES = ("mse", "index", "probability", "cee index", "cee probability")
 
 
@@ -64,7 +66,7 @@ def value_and_gradients(loss: Callable[..., Any], *leaves: Tensor) -> tuple[Tens
 @pytest.mark.parametrize("kind", ["index", "ignored", "probability"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_equals_the_definition(kind: str, reduction: str, dtype: torch.dtype) -> None:
+def test_equals_the_definition(kind: str, reduction: Any, dtype: torch.dtype) -> None:
     logits = (3 * random(ROWS, CLASSES)).to(dtype)
     target = (
         random(ROWS, CLASSES, seed=1).softmax(1) if kind == "probability" else indices(ROWS, ignored=kind == "ignored")
@@ -409,9 +411,11 @@ class TestStatistics:
         given = random(2, CLASSES, 7, seed=1).softmax(1).to(dtype)
         target = given if kind == "probability" else indices(2, 7, ignored=kind == "ignored")
         options: dict[str, Any] = {"logit_softcap": cap, "label_smoothing": 0.1}
-        for reduction in ("mean", "none"):
-            loss, statistics = cross_entropy(logits, target, reduction=reduction, return_stats=True, **options)
-            assert_close(loss, cross_entropy(logits, target, reduction=reduction, **options))
+        loss, statistics = cross_entropy(logits, target, return_stats=True, **options)
+        assert_close(loss, cross_entropy(logits, target, **options))
+        losses, same = cross_entropy(logits, target, return_stats=True, reduction="none", **options)
+        assert_close(losses, cross_entropy(logits, target, reduction="none", **options))
+        assert_close(tuple(same), tuple(statistics))
         y = logits.detach().double()
         y = y if cap is None else cap * torch.tanh(y / cap)
         log_p = y.log_softmax(1)
@@ -495,13 +499,13 @@ class TestClassDimension:
         logits = random(*shape)
         rows = tuple(size for d, size in enumerate(shape) if d != dim % len(shape))
         target = random(*shape, seed=1).softmax(dim) if soft else indices(*rows)
-        for reduction in ("mean", "none"):
-            found = value_and_gradients(
-                lambda x, reduction=reduction: cross_entropy(x, target, dim=dim, reduction=reduction), logits
-            )
+        for reduction in REDUCTIONS_OF_ROWS:
+            options: Any = {"reduction": reduction}
+            found = value_and_gradients(lambda x, options=options: cross_entropy(x, target, dim=dim, **options), logits)
+            moved_target = target.movedim(dim, 1) if soft else target
             moved = value_and_gradients(
-                lambda x, reduction=reduction: cross_entropy(
-                    x.movedim(dim, 1), target.movedim(dim, 1) if soft else target, reduction=reduction
+                lambda x, options=options, moved_target=moved_target: cross_entropy(
+                    x.movedim(dim, 1), moved_target, **options
                 ),
                 logits,
             )

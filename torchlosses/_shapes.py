@@ -26,7 +26,7 @@ def indices_to_rows(target: Tensor) -> Tensor:
 
 def row_shape(input: Tensor) -> torch.Size:
     """The shape of the input without its class dimension."""
-    return input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
+    return torch.Size(() if input.dim() == 1 else (*input.shape[:1], *input.shape[2:]))
 
 
 def from_rows(losses: Tensor, input: Tensor) -> Tensor:

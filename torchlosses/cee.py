@@ -285,7 +285,7 @@ def cee_loss(
     return mean_of(total, normalizer, empty).to(dtype)
 
 
-_DEFAULTS = cee_loss.__kwdefaults__
+_DEFAULTS: dict[str, Any] = cee_loss.__kwdefaults__ or {}
 
 
 def _weighted_losses(

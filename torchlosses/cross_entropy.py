@@ -246,7 +246,7 @@ class _CrossEntropyGradient(Function):
             derivative = -(rows.share * u).sum(1)
             if rows.drawing is not None:
                 derivative = derivative + (rows.drawing.slope * mean).squeeze(1)
-            if ctx.needs_input_grad[4]:
+            if ctx.needs_input_grad[4] and sample_weight is not None:
                 of_rows = derivative * _of_row(grad, *reduced)
                 grad_sample_weight = of_rows.masked_fill(rows.excluded.squeeze(1), 0).to(sample_weight.dtype)
             if sample_weight is not None:
@@ -769,7 +769,7 @@ def cross_entropy(
     return loss, RowStatistics(log_sum_exp, target_log_probability, correct != 0, entropy)
 
 
-_DEFAULTS = cross_entropy.__kwdefaults__
+_DEFAULTS: dict[str, Any] = cross_entropy.__kwdefaults__ or {}
 
 
 def _with_classes_second(input: Tensor, target: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -890,7 +890,7 @@ class CrossEntropyLoss(nn.Module):
         sample_weight: Tensor | None = None,
     ) -> Any:
         """The loss of logits against class indices or probabilities; see :func:`torchlosses.cross_entropy`."""
-        return cross_entropy(
+        return cross_entropy(  # type: ignore[call-overload]
             input,
             target,
             weight=self.weight,
@@ -903,7 +903,7 @@ class CrossEntropyLoss(nn.Module):
             empty=self.empty,
             z_loss=self.z_loss,
             logit_softcap=self.logit_softcap,
-            return_stats=self.return_stats,
+            return_stats=self.return_stats,  # type: ignore[arg-type]
             inplace_backward=self.inplace_backward,
         )
 

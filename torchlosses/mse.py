@@ -292,7 +292,7 @@ def mse_loss(
     return mean_of(_LOSS.apply(input, target, weight, "sum", compute), normalizer, empty).to(dtype)
 
 
-_DEFAULTS = mse_loss.__kwdefaults__
+_DEFAULTS: dict[str, Any] = mse_loss.__kwdefaults__ or {}
 
 
 def _with_sample_weight(
