@@ -1,4 +1,5 @@
 # Every command sets up what is missing first. Options go into ARGS: make compare ARGS="--quick".
+# make bench without options measures everything and writes the figures into the documents.
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -8,7 +9,7 @@ ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
 READY := $(ENVIRONMENT)/.ready
 
-.PHONY: compare test test-large sanitize lint bench example-lm clean
+.PHONY: compare test test-large sanitize integrations lint bench report-card example-lm clean
 
 compare: $(READY)
 	$(RUN) -m training.compare $(ARGS)
@@ -33,19 +34,33 @@ sanitize: $(READY)
 	    tests/test_native.py tests/test_inplace_backward.py $(ARGS) || exit 1; \
 	done
 
+# The losses in Lightning, Accelerate and skorch. Without this, `make test` says which of them it skips.
+integrations: $(READY) $(ENVIRONMENT)/.integrations
+	$(RUN) -c "import accelerate, lightning, skorch"
+	$(RUN) -m pytest tests/integrations $(ARGS)
+
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
 
 bench: $(READY)
-	$(RUN) -m benchmarks.losses $(ARGS)
+	$(RUN) -m benchmarks.run $(ARGS)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.report)
 
 example-lm: $(READY)
 	$(RUN) -m examples.language_model $(ARGS)
 
+# The conformance kit over our losses, PyTorch's and other libraries': docs/report-card.md and docs/report-card.json.
+report-card: $(READY) $(ENVIRONMENT)/.report-card
+	$(RUN) -m benchmarks.report_card $(ARGS)
+
 clean:
 	rm -rf $(ENVIRONMENT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+$(ENVIRONMENT)/.%: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[$*]"
+	touch $@
 
 $(READY): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard torchlosses/kernels/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with make PYTHON=...")'

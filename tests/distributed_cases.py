@@ -236,6 +236,21 @@ def check_corners(rank: int, processes: int) -> None:
     loss: Tensor = class_parallel_cross_entropy(leaf, nothing, empty="zero")
     assert loss == 0
     assert not torch.autograd.grad(loss, leaf)[0].any()
+    # Every class of every process is the largest.
+    assert_close(
+        class_parallel_cross_entropy(torch.zeros(2, split[rank]), torch.tensor([0, CLASSES - 1])),
+        torch.tensor(float(CLASSES)).log(),
+    )
+    features = tensors["input"].clone()
+    features[tensors["target"] == -100] = float("nan")
+    own = [features.requires_grad_(), part(tensors["linear_weight"], split, rank, 0).requires_grad_()]
+    whole_layer = [tensors["input"].clone().requires_grad_(), tensors["linear_weight"].clone().requires_grad_()]
+    loss = class_parallel_linear_cross_entropy(own[0], own[1], tensors["target"])
+    expected = linear_cross_entropy(whole_layer[0], whole_layer[1], tensors["target"])
+    assert_close(loss, expected)
+    found, truth = torch.autograd.grad(loss, own), torch.autograd.grad(expected, whole_layer)
+    assert_close(found[0], truth[0])
+    assert_close(found[1], part(truth[1], split, rank, 0))
     # Confident and right, next to rounding: 2.06e-9, which a difference of float32 numbers would lose.
     sure = torch.zeros(1, CLASSES)
     sure[0, 2] = 25

@@ -800,13 +800,14 @@ def _is_batch_of_rows(input: Tensor, target: Tensor) -> bool:
     )
 
 
-class CrossEntropyLoss(nn.Module):
+class CrossEntropyLoss(nn.CrossEntropyLoss):
     r"""Cross-entropy on logits as a module: :func:`torchlosses.cross_entropy` with its options kept, in nats.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
         \log \frac{\exp x_{nc}}{\sum_j \exp x_{nj}}
 
-    A drop-in for `torch.nn.CrossEntropyLoss`.
+    A drop-in for `torch.nn.CrossEntropyLoss`, and a subclass of it: libraries ask for that class to know that a model's
+    outputs are logits.
 
     Args:
         weight: One factor a class, of shape (C); kept as a buffer, so that `.to(...)` moves it.
@@ -849,6 +850,7 @@ class CrossEntropyLoss(nn.Module):
     __constants__ = ("ignore_index", "reduction", "label_smoothing", "inplace_backward")
 
     weight: Tensor | None
+    reduction: _validation.Reduction  # pyright: ignore[reportIncompatibleVariableOverride] # narrower than the base's str
 
     def __init__(
         self,
@@ -866,15 +868,16 @@ class CrossEntropyLoss(nn.Module):
         return_stats: bool = False,
         inplace_backward: bool = False,
     ) -> None:
-        super().__init__()
         _validation.check_legacy_arguments(size_average, reduce)
         _validation.check_reduction(reduction)
-        self.register_buffer("weight", weight)
-        self.ignore_index = _validation.check_ignore_index(ignore_index)
-        self.reduction: _validation.Reduction = reduction
-        self.label_smoothing = _validation.check_label_smoothing(label_smoothing)
-        self.dim = _validation.check_dim(dim)
+        super().__init__(
+            weight,
+            ignore_index=_validation.check_ignore_index(ignore_index),
+            reduction=reduction,
+            label_smoothing=_validation.check_label_smoothing(label_smoothing),
+        )
         _validation.check_empty(empty)
+        self.dim = _validation.check_dim(dim)
         self.empty: _validation.Empty = empty
         self.z_loss = _validation.check_z_loss(z_loss)
         self.logit_softcap = _validation.check_logit_softcap(logit_softcap)

@@ -392,40 +392,13 @@ def linear_cross_entropy(
     z_loss = _validation.check_z_loss(z_loss)
     logit_softcap = _validation.check_logit_softcap(logit_softcap)
     block_rows = _validation.check_block_rows(_block_rows(options, block_rows))
-    _validation.check_tensors(_FUNCTION, input=input, linear_weight=linear_weight, target=target)
-    _validation.check_same_device(
-        _FUNCTION,
-        input,
-        linear_weight=linear_weight,
-        target=target,
-        linear_bias=linear_bias,
-        weight=weight,
-        sample_weight=sample_weight,
-    )
-    _validation.check_floating_input(_FUNCTION, input)
-    _validation.check_linear(_FUNCTION, input, linear_weight, linear_bias)
-    autocast = autocast_enabled(input.device)
-    _validation.check_linear_dtypes(_FUNCTION, autocast, input, linear_weight=linear_weight, linear_bias=linear_bias)
-    classes, places = linear_weight.shape[0], linear_weight.shape[1:-1]
-    batch = input.shape[:-1]
-    rows_shape = [*batch, *places]
-    indices = _validation.check_linear_target(_FUNCTION, target, rows_shape, [*batch, classes, *places], ignore_index)
-    dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
-    if weight is not None:
-        _validation.check_weight_of_classes(classes, input.dtype, indices, weight, autocast, _FUNCTION)
-        dtype = torch.promote_types(dtype, weight.dtype)
-    dtype = result_dtype(dtype, input.device)
-    product_dtype = torch.get_autocast_dtype(input.device.type) if autocast else input.dtype
-    if input.dtype == torch.float64:
-        product_dtype = torch.float64
+    indices, shape = _check(input, linear_weight, target, linear_bias, weight, sample_weight, ignore_index)
+    dtype, product_dtype, compute = _dtypes(input, linear_weight, target, weight, indices)
     if block_rows is None:
-        block_rows = linear.default_block_rows(classes, product_dtype.itemsize, logit_softcap)
-    compute = compute_dtype(input, linear_weight, None if indices else target, weight)
-
-    shape = torch.Size(rows_shape)
-    target = target.reshape(shape).to(torch.int64) if indices else target
+        block_rows = linear.default_block_rows(linear_weight.shape[0], product_dtype.itemsize, logit_softcap)
+    if indices:
+        target = target.reshape(shape).to(torch.int64)
     if sample_weight is not None:
-        _validation.check_sample_weight(_FUNCTION, sample_weight, shape)
         sample_weight = sample_weight.to(compute).expand(shape)
     if weight is not None:
         # Numerator and denominator share one wide weight, so that its gradient is rounded once.
@@ -436,10 +409,8 @@ def linear_cross_entropy(
         _losses((*arguments[:4], weight, arguments[4]), inner, return_stats, settings)
         for arguments in _each_place(input, linear_weight, linear_bias, target, sample_weight, indices)
     ]
-    if reduction == "none":
-        loss = torch.stack([loss for loss, _ in results], -1).reshape(shape)
-    else:
-        loss = results[0][0] if len(results) == 1 else torch.stack([loss for loss, _ in results]).sum()
+    loss = torch.stack([loss for loss, _ in results], -1)
+    loss = loss.reshape(shape) if reduction == "none" else loss.sum()
     if reduction == "mean":
         if normalizer is None:
             normalizer = (
@@ -453,6 +424,47 @@ def linear_cross_entropy(
         return loss
     found = torch.stack([statistics for _, statistics in results if statistics is not None], -1)
     return loss, _row_statistics(found.reshape(-1, *shape), target, sample_weight, indices, ignore_index)
+
+
+def _check(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+) -> tuple[bool, torch.Size]:
+    """Whether target holds class indices, and the shape of the rows."""
+    _validation.check_tensors(_FUNCTION, input=input, linear_weight=linear_weight, target=target)
+    others = {"linear_weight": linear_weight, "target": target, "linear_bias": linear_bias}
+    _validation.check_same_device(_FUNCTION, input, **others, weight=weight, sample_weight=sample_weight)
+    _validation.check_floating_input(_FUNCTION, input)
+    _validation.check_linear(_FUNCTION, input, linear_weight, linear_bias)
+    autocast = autocast_enabled(input.device)
+    _validation.check_linear_dtypes(_FUNCTION, autocast, input, linear_weight=linear_weight, linear_bias=linear_bias)
+    batch, (classes, *places) = input.shape[:-1], linear_weight.shape[:-1]
+    rows = [*batch, *places]
+    indices = _validation.check_linear_target(_FUNCTION, target, rows, [*batch, classes, *places], ignore_index)
+    if weight is not None:
+        _validation.check_weight_of_classes(classes, input.dtype, indices, weight, autocast, _FUNCTION)
+    if sample_weight is not None:
+        _validation.check_sample_weight(_FUNCTION, sample_weight, torch.Size(rows))
+    return indices, torch.Size(rows)
+
+
+def _dtypes(
+    input: Tensor, linear_weight: Tensor, target: Tensor, weight: Tensor | None, indices: bool
+) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+    """Of the returned loss, of the products, and of everything between."""
+    dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
+    if weight is not None:
+        dtype = torch.promote_types(dtype, weight.dtype)
+    product_dtype = input.dtype
+    if autocast_enabled(input.device) and product_dtype != torch.float64:
+        product_dtype = torch.get_autocast_dtype(input.device.type)
+    compute = compute_dtype(input, linear_weight, None if indices else target, weight)
+    return result_dtype(dtype, input.device), product_dtype, compute
 
 
 def _block_rows(options: Any, block_rows: int | None) -> int | None:

@@ -325,12 +325,12 @@ def _are_alike(input: Tensor, target: Tensor) -> bool:
     )
 
 
-class MSELoss(nn.Module):
+class MSELoss(nn.MSELoss):
     r"""Mean squared error as a module: :func:`torchlosses.mse_loss` with its options kept.
 
     .. math:: \text{loss} = \frac{1}{n} \sum_i (x_i - t_i)^2
 
-    in the squared unit of the target. A drop-in for `torch.nn.MSELoss`.
+    in the squared unit of the target. A drop-in for `torch.nn.MSELoss`, and a subclass of it.
 
     Args:
         size_average: Not supported; here so that positional arguments keep their place. Use `reduction`.
@@ -364,6 +364,8 @@ class MSELoss(nn.Module):
 
     __constants__ = ("reduction", "broadcast")
 
+    reduction: _validation.Reduction  # pyright: ignore[reportIncompatibleVariableOverride] # narrower than the base's str
+
     def __init__(
         self,
         size_average: None = None,
@@ -373,12 +375,11 @@ class MSELoss(nn.Module):
         broadcast: _validation.Broadcast = "warn",
         empty: _validation.Empty = "nan",
     ) -> None:
-        super().__init__()
         _validation.check_legacy_arguments(size_average, reduce)
         _validation.check_reduction(reduction)
         _validation.check_broadcast_option(broadcast)
-        self.reduction: _validation.Reduction = reduction
         _validation.check_empty(empty)
+        super().__init__(reduction=reduction)
         self.broadcast: _validation.Broadcast = broadcast
         self.empty: _validation.Empty = empty
 

@@ -22,14 +22,15 @@ def describe_environment(device: torch.device, processes: int, threads: int) -> 
         numpy=version("numpy"),
         python=platform.python_version(),
         platform=platform.platform(),
-        processor=_processor(),
+        processor=processor(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         threads=threads,
         processes=processes,
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

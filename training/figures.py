@@ -34,13 +34,13 @@ PAPER = "#ffffff"
 DOTS_PER_INCH = 160
 
 # After Okabe and Ito: told apart with every common colour blindness, dark enough on white, light enough on black.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#dd9500", "#b8609a", "#7a7a7a", "#4f9fd0", "#8c6d31")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#dd9500", "#b8609a", "#7a7a7a", "#4f9fd0", "#8c6d31")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1, 1.4)), "-.")
 _RELIABILITY_BINS = 15
 _KNOWN_ORDER = ("regression-mse", "cross-entropy", "mse-softmax", "mse-raw", "cee-softmax")
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 11,
@@ -101,7 +101,7 @@ class Palette:
 
     def color(self, objective: str) -> str:
         """The objective's colour."""
-        return _COLORS[self.position(objective) % len(_COLORS)]
+        return COLORS[self.position(objective) % len(COLORS)]
 
     def weight(self, objective: str) -> float:
         """A factor for line width and marker size: later curves are finer, so that one below stays visible."""
@@ -130,7 +130,7 @@ def draw_figures(results: Results, directory: Path) -> dict[str, Drawing]:
         ("recovery-accuracy", lambda: _recovery(results, palette)),
     ]
     drawings = {}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for name, draw in planned:
             drawn = draw()
             if drawn is not None:

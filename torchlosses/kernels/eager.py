@@ -414,15 +414,16 @@ def _probability_gradient(
     share = _effective_target(t, weight, label_smoothing)
     total = share.sum(1, keepdim=True)
     gradient = _softmax(x, out, compute)
-    # At the most probable class, A p - a = Σ_{j≠i} a_j - A Σ_{j≠i} p_j keeps the digits that A p - a loses.
+    # At a class that has more than half, A p - a = Σ_{j≠i} a_j - A Σ_{j≠i} p_j keeps the digits that A p - a loses.
     i = gradient.argmax(1, keepdim=True)
     most_probable = gradient.gather(1, i)
-    rest = gradient.scatter(1, i, 0).sum(1, keepdim=True) + (most_probable - most_probable)
-    at_most_probable = share.scatter(1, i, 0).sum(1, keepdim=True) - total * rest
+    others = share.scatter(1, i, 0).sum(1, keepdim=True) - total * gradient.scatter(1, i, 0).sum(1, keepdim=True)
+    plain = total * most_probable - share.gather(1, i)
+    at_most_probable = torch.where(most_probable > 0.5, others, plain)
     if isinstance(slope, Tensor):
-        at_most_probable += slope * most_probable
+        at_most_probable = at_most_probable + slope * most_probable
         total = total + slope
-    at_most_probable.mul_(g)
+    at_most_probable = at_most_probable * g
     gradient.mul_(total).sub_(share).mul_(g).scatter_(1, i, at_most_probable)
     if gradient is not out:
         out.copy_(gradient)

@@ -1,0 +1,147 @@
+"""Who is measured: one implementation a line, and the limits of the machine beside them, one a line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import torchlosses
+from benchmarks.cases import BOTH, TOGETHER, Case
+from benchmarks.problems import PROBLEMS
+from benchmarks.results import Passes
+from torchlosses import kernels
+
+Loss = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Call:
+    """Something to be timed: `run` is timed, `prepare` is not and comes before every single `run`, if it is given.
+
+    `around` is entered for a sample as a whole, outside of the time.
+    """
+
+    run: Callable[[], object]
+    prepare: Callable[[], object] | None = None
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A way to compute the losses.
+
+    Args:
+        name: the key in the results.
+        title: in words, for tables and legends.
+        losses: a function a loss; what is not there is not measured.
+        backend: which one of torchlosses runs.
+        compiled: whether the function goes through torch.compile.
+        consumes: whether the backward destroys the input.
+        passes: what it is asked to do.
+    """
+
+    name: str
+    title: str
+    losses: Mapping[str, Loss]
+    backend: str | None = None
+    compiled: bool = False
+    consumes: bool = False
+    passes: tuple[Passes, ...] = BOTH
+
+    def serves(self, case: Case, passes: Passes) -> bool:
+        """Whether it can be measured on this."""
+        available = self.backend is None or self.backend in kernels.available()
+        return case.loss in self.losses and passes in self.passes and available
+
+    def around(self) -> AbstractContextManager[object]:
+        """Within it, the backend is the one asked for."""
+        return nullcontext() if self.backend is None else kernels.use(self.backend)
+
+    def function(self, case: Case) -> Loss:
+        """The loss, compiled for this one case if it is to be."""
+        loss = self.losses[case.loss]
+        if not self.compiled:
+            return loss
+        # Without it torch.compile sees another shape of the same function, and compiles for any shape from then on.
+        torch.compiler.reset()
+        return torch.compile(loss, dynamic=False)
+
+    def call(self, loss: Loss, arguments: tuple[Tensor, ...], passes: Passes) -> Call:
+        """One forward, or one forward and backward; whoever fills gradients also frees them within the time."""
+        if passes == "forward":
+            return Call(partial(loss, *(argument.detach() for argument in arguments)), around=self.around)
+        if self.consumes:
+            return self._call_on_a_copy(loss, arguments)
+        learnt = [argument for argument in arguments if argument.requires_grad]
+
+        def run() -> None:
+            loss(*arguments).backward()
+            for argument in learnt:
+                argument.grad = None
+
+        return Call(run, around=self.around)
+
+    def _call_on_a_copy(self, loss: Loss, arguments: tuple[Tensor, ...]) -> Call:
+        """As in training, the input is the output of another operation, here a copy; it is made outside of the time."""
+        leaf, *others = arguments
+        copy = [leaf]
+
+        def prepare() -> None:
+            leaf.grad = None
+            copy[0] = leaf.clone()
+
+        return Call(lambda: loss(copy[0], *others).backward(), prepare, self.around)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What the machine needs for a simple step over the same memory, beside which a loss can be judged."""
+
+    name: str
+    title: str
+    losses: tuple[str, ...]
+    call: Callable[..., Call] = field(compare=False)
+
+
+def _exp_in_place(input: Tensor, *_: Tensor) -> Call:
+    warm = torch.empty_like(input)
+    return Call(warm.exp_, partial(warm.copy_, input))
+
+
+OURS = {loss: getattr(torchlosses, loss) for loss in PROBLEMS}
+IN_PLACE = {"cross_entropy": partial(torchlosses.cross_entropy, inplace_backward=True)}
+BUILTIN = {loss: problem.builtin for loss, problem in PROBLEMS.items()}
+
+IMPLEMENTATIONS = (
+    Implementation("native", "torchlosses", OURS, backend="native"),
+    Implementation("inplace", "torchlosses, in place", IN_PLACE, backend="native", consumes=True, passes=TOGETHER),
+    Implementation("eager", "torchlosses, eager backend", OURS, backend="eager"),
+    Implementation("torch", "torch", BUILTIN),
+    Implementation("compiled", "torch.compile", BUILTIN, compiled=True),
+)
+
+CLASSIFICATION = ("cross_entropy", "cee_loss")
+EVERY = (*CLASSIFICATION, "mse_loss")
+
+LIMITS = (
+    Limit("clone", "`input.clone()`", EVERY, lambda x, *_: Call(x.clone)),
+    Limit("copy", "`warm.copy_(input)`", EVERY, lambda x, *_: Call(partial(torch.empty_like(x).copy_, x))),
+    Limit(
+        "exp",
+        "`torch.exp(input, out=warm)`",
+        CLASSIFICATION,
+        lambda x, *_: Call(partial(torch.exp, x, out=torch.empty_like(x))),
+    ),
+    Limit("exp_", "`warm.exp_()`", CLASSIFICATION, _exp_in_place),
+    Limit(
+        "dot",
+        "`torch.dot(input, target)`",
+        ("mse_loss",),
+        lambda x, target: Call(partial(torch.dot, x.flatten(), target.flatten())),
+    ),
+)

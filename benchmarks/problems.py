@@ -1,0 +1,63 @@
+"""For each loss: what it is given, and the formula in PyTorch operations that it must agree with in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from benchmarks.cases import Case
+
+DELTA = 1e-7
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A loss to be computed.
+
+    Args:
+        draw: the arguments for a shape, dtype and generator; those that require grad are differentiated by.
+        builtin: what one would use without this package; in float64 it is the truth.
+        unit: how many elements the tensor has that a lean implementation avoids; by default the input's.
+    """
+
+    draw: Callable[[tuple[int, ...], torch.dtype, Generator], tuple[Tensor, ...]]
+    builtin: Callable[..., Tensor]
+    unit: Callable[[tuple[int, ...]], int] = math.prod
+
+    def arguments(self, case: Case) -> tuple[Tensor, ...]:
+        """The arguments, the same every time."""
+        return self.draw(case.shape, getattr(torch, case.dtype), Generator().manual_seed(0))
+
+
+def textbook_cross_entropy_error(input: Tensor, target: Tensor) -> Tensor:
+    """-log(p_y + δ) of class indices y, in the operations that PyTorch has for it."""
+    return F.nll_loss(torch.log(input + DELTA), target)
+
+
+def _logits_and_indices(shape: tuple[int, ...], dtype: torch.dtype, generator: Generator) -> tuple[Tensor, Tensor]:
+    logits = torch.randn(shape, generator=generator).to(dtype)
+    return logits.requires_grad_(), torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+
+
+def _probabilities_and_indices(
+    shape: tuple[int, ...], dtype: torch.dtype, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    logits, indices = _logits_and_indices(shape, torch.float32, generator)
+    return logits.detach().softmax(1).to(dtype).requires_grad_(), indices
+
+
+def _predictions_and_values(shape: tuple[int, ...], dtype: torch.dtype, generator: Generator) -> tuple[Tensor, Tensor]:
+    predictions = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    return predictions, torch.randn(shape, generator=generator).to(dtype)
+
+
+PROBLEMS = {
+    "cross_entropy": Problem(_logits_and_indices, F.cross_entropy),
+    "mse_loss": Problem(_predictions_and_values, F.mse_loss),
+    "cee_loss": Problem(_probabilities_and_indices, textbook_cross_entropy_error),
+}

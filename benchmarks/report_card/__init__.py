@@ -1,0 +1,1 @@
+"""The report card: the conformance kit over our losses, torch's and other libraries', written to docs/."""

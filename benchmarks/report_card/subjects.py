@@ -1,0 +1,156 @@
+"""The losses of the report card: where each comes from, and how the kit is to call it."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from benchmarks.report_card.references import (
+    focal_map,
+    linear_cross_entropy,
+    sigmoid_focal,
+    sigmoid_focal_unreduced,
+    smoothed_cross_entropy,
+    textbook_cross_entropy,
+)
+from torchlosses.testing import KINDS, Kind
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loss of the report card.
+
+    Args:
+        name: The heading: how users import it.
+        distribution: The installed distribution whose version is shown.
+        path: package.module:Name.
+        kind: As for `check_loss`.
+        reference: As for `check_loss`.
+        options: As for `check_loss`.
+        rename: As for `check_loss`.
+        called: How it is called, where that needs a word.
+    """
+
+    name: str
+    distribution: str
+    path: str
+    kind: str | Kind
+    reference: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rename: Mapping[str, str] = field(default_factory=dict)
+    called: str = ""
+
+    def load(self) -> Any:
+        """The loss; only now its library is imported."""
+        return pkgutil.resolve_name(self.path)
+
+
+def chunked_linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """torch's, on the path that keeps the logits out of memory."""
+    return nn.functional.linear_cross_entropy(
+        input,
+        linear_weight,
+        target,
+        linear_bias=linear_bias,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        options=nn.LinearCrossEntropyOptions(),
+    )
+
+
+# The focal losses define their formula for labels of 0 and 1; MONAI's `weight` is one number a class, not an element.
+LABELS = replace(
+    KINDS["binary"],
+    forms={"labels": KINDS["binary"].forms["labels"]},
+    differentiable=("input",),
+    weight=None,
+)
+
+SUBJECTS = (
+    Subject("torchlosses.MSELoss", "torchlosses", "torchlosses:MSELoss", "regression", nn.MSELoss),
+    Subject(
+        "torchlosses.CrossEntropyLoss",
+        "torchlosses",
+        "torchlosses:CrossEntropyLoss",
+        "classification",
+        nn.CrossEntropyLoss,
+    ),
+    Subject("torchlosses.CEELoss", "torchlosses", "torchlosses:CEELoss", "probabilities", textbook_cross_entropy),
+    Subject("torch.nn.MSELoss", "torch", "torch.nn:MSELoss", "regression"),
+    Subject("torch.nn.CrossEntropyLoss", "torch", "torch.nn:CrossEntropyLoss", "classification"),
+    Subject("torch.nn.BCEWithLogitsLoss", "torch", "torch.nn:BCEWithLogitsLoss", "binary"),
+    Subject(
+        "torch.nn.functional.linear_cross_entropy",
+        "torch",
+        "benchmarks.report_card.subjects:chunked_linear_cross_entropy",
+        "linear classification",
+        linear_cross_entropy,
+        called="chunked, with `options=torch.nn.LinearCrossEntropyOptions()`",
+    ),
+    Subject(
+        "torchvision.ops.sigmoid_focal_loss",
+        "torchvision",
+        "torchvision.ops:sigmoid_focal_loss",
+        LABELS,
+        sigmoid_focal_unreduced,
+        options={"alpha": -1},
+        called="with labels of 0 and 1, and `alpha=-1`, which switches the balance of positives and negatives off",
+    ),
+    Subject(
+        "timm.loss.LabelSmoothingCrossEntropy",
+        "timm",
+        "timm.loss:LabelSmoothingCrossEntropy",
+        "classification",
+        smoothed_cross_entropy,
+        rename={"label_smoothing": "smoothing"},
+    ),
+    Subject(
+        "timm.loss.SoftTargetCrossEntropy",
+        "timm",
+        "timm.loss:SoftTargetCrossEntropy",
+        "classification",
+        nn.CrossEntropyLoss,
+    ),
+    Subject(
+        "kornia.losses.FocalLoss",
+        "kornia",
+        "kornia.losses:FocalLoss",
+        "classification",
+        focal_map,
+        options={"alpha": None},
+        called="with `alpha=None`, which weights every class by 1",
+    ),
+    Subject(
+        "monai.losses.FocalLoss",
+        "monai",
+        "monai.losses:FocalLoss",
+        LABELS,
+        sigmoid_focal,
+        called="with labels of 0 and 1",
+    ),
+    Subject(
+        "segmentation_models_pytorch.losses.SoftCrossEntropyLoss",
+        "segmentation-models-pytorch",
+        "segmentation_models_pytorch.losses:SoftCrossEntropyLoss",
+        "classification",
+        nn.CrossEntropyLoss,
+        options={"smooth_factor": 0.0},
+        called="with `smooth_factor=0.0`, because the default does not run",
+    ),
+    Subject("entmax.Entmax15Loss", "entmax", "entmax:Entmax15Loss", "classification"),
+)

@@ -1,0 +1,217 @@
+"""The results as tables, in Markdown for the documents and on the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cases import SETTINGS
+from benchmarks.goals import GOALS, MEMORY_GOALS, Goal, MemoryGoal, Reached
+from benchmarks.lookup import Lookup, Subject
+from benchmarks.results import Results, Timing
+
+NOTHING = "—"
+MEGABYTE = 1e6
+# The limit that says most about each call.
+NEAREST_LIMIT = {("mse_loss", "forward"): "dot", ("cross_entropy", "forward"): "exp", ("cee_loss", "forward"): "copy"}
+
+
+def tables(results: Results) -> dict[str, str]:
+    """Every table of the documents, by the name of its place."""
+    lookup = Lookup(results)
+    made = {
+        "environment": _environment(results),
+        "goals": _goals(lookup),
+        "memory": _memory(lookup),
+        "summary": _summary(lookup),
+    }
+    for setting in SETTINGS:
+        made[f"times-{setting}"] = _times(lookup, setting)
+    made["limits"] = _limits(lookup)
+    return made
+
+
+def print_results(results: Results, console: Console) -> None:
+    """The most important times and the figures to reach, for a terminal."""
+    lookup = Lookup(results)
+    for setting in results.settings:
+        table = Table(title=f"torch {results.environment.torch}, {setting.title}")
+        for column in ("case", "passes", "torchlosses", "against torch", "against torch.compile", "of the limit"):
+            table.add_column(column, justify="left" if column in ("case", "passes") else "right")
+        for subject in lookup.timed(setting.name):
+            limit = NEAREST_LIMIT.get((subject.loss, subject.passes), "clone")
+            ratios = (lookup.ratio(setting.name, subject, "native", against) for against in ("torch", "compiled"))
+            of_limit = lookup.ratio(setting.name, subject, limit, "native")
+            table.add_row(
+                subject.title,
+                subject.passes,
+                duration(lookup.timing(setting.name, subject, "native")),
+                *map(times_as_fast, ratios),
+                NOTHING if of_limit is None else f"{of_limit:.2f} {limit}",
+            )
+        console.print(table)
+    judged = [reached for goal in GOALS for reached in goal.measured(lookup) if reached is not None]
+    judged += [goal.measured(lookup) for goal in MEMORY_GOALS]
+    measured = [reached for reached in judged if reached.ratio is not None]
+    console.print(
+        f"{sum(reached.reached for reached in measured)} of {len(measured)} figures to reach that were measured "
+        f"are reached; {len(judged) - len(measured)} were not measured."
+    )
+
+
+def duration(timing: Timing | None, *, spread: bool = False) -> str:
+    """The median of a time with its unit, and if asked for the quartiles."""
+    if timing is None:
+        return NOTHING
+    unit, factor = ("ms", 1e3) if timing.median >= 1e-3 else ("µs", 1e6)
+    text = f"{_digits(timing.median * factor)} {unit}"
+    if spread:
+        text += f" ({_digits(timing.lower_quartile * factor)} to {_digits(timing.upper_quartile * factor)})"
+    return text
+
+
+def times_as_fast(ratio: float | None) -> str:
+    """A ratio of times, such as 6.8×."""
+    return NOTHING if ratio is None else f"{_digits(ratio, 2)}×"
+
+
+def _digits(value: float, significant: int = 3) -> str:
+    """So many significant digits, and all that are before the point."""
+    rounded = float(f"{value:.{significant}g}")
+    decimals = max(0, significant - 1 - math.floor(math.log10(rounded)))
+    return f"{value:.{decimals}f}"
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
+    """A table; the first `left` columns hold text, the others numbers."""
+    rule = ["---"] * left + ["---:"] * (len(columns) - left)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))
+
+
+def _environment(results: Results) -> str:
+    environment = results.environment
+    commit = environment.commit[:12] if environment.commit else "not known"
+    rows = {
+        "date": results.started[:10],
+        "commit": commit + (" and changes" if environment.dirty else ""),
+        "torch": environment.torch,
+        "backend": f"{environment.backend}, {environment.instruction_set}",
+        "processor": f"{environment.processor}, {environment.cores} cores",
+        "system": f"{environment.platform}, {environment.libc}, Python {environment.python}",
+        "allocator": ", ".join(f"{name}={value}" for name, value in environment.allocator.items()) or "default",
+        "transparent huge pages": environment.transparent_huge_pages or "not known",
+        "load before": "not known" if environment.load is None else f"{environment.load:.2f}",
+        "settings": "; ".join(setting.title for setting in results.settings),
+        "command": f"`{results.command}`, {results.seconds:.0f} s",
+    }
+    return _markdown(("what", "value"), rows.items(), left=2)
+
+
+def _goals(lookup: Lookup) -> str:
+    rows = [
+        (_goal_title(goal, lookup.results), *(_judgement(reached, lookup.results) for reached in goal.measured(lookup)))
+        for goal in GOALS
+    ]
+    speed = _markdown(("case", "against torch", "against torch.compile", "against the limit"), rows)
+    return f"{speed}\n\n{_memory_goals(lookup)}"
+
+
+def _goal_title(goal: Goal, results: Results) -> str:
+    notes = [goal.passes]
+    if goal.implementation != "native":
+        notes.append(results.title(goal.implementation).removeprefix("torchlosses, "))
+    if goal.setting == "pages":
+        notes.append("THP_MEM_ALLOC_ENABLE=1")
+    return f"{goal.subject.title}, {', '.join(notes)}"
+
+
+def _judgement(reached: Reached | None, results: Results) -> str:
+    if reached is None:
+        return ""
+    bound = reached.bound
+    if bound.at_least is not None:
+        return f"≥ {bound.at_least:g}×: {_mark(reached, times_as_fast(reached.ratio))}"
+    share = NOTHING if reached.ratio is None else f"{reached.ratio:.2f}"
+    return f"≤ {bound.at_most:g} of {results.title(bound.against)}: {_mark(reached, share)}"
+
+
+def _mark(reached: Reached, figure: str) -> str:
+    if reached.ratio is None:
+        return "not measured"
+    return f"**{figure}**" if reached.reached else f"{figure}, not reached"
+
+
+def _memory_goals(lookup: Lookup) -> str:
+    def row(goal: MemoryGoal) -> tuple[str, str, str, str]:
+        reached, torch = goal.measured(lookup), lookup.memory("all", goal.subject, "torch")
+        title = f"{goal.subject.title}, {goal.subject.passes}" + (
+            ", in place" if goal.implementation == "inplace" else ""
+        )
+        share = NOTHING if reached.ratio is None else f"{reached.ratio:.2f}"
+        return title, goal.words, _mark(reached, share), NOTHING if torch is None else f"{torch.units:.2f}"
+
+    columns = ("peak extra memory, in tensors of (rows, classes)", "to reach", "torchlosses", "torch")
+    return _markdown(columns, map(row, MEMORY_GOALS), left=2)
+
+
+def _summary(lookup: Lookup) -> str:
+    """The short table: forward and backward, with all threads, of the cases that have a figure to reach."""
+    subjects = dict.fromkeys(goal.subject for goal in GOALS if goal.passes == "forward+backward")
+    rows = []
+    for subject in subjects:
+        found = lookup.timing("all", subject, "native")
+        if found is None:
+            continue
+        memory = (lookup.memory("all", subject, name) for name in ("native", "torch"))
+        units = [NOTHING if peak is None else f"{peak.units:.1f}" for peak in memory]
+        ratios = (lookup.ratio("all", subject, "native", against) for against in ("torch", "compiled"))
+        rows.append(
+            (
+                subject.title,
+                duration(found),
+                *map(times_as_fast, ratios),
+                NOTHING if NOTHING in units else " / ".join(units),
+            )
+        )
+    columns = ("forward and backward", "time", "against torch", "against torch.compile", "memory, ours / torch's")
+    return _markdown(columns, rows)
+
+
+def _times(lookup: Lookup, setting: str) -> str:
+    return _matrix(
+        lookup,
+        lookup.timed(setting),
+        lookup.results.implementations,
+        lambda subject, name: duration(lookup.timing(setting, subject, name), spread=True),
+    )
+
+
+def _limits(lookup: Lookup) -> str:
+    # The limits do not depend on the passes; those beside the forward and backward stand for both.
+    subjects = [subject for subject in lookup.timed("all") if subject.passes == "forward+backward"]
+    return _matrix(
+        lookup, subjects, lookup.results.limits, lambda subject, name: duration(lookup.timing("all", subject, name))
+    )
+
+
+def _memory(lookup: Lookup) -> str:
+    def cell(subject: Subject, name: str) -> str:
+        peak = lookup.memory("all", subject, name)
+        return NOTHING if peak is None else f"{peak.units:.2f} ({peak.extra_bytes / MEGABYTE:.0f} MB)"
+
+    return _matrix(lookup, lookup.weighed(), (*lookup.results.implementations, "clone"), cell)
+
+
+def _matrix(
+    lookup: Lookup, subjects: Sequence[Subject], names: Iterable[str], cell: Callable[[Subject, str], str]
+) -> str:
+    """A row a subject and a column a name; columns without anything measured are left out."""
+    columns = {name: [cell(subject, name) for subject in subjects] for name in names}
+    columns = {lookup.results.title(name): cells for name, cells in columns.items() if set(cells) - {NOTHING}}
+    if not columns:
+        return "Not measured."
+    about = [[subject.title for subject in subjects], [subject.passes for subject in subjects]]
+    return _markdown(("case", "passes", *columns), zip(*about, *columns.values(), strict=True), left=2)

@@ -1,0 +1,109 @@
+"""The command that measures: end to end on tiny inputs, and what it says about bad options."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks import run
+from benchmarks.cases import Case
+from benchmarks.errors import BenchmarkError
+from benchmarks.implementations import IMPLEMENTATIONS, LIMITS
+from benchmarks.results import read_results
+
+TINY = (
+    Case("cross_entropy", (4, 3), passes=("forward",), settings=("all", "pages")),
+    Case("mse_loss", (5,), "float64", passes=("forward+backward",), memory=True),
+)
+
+
+def test_a_tiny_run_leaves_complete_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "CASES", TINY)
+    path = tmp_path / "results.json"
+    assert run.main(["--out", str(path), "--seconds", "0.001"]) == 0
+    printed = capsys.readouterr().out
+    assert f"results: {path}" in printed
+    found = read_results(path)
+    assert found.command == f"python -m benchmarks.run --out {path} --seconds 0.001"
+    everyone = {implementation.name for implementation in IMPLEMENTATIONS if implementation.name != "inplace"}
+    if found.environment.backend != "native":
+        everyone.remove("native")
+    limits = {loss: {limit.name for limit in LIMITS if loss in limit.losses} for loss in ("cross_entropy", "mse_loss")}
+    measured = {
+        (timing.setting, timing.loss): {other.implementation for other in found.timings if _same(timing, other)}
+        for timing in found.timings
+    }
+    assert measured == {
+        ("all", "cross_entropy"): everyone | limits["cross_entropy"],
+        ("pages", "cross_entropy"): everyone | limits["cross_entropy"],
+        ("all", "mse_loss"): everyone | limits["mse_loss"],
+    }
+    assert {peak.implementation for peak in found.memory} == everyone | {"clone"}
+    assert {(peak.loss, peak.unit_bytes) for peak in found.memory} == {("mse_loss", 40)}
+    (pages,) = (setting for setting in found.settings if setting.name == "pages")
+    assert pages.environment == {"THP_MEM_ALLOC_ENABLE": "1"}
+
+
+def _same(timing: object, other: object) -> bool:
+    return all(getattr(timing, name) == getattr(other, name) for name in ("setting", "loss"))
+
+
+def test_a_process_that_fails_is_reported_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHLOSSES_BACKEND", "quantum")
+    options = run.Options(seconds=0.001, memory=False, settings=("all",))
+    with pytest.raises(
+        BenchmarkError, match=r"(?s)failed with exit code 1; its last lines:.*'quantum' is not a backend"
+    ):
+        run.measure(TINY[:1], options, "", Console(file=io.StringIO()))
+
+
+def test_a_wrong_implementation_is_told_in_one_line() -> None:
+    assert run._failure(1, "W: a warning\nerror: native is wrong on x\n") == "native is wrong on x"
+    assert run._failure(-9, "").startswith(
+        "the process that measures was ended by SIGKILL; its last lines:\nit left no"
+    )
+
+
+BAD = {
+    "--seconds 0": "--seconds must be above 0 and at most 600, not 0.0",
+    "--seconds nan": "--seconds must be above 0 and at most 600, not nan",
+    "--losses mse_loss mse_loss": "--losses takes one or more names, each once",
+    "--out .": "--out must be a file, and . is a folder",
+    "--losses hinge": "cross_entropy",
+    "--setings all": "--settings",
+}
+
+
+@pytest.mark.parametrize("options", BAD)
+def test_bad_options_end_with_the_reason(options: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = run.main(options.split())
+    except SystemExit as exit_request:
+        code = exit_request.code
+    captured = capsys.readouterr()
+    assert code == run.USAGE_ERROR
+    assert BAD[options] in captured.err
+    assert not captured.out
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_request:
+        run.main(["--help"])
+    assert exit_request.value.code == 0
+    shown = capsys.readouterr().out
+    for option in ("--quick", "--losses", "--settings", "--seconds", "--no-memory", "--out"):
+        assert option in shown
+
+
+def test_a_quick_run_is_shorter_and_has_a_file_of_its_own() -> None:
+    quick, full = run.parse_options(["--quick"]), run.parse_options([])
+    assert set(quick.cases) < set(full.cases)
+    assert quick.seconds < full.seconds
+    assert set(quick.settings) < set(full.settings)
+    assert (quick.path, full.path) == (run.QUICK, run.FULL)
+    assert run.parse_options(["--quick", "--seconds", "5", "--losses", "cee_loss"]).seconds == 5

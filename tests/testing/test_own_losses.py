@@ -1,0 +1,150 @@
+"""The conformance kit applied to the losses of this package: every check is a test, on every backend."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch.nn.functional as F
+from torch import nn
+
+import torchlosses
+from tests.testing.shaped import PAIRS, of_images, of_single_rows
+from torchlosses import kernels
+from torchlosses.testing import CHECKS, BoundCheck, bound_checks
+
+FUNCTION = {f"integration.{name}" for name in ("pickle", "deepcopy", "state_dict", "moves_its_weight", "repr")}
+NO_WEIGHT = {
+    "gradients.by_weights",
+    "laws.weight_zero_is_a_removed_row",
+    "laws.weights_of_one_are_no_weights",
+    "errors.weight",
+}
+NO_WEIGHT_TO_KEEP = {"integration.state_dict", "integration.moves_its_weight"}
+NO_IGNORED_ROWS = {
+    "laws.ignored_row_is_a_removed_row",
+    "laws.ignored_row_may_hold_anything",
+    "laws.all_rows_ignored",
+}
+NO_SMOOTHING = {
+    "laws.smoothing_of_zero_is_none",
+    "laws.smoothing_of_one_forgets_the_target",
+    "laws.smoothing_interpolates",
+    "errors.label_smoothing",
+}
+NO_LOGITS = {
+    "values.confident_mistake",
+    "values.confident_tail",
+    "values.masked_classes",
+    "laws.logits_may_be_shifted",
+}
+NO_CLASSES = {
+    "values.one_class",
+    "values.many_classes",
+    "laws.classes_may_be_permuted",
+    "laws.one_hot_is_an_index",
+    "errors.target_dtype",
+    "errors.target_range",
+}
+BOUNDED = {"values.float16_range", "values.extreme_inputs", "laws.nonnegative"}
+NO_REFERENCE = {"values.reference", "values.reference_gradients"}
+ANY_SHAPES = {"inputs.broadcasting"}
+
+BEHIND_A_PRODUCT = {
+    "values.float16_range",
+    "values.confident_mistake",
+    "values.confident_tail",
+    "values.masked_classes",
+    "inputs.images",
+    "inputs.channels_last",
+    "laws.logits_may_be_shifted",
+    "laws.gradient_vanishes_at_the_optimum",
+}
+
+REGRESSION = NO_IGNORED_ROWS | NO_SMOOTHING | NO_LOGITS | NO_CLASSES
+PROBABILITIES = NO_IGNORED_ROWS | NO_SMOOTHING | NO_LOGITS | NO_WEIGHT | BOUNDED | NO_REFERENCE | ANY_SHAPES
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A loss, and the checks that do not apply to it: all others must pass."""
+
+    loss: Any
+    kind: str
+    reference: Any
+    not_applicable: set[str]
+
+
+LOSSES = {
+    "mse_loss": Audited(torchlosses.mse_loss, "regression", F.mse_loss, REGRESSION | FUNCTION),
+    "MSELoss": Audited(torchlosses.MSELoss, "regression", nn.MSELoss, REGRESSION | NO_WEIGHT | NO_WEIGHT_TO_KEEP),
+    "cross_entropy": Audited(torchlosses.cross_entropy, "classification", F.cross_entropy, ANY_SHAPES | FUNCTION),
+    "CrossEntropyLoss": Audited(torchlosses.CrossEntropyLoss, "classification", nn.CrossEntropyLoss, ANY_SHAPES),
+    "linear_cross_entropy": Audited(
+        torchlosses.linear_cross_entropy,
+        "linear classification",
+        F.linear_cross_entropy,
+        BEHIND_A_PRODUCT | ANY_SHAPES | FUNCTION,
+    ),
+    "cee_loss": Audited(torchlosses.cee_loss, "probabilities", None, PROBABILITIES | FUNCTION),
+    "CEELoss": Audited(torchlosses.CEELoss, "probabilities", None, PROBABILITIES | NO_WEIGHT_TO_KEEP),
+}
+
+
+@functools.cache
+def _checks(name: str, backend: str) -> dict[str, BoundCheck]:
+    """What trying a loss out shows is kept for all of its checks, for each backend."""
+    audited = LOSSES[name]
+    found = bound_checks(audited.loss, kind=audited.kind, reference=audited.reference)
+    return {check.name: check for check in found}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("backend", kernels.available())
+def test_conforms(backend: str, name: str, check: str) -> None:
+    with kernels.use(backend):
+        result = _checks(name, backend)[check].run()
+    if check in LOSSES[name].not_applicable:
+        assert result.status == "not applicable", result
+        return
+    assert result.status == ("measured" if check.startswith("cost.") else "passed"), result
+    # Nor does it refuse a part of what is asked.
+    assert not result.reason, result
+    assert result.cases > 0
+
+
+SHAPED = {
+    "cross_entropy of images": (torchlosses.cross_entropy, of_images(probabilities=False), {}),
+    "cross_entropy of single rows": (torchlosses.cross_entropy, of_single_rows(probabilities=False), {}),
+    "cee_loss of images": (torchlosses.cee_loss, of_images(probabilities=True), {}),
+    "cee_loss of single rows": (torchlosses.cee_loss, of_single_rows(probabilities=True), {}),
+    "mse_loss": (torchlosses.mse_loss, PAIRS, {"broadcast": "allow"}),
+}
+DERIVATIVES = [name for name in CHECKS if name.partition(".")[0] in ("derivatives", "transforms", "gradients")]
+# Which losses a check applies to, where not to all: those with a model in front, with a tensor for an option, or rows.
+APPLIES = {
+    "transforms.per_sample_gradients": (),
+    "gradients.by_weights": ("cross_entropy", "mse_loss"),
+    "gradients.one_for_each_loss": ("cross_entropy of images", "cee_loss of images", "mse_loss"),
+}
+
+
+@functools.cache
+def _shaped_checks(name: str, backend: str) -> dict[str, BoundCheck]:
+    loss, kind, options = SHAPED[name]
+    return {check.name: check for check in bound_checks(loss, kind=kind, options=options)}
+
+
+@pytest.mark.parametrize("check", DERIVATIVES)
+@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("backend", kernels.available())
+def test_derivatives_of_other_shapes(backend: str, name: str, check: str) -> None:
+    with kernels.use(backend):
+        result = _shaped_checks(name, backend)[check].run()
+    applies = name.startswith(APPLIES.get(check, ("",)))
+    assert result.status == ("passed" if applies else "not applicable"), result
+    if applies:
+        assert not result.reason, result

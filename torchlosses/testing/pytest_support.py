@@ -1,0 +1,70 @@
+"""Each check of a loss as a pytest test of its own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torchlosses.testing.audit import Audit
+from torchlosses.testing.kinds import Kind
+from torchlosses.testing.registry import CHECKS, Check
+from torchlosses.testing.report import Result
+from torchlosses.testing.runner import run_check, skipped_checks
+
+
+class BoundCheck:
+    """One check of one loss: called in a test, it fails or skips the test; `run` gives the result."""
+
+    def __init__(self, check: Check, audit: Callable[[], Audit], skip: str | None) -> None:
+        self.name = check.name
+        self._check, self._audit, self._skip = check, audit, skip
+
+    def run(self) -> Result:
+        """Run the check."""
+        if self._skip is not None:
+            return Result(self._check.name, self._check.why, "skipped", self._skip)
+        return run_check(self._check, self._audit())
+
+    def __call__(self) -> Result:
+        """Run the check as a test."""
+        import pytest
+
+        result = self.run()
+        if result.status == "failed":
+            pytest.fail(str(result), pytrace=False)
+        if result.status not in ("passed", "measured"):
+            pytest.skip(f"{result.status}: {result.reason}")
+        return result
+
+
+def bound_checks(
+    loss: Any,
+    *,
+    kind: str | Kind,
+    reference: Any = None,
+    skip: Iterable[str] | Mapping[str, str] = (),
+    options: Mapping[str, Any] | None = None,
+    rename: Mapping[str, str] | None = None,
+) -> list[BoundCheck]:
+    """The checks of one loss; the loss is first called when the first of them runs."""
+    skips = skipped_checks(skip)
+    audit = functools.cache(lambda: Audit(loss, kind, reference, options or {}, rename or {}))
+    return [BoundCheck(check, audit, skips.get(check.name)) for check in CHECKS.values()]
+
+
+def parametrize(loss: Any, **arguments: Any) -> Any:
+    """A decorator that runs a test `def test_my_loss(check): check()` once for each check; arguments as `check_loss`.
+
+    Example:
+        >>> import torch
+        >>> from torchlosses.testing import parametrize
+        >>> @parametrize(torch.nn.MSELoss, kind="regression")
+        ... def test_mse(check):
+        ...     check()
+    """
+    import pytest
+
+    return pytest.mark.parametrize(
+        "check", [pytest.param(check, id=check.name) for check in bound_checks(loss, **arguments)]
+    )
