@@ -92,6 +92,84 @@ def _cross_entropy_cases() -> list[Case]:
     return cases
 
 
+def _sample_weight(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """One weight a row, 0 for one of them."""
+    weight = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
+    weight.view(-1)[-1] = 0
+    return weight.to(dtype)
+
+
+EVERYTHING = {"z_loss": 0.1, "logit_softcap": 1.5, "label_smoothing": 0.2}
+
+
+def _option_cases() -> list[Case]:
+    """What the namesakes in torch do not have: a few combinations, since options and shapes do not interact."""
+    cases = []
+    rows, images = (4, CLASSES), (2, CLASSES, 2)
+    for kind, shape, names, options in (
+        ("index", rows, ("sample_weight",), {}),
+        ("ignored", rows, ("weight", "sample_weight"), EVERYTHING),
+        ("probability", rows, ("weight", "sample_weight"), EVERYTHING),
+        ("ignored", images, ("sample_weight",), {**EVERYTHING, "reduction": "none"}),
+        ("probability", images, (), {"z_loss": 0.1, "logit_softcap": 1.5, "reduction": "sum"}),
+        ("ignored", rows, ("normalizer",), {"z_loss": 0.1}),
+        ("index", (CLASSES,), ("normalizer", "sample_weight"), {"logit_softcap": 1.5, "empty": "zero"}),
+        ("index", (2, 2, CLASSES), ("sample_weight",), {"dim": -1}),
+    ):
+
+        def draw(
+            generator: torch.Generator,
+            dtype: torch.dtype,
+            kind: str = kind,
+            shape: tuple[int, ...] = shape,
+            names: tuple[str, ...] = names,
+            options: dict[str, Any] = options,
+        ) -> dict[str, Tensor]:
+            of_rows = shape[:-1] if "dim" in options else _rows_shape(shape)
+            tensors = {"input": torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)}
+            if kind == "probability":
+                logits = torch.randn(shape, generator=generator, dtype=torch.float64)
+                tensors["target"] = logits.softmax(1).to(dtype)
+            else:
+                tensors["target"] = torch.randint(CLASSES, of_rows, generator=generator)
+                if kind == "ignored":
+                    tensors["target"].view(-1)[1] = -100
+            if "weight" in names:
+                tensors["weight"] = (torch.rand(CLASSES, generator=generator, dtype=torch.float64) + 0.5).to(dtype)
+            if "sample_weight" in names:
+                tensors["sample_weight"] = _sample_weight(of_rows, generator, dtype)
+            if "normalizer" in names:
+                tensors["normalizer"] = torch.rand((), generator=generator, dtype=torch.float64).to(dtype) + 2
+            return tensors
+
+        differentiable = ("input", *(("target",) if kind == "probability" else ()), *names)
+        name = "-".join((f"cross_entropy-options-{kind}", "x".join(map(str, shape)), *names, *options))
+        cases.append(
+            Case(name, torchlosses.cross_entropy, None, draw, differentiable, {"reduction": "mean", **options})
+        )
+    for loss, names, reduction in itertools.product(
+        (torchlosses.mse_loss, torchlosses.cee_loss),
+        (("sample_weight",), ("sample_weight", "normalizer")),
+        ("mean", "none"),
+    ):
+        if "normalizer" in names and reduction != "mean":
+            continue
+
+        def draw_rows(
+            generator: torch.Generator, dtype: torch.dtype, names: tuple[str, ...] = names
+        ) -> dict[str, Tensor]:
+            input, target = (torch.randn(rows, generator=generator, dtype=torch.float64).softmax(1) for _ in range(2))
+            tensors = {"input": input.to(dtype), "target": target.to(dtype)}
+            tensors["sample_weight"] = _sample_weight(rows[:1], generator, dtype)
+            if "normalizer" in names:
+                tensors["normalizer"] = torch.tensor(2.5, dtype=dtype)
+            return tensors
+
+        name = "-".join((f"{loss.__name__}-options", *names, reduction))
+        cases.append(Case(name, loss, None, draw_rows, ("input", "target", *names), {"reduction": reduction}))
+    return cases
+
+
 def _cee_cases() -> list[Case]:
     cases = []
     for shape, kind, reduction in itertools.product(INPUT_SHAPES, ("index", "probability"), REDUCTIONS):
@@ -148,7 +226,7 @@ def _mse_cases() -> list[Case]:
     return cases
 
 
-CASES = [*_mse_cases(), *_cross_entropy_cases(), *_cee_cases()]
+CASES = [*_mse_cases(), *_cross_entropy_cases(), *_cee_cases(), *_option_cases()]
 CASES_WITH_BUILTIN = [case for case in CASES if case.builtin is not None]
 
 

@@ -64,3 +64,29 @@ def ulps(value: float, truth: Any, dtype: type[np.floating[Any]]) -> float:
     """The distance of `value` from `truth` in units of the last place of `truth`."""
     unit = float(np.spacing(dtype(abs(float(truth)))))
     return float(abs(mpmath.mpf(float(value)) - truth) / unit)
+
+
+def extended_cross_entropy_rows(
+    logits: Array,
+    target: Array,
+    weight: Array | None = None,
+    sample_weight: Array | None = None,
+    *,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[Array, Array]:
+    """The same with a soft cap of the logits, then a z-loss for the rows that are not ignored, then sample weights."""
+    logits = np.asarray(logits, dtype=np.float64)
+    slope = np.ones_like(logits)
+    if logit_softcap is not None:
+        tanh = np.tanh(logits / logit_softcap)
+        logits, slope = logit_softcap * tanh, 1 - tanh**2
+    losses, gradients = cross_entropy_rows(logits, target, weight, label_smoothing=label_smoothing)
+    exponentials = np.exp(logits)
+    total = exponentials.sum(1)
+    counted = target != -100 if target.ndim == 1 else np.ones(len(logits), dtype=bool)
+    losses = losses + counted * z_loss * np.log(total) ** 2
+    gradients += (counted * 2 * z_loss * np.log(total) / total)[:, None] * exponentials
+    samples = np.ones(len(logits)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    return samples * losses, samples[:, None] * gradients * slope

@@ -88,6 +88,13 @@ CASES = {
         as_logits,
         lambda rows: probabilities(rows, CLASSES),
     ),
+    "cross_entropy options": Case(
+        lambda: torchlosses.CrossEntropyLoss(
+            ignore_index=255, label_smoothing=0.1, z_loss=0.1, logit_softcap=2.0, empty="zero"
+        ),
+        as_logits,
+        some_ignored,
+    ),
     "linear_cross_entropy": Case(linear, as_logits, indices),
     "linear_cross_entropy none": Case(
         lambda: linear(reduction="none", label_smoothing=0.1, z_loss=0.1), as_logits, indices

@@ -62,7 +62,8 @@ def rows_denominator(rows: Tensor, sample_weight: Tensor | None, dtype: torch.dt
 
 def mean_of(total: Tensor, denominator: Tensor | float, empty: str) -> Tensor:
     """total / denominator, and where there is nothing to average over, what `empty` says, with gradient 0."""
-    denominator = torch.as_tensor(denominator, device=total.device).to(total.dtype)
+    # A number as a tensor of float32 would have lost digits.
+    denominator = denominator.to(total) if isinstance(denominator, Tensor) else total.new_full((), denominator)
     nothing = denominator == 0
     mean = total / denominator.masked_fill(nothing, 1)
     # Something divided by nothing stays what it is, inf or nan; only 0 / 0 has no value of its own.
@@ -89,5 +90,7 @@ def row_statistics(logits: Tensor, target: Tensor, maximum: Tensor, rest: Tensor
         log_probability = (share * shifted).masked_fill(share == 0, 0).sum(1) - share.sum(1) * log_rest
         correct = largest == target.argmax(1)
     probability = torch.exp(shifted - log_rest.unsqueeze(1))
+    # Which of nan or infinite logits is the largest says nothing.
+    correct &= rest.isfinite()
     entropy = log_rest - (probability * shifted).masked_fill(probability == 0, 0).sum(1)
     return maximum + log_rest, log_probability, correct, entropy

@@ -6,6 +6,7 @@ the dimensions behind the classes flattened into one. A row is one sample: a vec
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,11 @@ def indices_to_rows(target: Tensor) -> Tensor:
     if target.dim() == 0:
         return target.unsqueeze(0)
     return target.flatten(1) if target.dim() > 2 else target
+
+
+def row_shape(input: Tensor) -> torch.Size:
+    """The shape of the input without its class dimension."""
+    return torch.Size(() if input.dim() == 1 else (*input.shape[:1], *input.shape[2:]))
 
 
 def from_rows(losses: Tensor, input: Tensor) -> Tensor:

@@ -360,6 +360,25 @@ def check_empty(empty: str) -> None:
         raise ValueError(f"{empty!r} is not a valid value for empty: expected one of {', '.join(map(repr, EMPTY))}.")
 
 
+def check_dim(dim: int) -> int:
+    try:
+        return operator.index(dim)
+    except TypeError:
+        raise TypeError(f"dim must be an int, the dimension of the classes, but got {dim!r}.") from None
+
+
+def check_class_dimension(input: Tensor, dim: int) -> int:
+    """The dimension of the classes, counted from the front."""
+    dimensions = input.dim()
+    dim = check_dim(dim)
+    if not -dimensions <= dim < dimensions:
+        raise IndexError(
+            f"cross_entropy: dim={dim} is no dimension of input, which has shape {tuple(input.shape)}: expected "
+            f"{-dimensions} to {dimensions - 1}."
+        )
+    return dim % dimensions
+
+
 def check_z_loss(z_loss: float) -> float:
     z_loss = _number("z_loss", z_loss)
     if not 0.0 <= z_loss < math.inf:
@@ -391,6 +410,19 @@ def check_sample_weight(function: str, sample_weight: Tensor, rows: torch.Size) 
             f"{function}: sample_weight must broadcast to one weight a row, {tuple(rows)}, but has shape "
             f"{tuple(sample_weight.shape)}."
         )
+
+
+def check_leading_sample_weight(function: str, sample_weight: Tensor, shape: torch.Size) -> Tensor:
+    """One weight for each entry of the first dimensions, as a view that broadcasts to `shape`."""
+    if sample_weight.dtype.is_complex:
+        raise RuntimeError(f"{function}: expected a real sample_weight, got {_name(sample_weight.dtype)}.")
+    sizes = zip(sample_weight.shape, shape, strict=False)
+    if sample_weight.dim() > len(shape) or any(given not in (1, size) for given, size in sizes):
+        raise ValueError(
+            f"{function}: sample_weight must have the sizes of the first dimensions of input, or 1, but it is "
+            f"{tuple(sample_weight.shape)} and input is {tuple(shape)}: give one weight a sample, {tuple(shape[:1])}."
+        )
+    return sample_weight.reshape(*sample_weight.shape, *(1,) * (len(shape) - sample_weight.dim()))
 
 
 def check_inplace_backward(input: Tensor) -> bool:

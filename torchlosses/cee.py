@@ -27,8 +27,9 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from torchlosses import _validation
 from torchlosses._numerics import compute_dtype, log_plus_delta
+from torchlosses._options import mean_of
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
-from torchlosses._shapes import from_rows, indices_to_rows, per_class, to_rows
+from torchlosses._shapes import from_rows, indices_to_rows, per_class, row_shape, to_rows
 from torchlosses._transforms import Variants, batched, batched_gradient, forward_ad_rule, result_dtype, save
 from torchlosses.kernels import cee_backward, cee_forward
 
@@ -192,6 +193,9 @@ def cee_loss(
     delta: float = 1e-7,
     reduction: _validation.Reduction = "mean",
     validate_args: bool = True,
+    normalizer: Tensor | float | None = None,
+    sample_weight: Tensor | None = None,
+    empty: _validation.Empty = "nan",
 ) -> Tensor:
     r"""The textbook cross-entropy error between probabilities and a target, in nats.
 
@@ -205,8 +209,12 @@ def cee_loss(
         target: One-hot or probabilities, of the shape of `input` (one-hot may be integer or bool); or class indices of
             shape (), (N) or (N, d1, ...), of any integer dtype, in [0, C).
         delta: δ, added before the logarithm so that log 0 stays finite.
-        reduction: 'mean' divides the sum by the number of samples; 'sum'; 'none'.
+        reduction: 'mean' divides the sum by the number of samples, or by the sum of their weights; 'sum'; 'none'.
         validate_args: Whether to check that `input` lies in [0, 1], up to rounding. Costs one look at the data.
+        normalizer: What 'mean' divides by, a number or a tensor without dimensions.
+        sample_weight: One weight a row, of a shape that broadcasts to the rows'. A row of weight 0 is as if it were not
+            there.
+        empty: What a mean over nothing gives: 'nan' or 'zero'. The gradient is 0.
 
     Returns:
         A scalar, or with 'none' one loss a sample: the shape of `input` without the class dimension. float32 and
@@ -215,15 +223,16 @@ def cee_loss(
 
     Raises:
         ValueError: `input` leaves [0, 1] by more than rounding (logits belong to `cross_entropy`), an integer target of
-            the input's shape is not one-hot, `delta` is negative or not finite, `reduction` is none of its values, or
-            the batch sizes differ.
+            the input's shape is not one-hot, `delta` is negative or not finite, `reduction` or `empty` is none of its
+            values, `normalizer` is given without 'mean', `sample_weight` does not fit, or the batch sizes differ.
         RuntimeError: The other sizes do not fit, class indices are no integers, or the devices differ.
         IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device).
         NotImplementedError: `input` is not floating-point.
         TypeError: An argument has the wrong type.
 
-    Edge cases: an empty mean is nan, an empty sum 0. With `delta=0`, 0 · log 0 is 0. nan passes through.
-    Differentiable to all orders with respect to `input` and floating-point targets.
+    Edge cases: an empty mean is nan, or 0 as `empty` says, an empty sum 0. With `delta=0`, 0 · log 0 is 0. nan passes
+    through. Differentiable to all orders with respect to `input`, floating-point targets, `sample_weight` and
+    `normalizer`.
 
     Example:
         >>> import torch
@@ -234,13 +243,17 @@ def cee_loss(
 
     Source: K. Saito, *Deep Learning from Scratch* (2016), section 4.2.2.
     """
-    if has_torch_function((input, target)):
+    if has_torch_function((input, target, sample_weight)):
         options = {"delta": delta, "reduction": reduction, "validate_args": validate_args}
-        return handle_torch_function(cee_loss, (input, target), input, target, **options)
+        extras = {"normalizer": normalizer, "sample_weight": sample_weight, "empty": empty}
+        options |= {name: value for name, value in extras.items() if value is not _DEFAULTS[name]}
+        return handle_torch_function(cee_loss, (input, target, sample_weight), input, target, **options)
     _validation.check_reduction(reduction)
+    normalizer = _validation.check_normalizer(normalizer, reduction)
+    _validation.check_empty(empty)
     delta = _validation.check_delta(delta)
     _validation.check_tensors("cee_loss", input=input, target=target)
-    _validation.check_same_device("cee_loss", input, target=target)
+    _validation.check_same_device("cee_loss", input, target=target, sample_weight=sample_weight)
     _validation.check_classification_shapes("cee_loss", input, target)
     _validation.check_floating_input("cee_loss", input)
     _validation.check_cee_target(input, target)
@@ -250,8 +263,51 @@ def cee_loss(
     if _validation.is_integer(target.dtype):
         target = target.to(torch.int64)
     target_rows = indices_to_rows(target) if indices else to_rows(target)
-    loss = _LOSS.apply(to_rows(input), target_rows, reduction, delta, bool(validate_args), dtype)
-    return from_rows(loss, input) if reduction == "none" else loss
+    rows, options = to_rows(input), (delta, bool(validate_args))
+    if sample_weight is None and (reduction != "mean" or (normalizer is None and empty == "nan")):
+        loss = _LOSS.apply(rows, target_rows, reduction, *options, dtype)
+        return from_rows(loss, input) if reduction == "none" else loss
+    compute = compute_dtype(input, target if target.is_floating_point() else None)
+    if sample_weight is None:
+        total = _LOSS.apply(rows, target_rows, "sum", *options, compute)
+    else:
+        shape = row_shape(input)
+        _validation.check_sample_weight("cee_loss", sample_weight, shape)
+        sample_weight = indices_to_rows(sample_weight.to(compute).expand(shape))
+        losses = _weighted_losses(rows, target_rows, sample_weight, *options, compute)
+        if reduction == "none":
+            return from_rows(losses, input).to(dtype)
+        total = losses.sum()
+    if reduction == "sum":
+        return total.to(dtype)
+    if normalizer is None:
+        normalizer = float(_count(rows)) if sample_weight is None else sample_weight.sum()
+    return mean_of(total, normalizer, empty).to(dtype)
+
+
+_DEFAULTS: dict[str, Any] = cee_loss.__kwdefaults__ or {}
+
+
+def _weighted_losses(
+    input: Tensor, target: Tensor, sample_weight: Tensor, delta: float, validate_args: bool, dtype: torch.dtype
+) -> Tensor:
+    """The rows' losses times their weights; a row of weight 0 that has no loss is computed as if it held ones."""
+    hidden = (sample_weight == 0).unsqueeze(1) & _without_loss(input, target, delta)
+    if target.is_floating_point():
+        target = target.masked_fill(hidden, 0)
+    losses = _LOSS.apply(input.masked_fill(hidden, 1), target, "none", delta, validate_args, dtype)
+    return losses.masked_fill(hidden.squeeze(1), 0) * sample_weight
+
+
+def _without_loss(input: Tensor, target: Tensor, delta: float) -> Tensor:
+    """Rows that hold no probabilities, or give the target none at all."""
+    input, target = input.detach(), target.detach()
+    tolerance = 4 * torch.finfo(input.dtype).eps
+    if target.dim() < input.dim():
+        target = target.clamp(0, input.shape[1] - 1)
+    quotient = _divided(_shares(input, target), input, delta)
+    usable = (input >= -tolerance) & (input <= 1 + tolerance) & quotient.isfinite()
+    return usable.all(1, keepdim=True).logical_not()
 
 
 class CEELoss(nn.Module):
@@ -263,13 +319,16 @@ class CEELoss(nn.Module):
         delta: δ, added before the logarithm so that log 0 stays finite.
         reduction: 'mean' divides the sum by the number of samples; 'sum'; 'none'.
         validate_args: Whether to check that the probabilities lie in [0, 1], up to rounding.
+        empty: What a mean over nothing gives: 'nan' or 'zero'.
+
+    The call takes `normalizer` and `sample_weight`, as `cee_loss` does.
 
     Shape:
         input (C), (N, C) or (N, C, d1, ...); target of that shape, or class indices (), (N) or (N, d1, ...); a scalar
         comes out, or with 'none' one loss a sample. Dtypes as in `cee_loss`.
 
     Raises:
-        ValueError: `delta` or `reduction` is none of its values.
+        ValueError: `delta`, `reduction` or `empty` is none of its values.
         TypeError: `delta` is no number.
         Errors of the call are those of `cee_loss`.
 
@@ -289,18 +348,46 @@ class CEELoss(nn.Module):
     __constants__ = ("delta", "reduction", "validate_args")
 
     def __init__(
-        self, *, delta: float = 1e-7, reduction: _validation.Reduction = "mean", validate_args: bool = True
+        self,
+        *,
+        delta: float = 1e-7,
+        reduction: _validation.Reduction = "mean",
+        validate_args: bool = True,
+        empty: _validation.Empty = "nan",
     ) -> None:
         super().__init__()
         _validation.check_reduction(reduction)
+        _validation.check_empty(empty)
         self.delta = _validation.check_delta(delta)
         self.reduction: _validation.Reduction = reduction
         self.validate_args = validate_args
+        self.empty: _validation.Empty = empty
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        normalizer: Tensor | float | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         """The loss of probabilities against a target; see :func:`torchlosses.cee_loss`."""
-        return cee_loss(input, target, delta=self.delta, reduction=self.reduction, validate_args=self.validate_args)
+        return cee_loss(
+            input,
+            target,
+            delta=self.delta,
+            reduction=self.reduction,
+            validate_args=self.validate_args,
+            normalizer=normalizer,
+            sample_weight=sample_weight,
+            empty=self.empty,
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also of a module that was pickled before it had these options."""
+        super().__setstate__({"empty": "nan"} | state)
 
     def extra_repr(self) -> str:
         """The options."""
-        return f"delta={self.delta}, reduction={self.reduction!r}, validate_args={self.validate_args}"
+        empty = "" if self.empty == "nan" else f", empty={self.empty!r}"
+        return f"delta={self.delta}, reduction={self.reduction!r}, validate_args={self.validate_args}{empty}"

@@ -24,6 +24,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torchlosses import _validation
 from torchlosses._numerics import compute_dtype
+from torchlosses._options import mean_of
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
 from torchlosses._transforms import Variants, batched, batched_gradient, forward_ad_rule, result_dtype, save
 from torchlosses.kernels import mse_backward, mse_forward
@@ -187,6 +188,9 @@ def mse_loss(
     weight: Tensor | None = None,
     *,
     broadcast: _validation.Broadcast = "warn",
+    normalizer: Tensor | float | None = None,
+    sample_weight: Tensor | None = None,
+    empty: _validation.Empty = "nan",
 ) -> Tensor:
     r"""Mean squared error between `input` and `target`, in the squared unit of the target.
 
@@ -205,20 +209,27 @@ def mse_loss(
         weight: One factor an element, of the shape of `input`.
         broadcast: What to do when the shapes differ but broadcast, such as (N, 1) and (N,), which compares N·N pairs:
             'warn' (as torch does), 'error', or 'allow'.
+        normalizer: What 'mean' divides by, a number or a tensor without dimensions.
+        sample_weight: One weight a sample, (N) for an input of (N, d1, ...), or finer: of the sizes of the input's
+            first dimensions, or 1. It multiplies every square of the sample, and the mean divides by the sum of the
+            weights of all elements. An element of weight 0 is as if it were not there.
+        empty: What a mean over nothing gives: 'nan' or 'zero'. The gradient is 0.
 
     Returns:
         A scalar, or with 'none' a tensor of the common shape. float32 and float64 keep their dtype; bfloat16 and
         float16 are computed in float32 and rounded once, and stay float32 under autocast; mixed dtypes are promoted.
 
     Raises:
-        ValueError: `reduction` or `broadcast` is none of its values; `weight` has another shape than `input`; the
-            shapes differ and `broadcast` is 'error'.
+        ValueError: `reduction`, `broadcast` or `empty` is none of its values; `weight` has another shape than `input`,
+            or `sample_weight` does not fit it; the shapes differ and `broadcast` is 'error'; `normalizer` without
+            'mean'.
         RuntimeError: The shapes do not broadcast, or the tensors are on different devices.
         NotImplementedError: Both tensors are integer, or one is complex.
         TypeError: An argument is no tensor, or `size_average` or `reduce` is given.
 
-    Edge cases: an empty mean is nan, an empty sum 0. nan and ±inf pass through; inf - inf is nan.
-    Differentiable to all orders with respect to `input`, `target` and `weight`.
+    Edge cases: an empty mean is nan, or 0 as `empty` says, an empty sum 0. nan and ±inf pass through; inf - inf is
+    nan.
+    Differentiable to all orders with respect to `input`, `target`, `weight`, `sample_weight` and `normalizer`.
 
     Example:
         >>> import torch
@@ -234,18 +245,24 @@ def mse_loss(
     Source: C. F. Gauss, *Theoria motus corporum coelestium* (1809); K. Saito, *Deep Learning from Scratch*
     (2016), section 4.2.1, there with 1/2 in place of 1/n.
     """
-    if has_torch_function_variadic(input, target, weight):
+    if has_torch_function_variadic(input, target, weight, sample_weight):
         options = {"reduction": reduction, "weight": weight, "broadcast": broadcast}
-        return handle_torch_function(mse_loss, (input, target, weight), input, target, **options)
+        extras = {"normalizer": normalizer, "sample_weight": sample_weight, "empty": empty}
+        options |= {name: value for name, value in extras.items() if value is not _DEFAULTS[name]}
+        return handle_torch_function(mse_loss, (input, target, weight, sample_weight), input, target, **options)
     _validation.check_reduction(reduction)
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
     if broadcast not in _validation.BROADCASTS:
         _validation.check_broadcast_option(broadcast)
-    if weight is None and _are_alike(input, target):
+    is_plain = normalizer is sample_weight is None and empty == "nan"
+    if is_plain and weight is None and _are_alike(input, target):
         return _LOSS.apply(input, target, None, reduction, torch.float32)
+    if not is_plain:
+        normalizer = _validation.check_normalizer(normalizer, reduction)
+        _validation.check_empty(empty)
     _validation.check_tensors("mse_loss", input=input, target=target)
-    _validation.check_same_device("mse_loss", input, target=target, weight=weight)
+    _validation.check_same_device("mse_loss", input, target=target, weight=weight, sample_weight=sample_weight)
     _validation.check_mse_dtypes(input, target)
     if weight is not None:
         _validation.check_mse_weight(input, weight)
@@ -261,12 +278,35 @@ def mse_loss(
     if weight is not None:
         dtype = torch.promote_types(dtype, weight.dtype)
     dtype = result_dtype(dtype, input.device)
-    if weight is not None and reduction == "mean":
+    compute = compute_dtype(input, target, weight)
+    if sample_weight is not None:
+        sample_weight = _validation.check_leading_sample_weight("mse_loss", sample_weight, input.shape).to(compute)
+        input, target, weight = _with_sample_weight(input, target, weight, sample_weight)
+    if reduction != "mean" or (is_plain and weight is None):
+        return _LOSS.apply(input, target, weight, reduction, dtype)
+    if weight is not None:
         # Numerator and denominator share one wide weight, so that its gradient is rounded once.
-        compute = compute_dtype(input, target, weight)
         weight = weight.to(compute)
-        return (_LOSS.apply(input, target, weight, "sum", compute) / weight.sum()).to(dtype)
-    return _LOSS.apply(input, target, weight, reduction, dtype)
+    if normalizer is None:
+        normalizer = input.numel() if weight is None else weight.sum()
+    return mean_of(_LOSS.apply(input, target, weight, "sum", compute), normalizer, empty).to(dtype)
+
+
+_DEFAULTS: dict[str, Any] = mse_loss.__kwdefaults__ or {}
+
+
+def _with_sample_weight(
+    input: Tensor, target: Tensor, weight: Tensor | None, sample_weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The elements and their weights, with 0 in place of what has no value where the weight is 0."""
+    squares = _error(input, target).square()
+    combined = sample_weight.expand(input.shape).contiguous()
+    if weight is not None:
+        squares = squares * weight
+    hidden = ((sample_weight == 0) & squares.isfinite().logical_not()).detach()
+    if weight is not None:
+        combined = combined * weight.to(combined.dtype).masked_fill(hidden, 0)
+    return input.masked_fill(hidden, 0), target.masked_fill(hidden, 0), combined
 
 
 def _are_alike(input: Tensor, target: Tensor) -> bool:
@@ -297,16 +337,19 @@ class MSELoss(nn.MSELoss):
         reduce: Not supported; here so that positional arguments keep their place. Use `reduction`.
         reduction: 'mean', 'sum' or 'none'.
         broadcast: What to do when the shapes differ but broadcast: 'warn' (as torch does), 'error' or 'allow'.
+        empty: What a mean over nothing gives: 'nan' or 'zero'.
+
+    The call takes `normalizer` and `sample_weight`, as `mse_loss` does.
 
     Shape:
         input and target of one shape; a scalar comes out, or with 'none' that shape. Dtypes as in `mse_loss`.
 
     Raises:
-        ValueError: `reduction` or `broadcast` is none of its values.
+        ValueError: `reduction`, `broadcast` or `empty` is none of its values.
         TypeError: `size_average` or `reduce` is given.
         Errors of the call are those of `mse_loss`.
 
-    Edge cases: an empty mean is nan, an empty sum 0.
+    Edge cases: as for `mse_loss`.
 
     Example:
         >>> import torch
@@ -330,18 +373,41 @@ class MSELoss(nn.MSELoss):
         reduction: _validation.Reduction = "mean",
         *,
         broadcast: _validation.Broadcast = "warn",
+        empty: _validation.Empty = "nan",
     ) -> None:
         _validation.check_legacy_arguments(size_average, reduce)
         _validation.check_reduction(reduction)
         _validation.check_broadcast_option(broadcast)
+        _validation.check_empty(empty)
         super().__init__(reduction=reduction)
         self.broadcast: _validation.Broadcast = broadcast
+        self.empty: _validation.Empty = empty
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        normalizer: Tensor | float | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         """The loss of `input` against `target`; see :func:`torchlosses.mse_loss`."""
-        return mse_loss(input, target, reduction=self.reduction, broadcast=self.broadcast)
+        return mse_loss(
+            input,
+            target,
+            reduction=self.reduction,
+            broadcast=self.broadcast,
+            normalizer=normalizer,
+            sample_weight=sample_weight,
+            empty=self.empty,
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also of a module that was pickled before it had these options."""
+        super().__setstate__({"empty": "nan"} | state)
 
     def extra_repr(self) -> str:
         """The options that differ from the defaults, and `reduction`."""
         broadcast = "" if self.broadcast == "warn" else f", broadcast={self.broadcast!r}"
-        return f"reduction={self.reduction!r}{broadcast}"
+        empty = "" if self.empty == "nan" else f", empty={self.empty!r}"
+        return f"reduction={self.reduction!r}{broadcast}{empty}"

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchlosses._numerics import compute_dtype
+from torchlosses._options import RowStatistics
 from torchlosses.kernels import eager
 from torchlosses.kernels.backend import choose
 
@@ -36,6 +37,21 @@ _SCHEMAS = {
     "cross_entropy_backward_": (
         "(Tensor grad_output, Tensor(a!) input, Tensor target, Tensor? weight, Tensor maximum, Tensor rest, "
         "str reduction, int ignore_index, float label_smoothing) -> ()"
+    ),
+    # The same with one weight a row, λ of λ log² Σ exp(y), and c of y = c tanh(x / c); reduced to none or sum.
+    # `statistics` holds the fields of `RowStatistics` for each row, where they are asked for.
+    "cross_entropy_extended_forward": (
+        "(Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight, str reduction, int ignore_index, "
+        "float label_smoothing, float z_loss, float? logit_softcap, bool statistics, ScalarType dtype) -> "
+        "(Tensor loss, Tensor maximum, Tensor rest, Tensor statistics)"
+    ),
+    "cross_entropy_extended_backward": (
+        "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight, Tensor maximum, "
+        "Tensor rest, int ignore_index, float label_smoothing, float z_loss, float? logit_softcap) -> Tensor"
+    ),
+    "cross_entropy_extended_backward_": (
+        "(Tensor grad_output, Tensor(a!) input, Tensor target, Tensor? weight, Tensor? sample_weight, Tensor maximum, "
+        "Tensor rest, int ignore_index, float label_smoothing, float z_loss, float? logit_softcap) -> ()"
     ),
     "cee_forward": (
         "(Tensor input, Tensor target, str reduction, float delta, bool validate_args, ScalarType dtype) -> Tensor"
@@ -150,6 +166,40 @@ def _(grad_output: Tensor, input: Tensor, *_: Any) -> None:
     return None
 
 
+@torch.library.register_fake("torchlosses::cross_entropy_extended_forward", lib=_library)
+def _(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    logit_softcap: float | None,
+    statistics: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = _rows(input)
+    compute = compute_dtype(input, target, weight)
+    return (
+        input.new_empty(rows if reduction == "none" else (), dtype=dtype),
+        input.new_empty(rows, dtype=compute),
+        input.new_empty(rows, dtype=compute),
+        input.new_empty([len(RowStatistics._fields), *rows] if statistics else [0], dtype=compute),
+    )
+
+
+@torch.library.register_fake("torchlosses::cross_entropy_extended_backward", lib=_library)
+def _(grad_output: Tensor, input: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(input)
+
+
+@torch.library.register_fake("torchlosses::cross_entropy_extended_backward_", lib=_library)
+def _(grad_output: Tensor, input: Tensor, *_: Any) -> None:
+    return None
+
+
 @torch.library.register_fake("torchlosses::cee_forward", lib=_library)
 def _(input: Tensor, target: Tensor, reduction: str, delta: float, validate_args: bool, dtype: torch.dtype) -> Tensor:
     return input.new_empty(_rows(input) if reduction == "none" else (), dtype=dtype)
@@ -226,5 +276,8 @@ mse_backward = torch.ops.torchlosses.mse_backward.default
 cross_entropy_forward = _explained("cross_entropy_forward")
 cross_entropy_backward = torch.ops.torchlosses.cross_entropy_backward.default
 cross_entropy_backward_ = torch.ops.torchlosses.cross_entropy_backward_.default
+cross_entropy_extended_forward = _explained("cross_entropy_extended_forward")
+cross_entropy_extended_backward = torch.ops.torchlosses.cross_entropy_extended_backward.default
+cross_entropy_extended_backward_ = torch.ops.torchlosses.cross_entropy_extended_backward_.default
 cee_forward = _explained("cee_forward")
 cee_backward = torch.ops.torchlosses.cee_backward.default

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchlosses import _validation
 from torchlosses._numerics import compute_dtype, log_plus_delta
+from torchlosses._options import RowStatistics, row_statistics
 from torchlosses._reduction import reduce_rows, rows_in_mean, scale_gradient
 
 # Elements of a block: 2 MiB of float32, large enough to hide the cost of calling an operation.
@@ -85,35 +86,109 @@ def cross_entropy_forward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, and for the backward the rows' maximum m and rest."""
-    compute = compute_dtype(input, target, weight)
     count = rows_in_mean(input, target, ignore_index) if reduction == "mean" else 1
+    rows = _cross_entropy_rows(input, target, weight, None, ignore_index, label_smoothing, _PLAIN, False)
+    losses, maximum, rest, _ = rows
+    return reduce_rows(losses, reduction, count).to(dtype), maximum, rest
+
+
+def cross_entropy_extended_forward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    logit_softcap: float | None,
+    statistics: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same with what a row's loss may have beside; and the rows' statistics, one after the other, or nothing."""
+    extras = _Extras(z_loss, logit_softcap)
+    rows = _cross_entropy_rows(input, target, weight, sample_weight, ignore_index, label_smoothing, extras, statistics)
+    losses, maximum, rest, found = rows
+    return reduce_rows(losses, reduction, 1).to(dtype), maximum, rest, found
+
+
+class _Extras(NamedTuple):
+    """What is done to the logits x, and what is added to a row's loss."""
+
+    z_loss: float  # λ of λ l², l = log Σ exp(y_j)
+    logit_softcap: float | None  # c of y = c tanh(x / c)
+
+    def capped(self, x: Tensor) -> Tensor:
+        return x if self.logit_softcap is None else (x / self.logit_softcap).tanh_().mul_(self.logit_softcap)
+
+
+_PLAIN = _Extras(0.0, None)
+
+
+def _cross_entropy_rows(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    extras: _Extras,
+    statistics: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, maximum and rest of each row, and the fields of `RowStatistics`."""
+    compute = compute_dtype(input, target, weight)
     classes = input.shape[1]
     rows = (input.shape[0], *input.shape[2:])
     weight = None if weight is None else weight.to(compute)
     inactive = None
-    if target.dim() < input.dim():
+    indices = target.dim() < input.dim()
+    if indices:
         target, ignored = _class_indices(target, classes, ignore_index)
         inactive = _without_weight(ignored, target, weight, label_smoothing)
+    if sample_weight is not None:
+        sample_weight = sample_weight.to(compute)
+        inactive = sample_weight == 0 if inactive is None else inactive | (sample_weight == 0)
 
-        def step(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return _index_rows(x.to(compute), t.unsqueeze(1), weight, label_smoothing)
+    def step(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        y = extras.capped(x.to(compute))
+        if indices:
+            losses, maximum, rest = _index_rows(y, t.unsqueeze(1), weight, label_smoothing)
+        else:
+            losses, maximum, rest = _probability_rows(y, t.to(compute), weight, label_smoothing)
+        if extras.z_loss:
+            losses = losses + extras.z_loss * _log_sum_exp(maximum, rest, t, weight, label_smoothing, classes).square()
+        return losses, maximum, rest, *(row_statistics(y, t, maximum, rest) if statistics else ())
+
+    fields = len(RowStatistics._fields) if statistics else 0
+    if classes and _is_one_block(input):
+        results = list(step(input, target))
     else:
-
-        def step(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return _probability_rows(x.to(compute), t.to(compute), weight, label_smoothing)
-
-    if not classes:
-        losses, maximum, rest = (input.new_zeros(rows, dtype=compute) for _ in range(3))
-    elif _is_one_block(input):
-        losses, maximum, rest = step(input, target)
-    else:
-        losses, maximum, rest = results = [input.new_empty(rows, dtype=compute) for _ in range(3)]
-        for x, t, *out in _row_blocks(input, (target, *results)):
+        results = [input.new_zeros(rows, dtype=compute) for _ in range(3 + fields)]
+        for x, t, *out in _row_blocks(input, (target, *results)) if classes else ():
             for result, value in zip(out, step(x, t), strict=True):
                 result.copy_(value)
+    if sample_weight is not None:
+        results[0] = results[0] * sample_weight
     if inactive is not None:
-        losses = losses.masked_fill(inactive, 0)
-    return reduce_rows(losses, reduction, count).to(dtype), maximum, rest
+        results[0] = results[0].masked_fill(inactive, 0)
+        results[3:] = [found.masked_fill(inactive, 0) for found in results[3:]]
+    losses, maximum, rest, *found = results
+    stacked = torch.stack([field.to(compute) for field in found]) if found else input.new_empty(0, dtype=compute)
+    return losses, maximum, rest, stacked
+
+
+def _log_sum_exp(
+    maximum: Tensor, rest: Tensor, t: Tensor, weight: Tensor | None, label_smoothing: float, classes: int
+) -> Tensor:
+    """l of each row, and 0 where the target has no share, so that the row has no part in the loss."""
+    log_sum_exp = maximum + torch.log1p(rest)
+    if t.dim() > maximum.dim():
+        total = _effective_target(t.to(maximum.dtype), weight, label_smoothing).sum(1)
+    elif weight is None:
+        return log_sum_exp
+    else:
+        total = (1 - label_smoothing) * weight[t] + label_smoothing / classes * weight.sum()
+    return log_sum_exp.masked_fill(total == 0, 0)
 
 
 def _index_rows(x: Tensor, i: Tensor, weight: Tensor | None, label_smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,29 +250,12 @@ def cross_entropy_backward(
     a is the target's weighted share of each class, A its sum, and g the gradient of the row's loss, or of every row's,
     which 'mean' divides by the number of rows that are not ignored.
     """
-    compute = compute_dtype(input, target, weight)
-    classes = input.shape[1]
-    grad_input = torch.empty_like(input)
-    if not input.numel():
-        return grad_input
-    grad_rows = grad_output.to(compute)
+    grad_rows = grad_output.to(compute_dtype(input, target, weight))
     if reduction == "mean":
         grad_rows = grad_rows / rows_in_mean(input, target, ignore_index)
-    grad_rows = grad_rows.expand(maximum.shape)
-    if weight is not None:
-        weight = weight.to(compute)
-    if target.dim() < input.dim():
-        indices, ignored = _class_indices(target, classes, ignore_index)
-        inactive = _without_weight(ignored, indices, weight, label_smoothing)
-        if inactive is not None:
-            # A mean over no row divides by zero; its rows are inactive and their gradient is 0, not 0 · inf.
-            grad_rows = grad_rows.masked_fill(inactive, 0)
-        rows = (grad_input, grad_rows, indices, inactive, maximum, rest)
-        for x, out, g, i, none, m, r in _row_blocks(input, rows):
-            _index_gradient(x, out, g.unsqueeze(1), i.unsqueeze(1), none, (m, r), weight, label_smoothing, compute)
-    else:
-        for x, out, g, t in _row_blocks(input, (grad_input, grad_rows, target)):
-            _probability_gradient(x, out, g.unsqueeze(1), t.to(compute), weight, label_smoothing, compute)
+    grad_input = torch.empty_like(input)
+    rows = (grad_rows, input, target, weight, None, maximum, rest)
+    _write_gradient(grad_input, *rows, ignore_index, label_smoothing, _PLAIN)
     return grad_input
 
 
@@ -219,12 +277,101 @@ def cross_entropy_backward_(
         x.copy_(cross_entropy_backward(g, x, t, weight, m, r, *options))
 
 
+def cross_entropy_extended_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    maximum: Tensor,
+    rest: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    logit_softcap: float | None,
+) -> Tensor:
+    """g s ((A + 2 λ l) softmax(y) - a) dy/dx for each row, y = c tanh(x / c), with g one number or one a row."""
+    grad_input = torch.empty_like(input)
+    rows = (grad_output, input, target, weight, sample_weight, maximum, rest)
+    _write_gradient(grad_input, *rows, ignore_index, label_smoothing, _Extras(z_loss, logit_softcap))
+    return grad_input
+
+
+def cross_entropy_extended_backward_(
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    maximum: Tensor,
+    rest: Tensor,
+    *options: Any,
+) -> None:
+    """The same, written over the input."""
+    grad_rows = grad_output.expand(maximum.shape)
+    for x, g, t, s, m, r in _row_blocks(input, (grad_rows, target, sample_weight, maximum, rest)):
+        x.copy_(cross_entropy_extended_backward(g, x, t, weight, s, m, r, *options))
+
+
+def _write_gradient(
+    grad_input: Tensor,
+    grad_rows: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    maximum: Tensor,
+    rest: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    extras: _Extras,
+) -> None:
+    if not input.numel():
+        return
+    compute = compute_dtype(input, target, weight)
+    indices = target.dim() < input.dim()
+    grad_rows = grad_rows.to(compute).expand(maximum.shape)
+    weight = None if weight is None else weight.to(compute)
+    inactive = None
+    if indices:
+        target, ignored = _class_indices(target, input.shape[1], ignore_index)
+        inactive = _without_weight(ignored, target, weight, label_smoothing)
+    if sample_weight is not None:
+        sample_weight = sample_weight.to(compute)
+        grad_rows = grad_rows * sample_weight
+        inactive = sample_weight == 0 if inactive is None else inactive | (sample_weight == 0)
+    if inactive is not None:
+        # A mean over no row divides by zero; its rows are inactive and their gradient is 0, not 0 · inf.
+        grad_rows = grad_rows.masked_fill(inactive, 0)
+    cap = extras.logit_softcap
+    rows = (grad_input, grad_rows, target, inactive, maximum, rest)
+    for x, out, g, t, none, m, r in _row_blocks(input, rows):
+        y = extras.capped(x if cap is None else x.to(compute))
+        gradient = out if cap is None else torch.empty_like(y)
+        slope = 0.0
+        if extras.z_loss:
+            # dl/dy = p
+            log_sum_exp = _log_sum_exp(m, r, t, weight, label_smoothing, x.shape[1])
+            slope = (2 * extras.z_loss * log_sum_exp).unsqueeze(1)
+        if indices:
+            t = t.unsqueeze(1)
+            _index_gradient(y, gradient, g.unsqueeze(1), t, slope, (m, r), weight, label_smoothing, compute)
+        else:
+            _probability_gradient(y, gradient, g.unsqueeze(1), t.to(compute), slope, weight, label_smoothing, compute)
+        if cap is not None:
+            # dy/dx = 1 - tanh² = 4 e / (1 + e)², e = exp(-2 |x / c|), which keeps its digits where tanh is close to 1.
+            e = (x.to(compute) / cap).abs_().mul_(-2).exp_()
+            out.copy_(gradient.mul_(e.mul(4).div_(e.add_(1).square_())))
+        if none is not None:
+            out.masked_fill_(none.unsqueeze(1), 0)
+
+
 def _index_gradient(
     x: Tensor,
     out: Tensor,
     g: Tensor,
     i: Tensor,
-    inactive: Tensor | None,
+    slope: Tensor | float,
     stats: tuple[Tensor, Tensor],
     weight: Tensor | None,
     label_smoothing: float,
@@ -240,14 +387,16 @@ def _index_gradient(
     scale = hard
     if label_smoothing:
         scale = hard + smooth * (x.shape[1] if weight is None else weight.sum())
-    gradient = _softmax(x, out, compute).mul_(scale)
     at_target = -hard * (others / total)
     if label_smoothing:
-        gradient.sub_(smooth if weight is None else smooth * _along_classes(weight, gradient))
         at_target = at_target + (scale - hard) * (e / total) - smooth * (1 if weight is None else weight[i])
+    if isinstance(slope, Tensor):
+        scale = scale + g * slope
+        at_target = at_target + g * slope * (e / total)
+    gradient = _softmax(x, out, compute).mul_(scale)
+    if label_smoothing:
+        gradient.sub_(smooth if weight is None else smooth * _along_classes(weight, gradient))
     gradient.scatter_(1, i, at_target)
-    if inactive is not None:
-        gradient.masked_fill_(inactive.unsqueeze(1), 0)
     if gradient is not out:
         out.copy_(gradient)
 
@@ -257,6 +406,7 @@ def _probability_gradient(
     out: Tensor,
     g: Tensor,
     t: Tensor,
+    slope: Tensor | float,
     weight: Tensor | None,
     label_smoothing: float,
     compute: torch.dtype,
@@ -269,7 +419,11 @@ def _probability_gradient(
     most_probable = gradient.gather(1, i)
     others = share.scatter(1, i, 0).sum(1, keepdim=True) - total * gradient.scatter(1, i, 0).sum(1, keepdim=True)
     plain = total * most_probable - share.gather(1, i)
-    at_most_probable = torch.where(most_probable > 0.5, others, plain).mul_(g)
+    at_most_probable = torch.where(most_probable > 0.5, others, plain)
+    if isinstance(slope, Tensor):
+        at_most_probable = at_most_probable + slope * most_probable
+        total = total + slope
+    at_most_probable = at_most_probable * g
     gradient.mul_(total).sub_(share).mul_(g).scatter_(1, i, at_most_probable)
     if gradient is not out:
         out.copy_(gradient)

@@ -60,6 +60,12 @@ struct CrossEntropy {
   // Forward
   void* losses;
 
+  // What only the extended kernels look at.
+  const void* sample_weight;  // one a row, or nullptr
+  double z_loss;
+  double logit_softcap;  // 0: none
+  void* statistics;      // forward: kRowStatistics numbers of each row, all rows of one after the other; or nullptr
+
   // Backward. It may write over the input: a row, or a tile, is read before it is written.
   const void* grad_rows;
   int64_t grad_stride;  // 0: one number for all rows
@@ -69,6 +75,9 @@ struct CrossEntropy {
 
   std::atomic<bool>* out_of_bounds;
 };
+
+// Log-sum-exp, log-probability of the target, whether the largest logit is the target's (1 or 0), entropy.
+constexpr int64_t kRowStatistics = 4;
 
 struct SquaredError {
   Dtype dtype;
@@ -138,6 +147,8 @@ struct Kernels {
   const char* instruction_set;
   void (*cross_entropy_forward)(const CrossEntropy&, int64_t begin, int64_t end);
   void (*cross_entropy_backward)(const CrossEntropy&, int64_t begin, int64_t end);
+  void (*cross_entropy_extended_forward)(const CrossEntropy&, int64_t begin, int64_t end);
+  void (*cross_entropy_extended_backward)(const CrossEntropy&, int64_t begin, int64_t end);
   void (*mse_forward)(const SquaredError&, int64_t begin, int64_t end);
   void (*mse_backward)(const SquaredError&, int64_t begin, int64_t end);
   void (*cee_forward)(const TextbookCrossEntropy&, int64_t begin, int64_t end);

@@ -1,6 +1,7 @@
 // The kernels of one instruction set: compiled once for each, with -DINSTRUCTION_SET=... and the matching options.
 #include "cee.h"
 #include "cross_entropy.h"
+#include "cross_entropy_extended.h"
 #include "mse.h"
 
 namespace torchlosses {
@@ -47,6 +48,14 @@ void run_cross_entropy_backward(const CrossEntropy& arguments, int64_t begin, in
   });
 }
 
+void run_cross_entropy_extended_forward(const CrossEntropy& arguments, int64_t begin, int64_t end) {
+  with_dtype(arguments.dtype, [&](auto stored) { extended_forward<decltype(stored)>(arguments, begin, end); });
+}
+
+void run_cross_entropy_extended_backward(const CrossEntropy& arguments, int64_t begin, int64_t end) {
+  with_dtype(arguments.dtype, [&](auto stored) { extended_backward<decltype(stored)>(arguments, begin, end); });
+}
+
 void run_mse_forward(const SquaredError& arguments, int64_t begin, int64_t end) {
   with_dtype(arguments.dtype, [&](auto stored) { squared_error_forward<decltype(stored)>(arguments, begin, end); });
 }
@@ -83,6 +92,8 @@ extern const Kernels kernels = {
     TORCHLOSSES_TEXT(INSTRUCTION_SET),
     run_cross_entropy_forward,
     run_cross_entropy_backward,
+    run_cross_entropy_extended_forward,
+    run_cross_entropy_extended_backward,
     run_mse_forward,
     run_mse_backward,
     run_cee_forward,

@@ -598,6 +598,36 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(
 
 namespace {
 
+// What a row's loss may have beside, as the kernels take it.
+class Extras {
+ public:
+  Extras(const OptionalTensor& sample_weight, double z_loss, std::optional<double> logit_softcap)
+      : sample_weight_(sample_weight), z_loss_(z_loss), logit_softcap_(logit_softcap.value_or(0.0)) {}
+
+  bool put(CrossEntropyCall& call) {
+    call.arguments.z_loss = z_loss_;
+    call.arguments.logit_softcap = logit_softcap_;
+    // Rows that are not along the classes are copied: a cache line's worth of them together, if they are not too long.
+    call.arguments.tile = call.plan.sizes.classes > 16384 ? 4 : 16;
+    if (!sample_weight_.has_value()) {
+      return true;
+    }
+    const View view(*sample_weight_);
+    if (!dtype_of(view.dtype) || (view.dtype == dtypes().float64 && !is_wide(call.arguments.dtype)) ||
+        view.elements() != call.plan.sizes.rows()) {
+      return false;
+    }
+    call.arguments.sample_weight = numbers_.emplace(view, call.arguments.dtype).data();
+    return true;
+  }
+
+ private:
+  const OptionalTensor& sample_weight_;
+  double z_loss_;
+  double logit_softcap_;
+  std::optional<Numbers> numbers_;
+};
+
 // The gradient of each row's loss, or one of all.
 struct RowGradients {
   RowGradients(const View& grad, Dtype dtype) : numbers(grad, dtype), stride(grad.dimensions == 0 ? 0 : 1) {}
@@ -615,10 +645,11 @@ bool write_cross_entropy_gradient(
     const std::string& reduction,
     int64_t ignore_index,
     double label_smoothing,
-    const View& out) {
+    const View& out,
+    Extras* extras = nullptr) {
   const View t(target), g(grad_output);
   CrossEntropyCall call;
-  if (!prepare(call, x, t, weight, ignore_index, label_smoothing)) {
+  if (!prepare(call, x, t, weight, ignore_index, label_smoothing) || (extras != nullptr && !extras->put(call))) {
     return false;
   }
   CrossEntropy& arguments = call.arguments;
@@ -638,9 +669,9 @@ bool write_cross_entropy_gradient(
   arguments.scale = reduction == "mean" ? 1.0 / rows_in_mean(call, t) : 1.0;
   arguments.grad_input = out.data;
   arguments.grad_layout = *layout;
-  in_parallel(units_of(call.plan, arguments.tile), x.elements(), [&](int64_t begin, int64_t end) {
-    kernels().cross_entropy_backward(arguments, begin, end);
-  });
+  const auto run = extras == nullptr ? kernels().cross_entropy_backward : kernels().cross_entropy_extended_backward;
+  in_parallel(
+      units_of(call.plan, arguments.tile), x.elements(), [&](int64_t begin, int64_t end) { run(arguments, begin, end); });
   if (call.out_of_bounds) {
     check_indices(x, t, ignore_index);
   }
@@ -690,6 +721,130 @@ void cross_entropy_backward_(
     auto stack =
         stack_of(grad_output, input, target, weight, maximum, rest, reduction, ignore_index, label_smoothing);
     call_eager("torchlosses::eager_cross_entropy_backward_", stack);
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_extended_forward(
+    const Tensor& input,
+    const Tensor& target,
+    const OptionalTensor& weight,
+    const OptionalTensor& sample_weight,
+    const std::string& reduction,
+    int64_t ignore_index,
+    double label_smoothing,
+    double z_loss,
+    std::optional<double> logit_softcap,
+    bool statistics,
+    ScalarType dtype) {
+  const View x(input), t(target);
+  CrossEntropyCall call;
+  Extras extras(sample_weight, z_loss, logit_softcap);
+  if (!prepare(call, x, t, weight, ignore_index, label_smoothing) || !extras.put(call)) {
+    auto stack = stack_of(
+        input,
+        target,
+        weight,
+        sample_weight,
+        reduction,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        logit_softcap,
+        statistics,
+        dtype);
+    check_indices(x, t, ignore_index);
+    call_eager("torchlosses::eager_cross_entropy_extended_forward", stack);
+    return {tensor_at(stack[0]), tensor_at(stack[1]), tensor_at(stack[2]), tensor_at(stack[3])};
+  }
+  CrossEntropy& arguments = call.arguments;
+  const int32_t compute = compute_code(arguments.dtype);
+  std::vector<int64_t> shape = row_sizes(x);
+  const Tensor losses = new_contiguous(shape, compute);
+  Tensor maximum = new_contiguous(shape, compute);
+  Tensor rest = new_contiguous(shape, compute);
+  shape.insert(shape.begin(), kRowStatistics);
+  Tensor found = new_contiguous(statistics ? shape : std::vector<int64_t>{0}, compute);
+  arguments.losses = View(losses).data;
+  arguments.maximum = View(maximum).data;
+  arguments.rest = View(rest).data;
+  arguments.statistics = statistics ? View(found).data : nullptr;
+  in_parallel(units_of(call.plan, arguments.tile), x.elements(), [&](int64_t begin, int64_t end) {
+    kernels().cross_entropy_extended_forward(arguments, begin, end);
+  });
+  if (call.out_of_bounds) {
+    check_indices(x, t, ignore_index);
+  }
+  return {reduce(losses, arguments.dtype, call.plan.sizes.rows(), reduction, 1.0, dtype), maximum, rest, found};
+}
+
+Tensor cross_entropy_extended_backward(
+    const Tensor& grad_output,
+    const Tensor& input,
+    const Tensor& target,
+    const OptionalTensor& weight,
+    const OptionalTensor& sample_weight,
+    const Tensor& maximum,
+    const Tensor& rest,
+    int64_t ignore_index,
+    double label_smoothing,
+    double z_loss,
+    std::optional<double> logit_softcap) {
+  const View x(input);
+  const std::optional<Dtype> dtype = dtype_of(x.dtype);
+  if (dtype && enabled.load(std::memory_order_relaxed)) {
+    Tensor gradient = new_gradient(input, x, *dtype);
+    Extras extras(sample_weight, z_loss, logit_softcap);
+    const View out(gradient);
+    if (write_cross_entropy_gradient(
+            grad_output, x, target, weight, maximum, rest, "sum", ignore_index, label_smoothing, out, &extras)) {
+      return gradient;
+    }
+  }
+  auto stack = stack_of(
+      grad_output,
+      input,
+      target,
+      weight,
+      sample_weight,
+      maximum,
+      rest,
+      ignore_index,
+      label_smoothing,
+      z_loss,
+      logit_softcap);
+  call_eager("torchlosses::eager_cross_entropy_extended_backward", stack);
+  return tensor_at(stack[0]);
+}
+
+void cross_entropy_extended_backward_(
+    const Tensor& grad_output,
+    Tensor input,
+    const Tensor& target,
+    const OptionalTensor& weight,
+    const OptionalTensor& sample_weight,
+    const Tensor& maximum,
+    const Tensor& rest,
+    int64_t ignore_index,
+    double label_smoothing,
+    double z_loss,
+    std::optional<double> logit_softcap) {
+  const View x(input);
+  Extras extras(sample_weight, z_loss, logit_softcap);
+  if (!write_cross_entropy_gradient(
+          grad_output, x, target, weight, maximum, rest, "sum", ignore_index, label_smoothing, x, &extras)) {
+    auto stack = stack_of(
+        grad_output,
+        input,
+        target,
+        weight,
+        sample_weight,
+        maximum,
+        rest,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        logit_softcap);
+    call_eager("torchlosses::eager_cross_entropy_extended_backward_", stack);
   }
 }
 
@@ -930,6 +1085,9 @@ STABLE_TORCH_LIBRARY_IMPL(torchlosses, CPU, library) {
   library.impl("cross_entropy_forward", TORCH_BOX(&torchlosses::cross_entropy_forward));
   library.impl("cross_entropy_backward", TORCH_BOX(&torchlosses::cross_entropy_backward));
   library.impl("cross_entropy_backward_", TORCH_BOX(&torchlosses::cross_entropy_backward_));
+  library.impl("cross_entropy_extended_forward", TORCH_BOX(&torchlosses::cross_entropy_extended_forward));
+  library.impl("cross_entropy_extended_backward", TORCH_BOX(&torchlosses::cross_entropy_extended_backward));
+  library.impl("cross_entropy_extended_backward_", TORCH_BOX(&torchlosses::cross_entropy_extended_backward_));
   library.impl("cee_forward", TORCH_BOX(&torchlosses::cee_forward));
   library.impl("cee_backward", TORCH_BOX(&torchlosses::cee_backward));
 }

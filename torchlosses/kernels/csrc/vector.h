@@ -505,6 +505,45 @@ inline Number log1p_of(Number x) {
   return log1p(all<Number>(x))[0];
 }
 
+// tanh(x) and its slope, 4 e / (1 + e)² with e = exp(-2 |x|), which keeps its digits where tanh is close to 1. Next to 0 the
+// rational functions of the Cephes library, elsewhere (1 - e) / (1 + e).
+template <typename Number>
+struct Tanh {
+  Vector<Number> value;
+  Vector<Number> slope;
+};
+
+inline Floats tanh_next_to_0(Floats x) {
+  const Floats square = x * x;
+  Floats p = all<float>(-5.70498872745e-3f);
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  return p * square * x + x;
+}
+
+inline Doubles tanh_next_to_0(Doubles x) {
+  const Doubles square = x * x;
+  Doubles p = all<double>(-9.64399179425052238628e-1);
+  p = p * square - 9.92877231001918586564e1;
+  p = p * square - 1.61468768441708447952e3;
+  Doubles q = square + 1.12811678491632931402e2;
+  q = q * square + 2.23548839060100448583e3;
+  q = q * square + 4.84406305325125486048e3;
+  return x * square * (p / q) + x;
+}
+
+template <typename Number>
+inline Tanh<Number> tanh(Vector<Number> x) {
+  const Vector<Number> magnitude = x < Number(0) ? -x : x;
+  const Vector<Number> e = exp(magnitude * Number(-2));
+  const Vector<Number> sum = e + Number(1);
+  const Vector<Number> far = (Number(1) - e) / sum;
+  const Vector<Number> value = magnitude < Number(0.625) ? tanh_next_to_0(x) : (x < Number(0) ? -far : far);
+  return {value, e * Number(4) / (sum * sum)};
+}
+
 // Where a row begins in a tensor.
 template <typename Stored>
 inline const Stored* row_at(const void* base, const Layout& layout, int64_t sample, int64_t position) {
