@@ -55,7 +55,7 @@ class Options:
     """Only these losses."""
     settings: tuple[SettingName, ...] = ("all", "single", "pages")
     """Only these settings: all threads, a single one, all with huge pages for every allocation; all with --quick."""
-    seconds: Annotated[float, tyro.conf.arg(help_behavior_hint="(default: 3; 0.2 with --quick)")] = 3.0
+    seconds: Annotated[float, tyro.conf.arg(help_behavior_hint="(default: 2; 0.2 with --quick)")] = 2.0
     """How long to take times of one case; large inputs get 7 rounds, however long they take."""
     memory: bool = True
     """Whether to measure the peak memory too."""

@@ -176,6 +176,8 @@ def _summary(lookup: Lookup) -> str:
                 NOTHING if NOTHING in units else " / ".join(units),
             )
         )
+    if not rows:
+        return "Not measured."
     columns = ("forward and backward", "time", "against torch", "against torch.compile", "memory, ours / torch's")
     return _markdown(columns, rows)
 

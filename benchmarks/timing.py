@@ -17,7 +17,7 @@ from timeit import Timer
 from benchmarks.implementations import Call
 
 SAMPLE_SECONDS = 1e-3
-WARM_UP_CALLS = 3
+WARM_UP_CALLS = 2
 FEWEST_ROUNDS = 7
 MOST_ROUNDS = 200
 

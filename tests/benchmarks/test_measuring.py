@@ -90,8 +90,12 @@ class OneWrongElement(torch.autograd.Function):
 
 @pytest.mark.parametrize(
     ("wrong", "what"),
-    [(wrong_loss, "the loss"), (lambda x, y: F.cross_entropy(OneWrongElement.apply(x), y), "gradient 1")],
-    ids=("loss", "gradient"),
+    [
+        (wrong_loss, "the loss"),
+        (lambda x, y: F.cross_entropy(x, y) * float("nan"), "the loss"),
+        (lambda x, y: F.cross_entropy(OneWrongElement.apply(x), y), "gradient 1"),
+    ],
+    ids=("loss", "nan", "gradient"),
 )
 def test_an_implementation_that_is_wrong_is_caught(wrong: object, what: str) -> None:
     case = Case("cross_entropy", (6, 5))

@@ -14,10 +14,8 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.implementations import IMPLEMENTATIONS, LIMITS
 from benchmarks.results import read_results
 
-TINY = (
-    Case("cross_entropy", (4, 3), passes=("forward",), settings=("all", "pages")),
-    Case("mse_loss", (5,), "float64", passes=("forward+backward",), memory=True),
-)
+# Only a forward, as most of the time goes into compiling it.
+TINY = (Case("mse_loss", (5,), "float64", passes=("forward",), settings=("all", "pages"), memory=True),)
 
 
 def test_a_tiny_run_leaves_complete_results(
@@ -33,24 +31,14 @@ def test_a_tiny_run_leaves_complete_results(
     everyone = {implementation.name for implementation in IMPLEMENTATIONS if implementation.name != "inplace"}
     if found.environment.backend != "native":
         everyone.remove("native")
-    limits = {loss: {limit.name for limit in LIMITS if loss in limit.losses} for loss in ("cross_entropy", "mse_loss")}
-    measured = {
-        (timing.setting, timing.loss): {other.implementation for other in found.timings if _same(timing, other)}
-        for timing in found.timings
-    }
-    assert measured == {
-        ("all", "cross_entropy"): everyone | limits["cross_entropy"],
-        ("pages", "cross_entropy"): everyone | limits["cross_entropy"],
-        ("all", "mse_loss"): everyone | limits["mse_loss"],
-    }
+    limits = {limit.name for limit in LIMITS if "mse_loss" in limit.losses}
+    for setting in ("all", "pages"):
+        measured = {timing.implementation for timing in found.timings if timing.setting == setting}
+        assert measured == everyone | limits
     assert {peak.implementation for peak in found.memory} == everyone | {"clone"}
     assert {(peak.loss, peak.unit_bytes) for peak in found.memory} == {("mse_loss", 40)}
     (pages,) = (setting for setting in found.settings if setting.name == "pages")
     assert pages.environment == {"THP_MEM_ALLOC_ENABLE": "1"}
-
-
-def _same(timing: object, other: object) -> bool:
-    return all(getattr(timing, name) == getattr(other, name) for name in ("setting", "loss"))
 
 
 def test_a_process_that_fails_is_reported_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
