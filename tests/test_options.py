@@ -244,6 +244,15 @@ class TestSampleWeight:
         loss = mse_loss(torch.ones(2, 1), torch.zeros(2, 1), weight=weight, sample_weight=torch.tensor([0.0, 1.0]))
         assert loss == 1
 
+    def test_a_row_of_weight_0_whose_target_has_probability_0(self) -> None:
+        p = torch.tensor([[0.0, 1.0], [0.5, 0.5]], dtype=torch.float64, requires_grad=True)
+        samples = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
+        loss = cee_loss(p, torch.tensor([0, 0]), delta=0.0, sample_weight=samples)
+        gradient, by_weight = torch.autograd.grad(loss, (p, samples))
+        assert_close(loss.item(), math.log(2))
+        assert_close(gradient, torch.tensor([[0.0, 0.0], [-2.0, 0.0]], dtype=torch.float64))
+        assert by_weight.isfinite().all()
+
     @pytest.mark.parametrize("loss", LOSSES)
     def test_a_mask(self, loss: str) -> None:
         function, input, target = drawn(loss)
@@ -351,6 +360,15 @@ class TestEmpty:
                 assert_close(value.item(), expected, equal_nan=True)
                 assert not gradient.any()
                 assert gradient.shape == input.shape
+
+    @pytest.mark.parametrize("empty", ["nan", "zero"])
+    def test_has_no_second_derivative(self, empty: Any) -> None:
+        target = torch.full((ROWS,), -100)
+        logits, direction = random(ROWS, CLASSES), random(ROWS, CLASSES, seed=1)
+        for options in ({"empty": empty}, {"empty": empty, "z_loss": 0.1}):
+            gradient = grad(lambda x, options=options: cross_entropy(x, target, **options))
+            assert not jvp(gradient, (logits,), (direction,))[1].any()
+            assert not grad(lambda x, gradient=gradient: (gradient(x) * direction).sum())(logits).any()
 
     @pytest.mark.parametrize("loss", LOSSES)
     def test_changes_nothing_else(self, loss: str) -> None:
