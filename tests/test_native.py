@@ -56,6 +56,9 @@ class TestEqualsEager:
                     _, input, target, weight, _, _, reduction, *options = laid_out
                     forward = (input, target, weight, reduction, *options, dtype)
                     laid_out[4:6] = kernels.cross_entropy_forward(*forward)[1:]
+                elif "cross_entropy_extended_backward" in operator.name():
+                    forward = (*laid_out[1:5], "none", *laid_out[7:], False, dtype)
+                    laid_out[5:7] = kernels.cross_entropy_extended_forward(*forward)[1:3]
                 actual = result_of(operator, laid_out)
                 with kernels.use("eager"):
                     expected = result_of(operator, laid_out)

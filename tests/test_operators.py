@@ -69,6 +69,30 @@ def cross_entropy_calls(
                 yield kernels.cross_entropy_backward_, (grad, input.clone(), *backward[2:])
 
 
+def extended_cross_entropy_calls(
+    shape: tuple[int, ...], dtype: torch.dtype, reduction: str
+) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """A mean is divided outside of these operators: they know none and sum."""
+    if reduction == "mean":
+        reduction = "sum"
+    input = logits_of(shape, dtype)
+    weight = torch.linspace(0.5, 2, shape[1], dtype=dtype)
+    samples = torch.linspace(0, 1, math.prod(rows_of(shape))).reshape(rows_of(shape)).to(dtype)
+    for target, weights, options in (
+        (indices_of(shape), (None, samples), (1 if shape[1] > 1 else -100, 0.0, 0.1, None)),
+        (indices_of(shape), (weight, None), (-100, 0.25, 0.0, 1.5)),
+        (probabilities_of(shape, dtype), (weight, samples), (-100, 0.25, 0.1, 1.5)),
+    ):
+        for statistics in (False, True):
+            forward = (input, target, *weights, reduction, *options, statistics, dtype)
+            yield torch.ops.torchlosses.cross_entropy_extended_forward.default, forward
+        _, maximum, rest, _ = kernels.cross_entropy_extended_forward(*forward)
+        grad = incoming_gradient(rows_of(shape), reduction, dtype)
+        backward = (grad, input, target, *weights, maximum, rest, *options)
+        yield kernels.cross_entropy_extended_backward, backward
+        yield kernels.cross_entropy_extended_backward_, (grad, input.clone(), *backward[2:])
+
+
 def cee_calls(shape: tuple[int, ...], dtype: torch.dtype, reduction: str) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     input = probabilities_of(shape, dtype)
     one_hot = torch.zeros(shape, dtype=torch.int64).scatter_(1, indices_of(shape).unsqueeze(1), 1)
@@ -82,6 +106,7 @@ def cee_calls(shape: tuple[int, ...], dtype: torch.dtype, reduction: str) -> Ite
 CALLS: dict[str, Callable[..., Iterator[tuple[Any, tuple[Any, ...]]]]] = {
     "mse": mse_calls,
     "cross_entropy": cross_entropy_calls,
+    "cross_entropy options": extended_cross_entropy_calls,
     "cee": cee_calls,
 }
 
