@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from tests.cases import CASES, Case, identifier
-from tests.test_operators import peak_allocation
 from torchlosses import CrossEntropyLoss, cross_entropy
 from torchlosses.kernels import eager
+from torchlosses.testing.checks.cost import peak_bytes
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -92,7 +92,7 @@ def test_no_memory_of_the_size_of_the_logits(each_backend: str) -> None:
 
     # The eager backend works in blocks, a few of which are in memory at a time.
     allowance = 8 * eager.BLOCK * 4 if each_backend == "eager" else 64 * len(logits)
-    assert peak_allocation(step) <= allowance
+    assert peak_bytes(step) <= allowance
     assert gradient[0].data_ptr() == logits.data_ptr()
 
 

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 import torchlosses
 from tests.oracles import cross_entropy_denominator, cross_entropy_rows
-from tests.test_operators import peak_allocation
 from torchlosses import LinearCrossEntropyLoss, linear_cross_entropy
+from torchlosses.testing.checks.cost import peak_bytes
 
 ROWS, FEATURES, CLASSES = 7, 4, 5
 BLOCK = 3
@@ -815,7 +815,7 @@ class TestMemory:
         blocks = {"mean": 1, "second derivative": 20, "forward mode": 20, "statistics": 6}.get(case, 2)
         # The gradients of a mean exist once: the backward scales those that the forward has found.
         copies = 1 if case == "mean" else 8
-        peak = peak_allocation(call)
+        peak = peak_bytes(call)
         assert block <= peak <= blocks * block + copies * gradients + 64 * rows
         assert blocks * block + 8 * gradients + 64 * rows < logits
 

@@ -12,12 +12,12 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
 import torchlosses
 from torchlosses import kernels
 from torchlosses.kernels import eager
+from torchlosses.testing.checks.cost import peak_bytes
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REDUCTIONS = ("mean", "sum", "none")
@@ -384,22 +384,6 @@ class TestBlocks:
                     torchlosses.cee_loss(input, target)
 
 
-def peak_allocation(call: Callable[[], object]) -> int:
-    """The most bytes that were allocated at one time during the call and not freed again, as the allocator saw it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = call()
-    assert profiler.profiler is not None
-    assert profiler.profiler.kineto_results is not None
-    events: list[Any] = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    allocated = peak = 0
-    for event in events:
-        allocated += event.nbytes()
-        peak = max(peak, allocated)
-    del result
-    return peak
-
-
 ROWS, CLASSES = 2048, 4096
 
 
@@ -455,12 +439,12 @@ class TestMemory:
             monkeypatch.setattr(eager, "BLOCK", block)
             allowance = 6 * block * 4 + 32 * ROWS + 8 * CLASSES + shared.numel() // 64 * 32 * (shared.dim() == 3)
             assert allowance < shared.numel() * 4
-            assert peak_allocation(lambda: function(input)) <= allowance
-            peak = peak_allocation(lambda: torch.autograd.grad(function(input), input))
+            assert peak_bytes(lambda: function(input)) <= allowance
+            peak = peak_bytes(lambda: torch.autograd.grad(function(input), input))
             assert input.nbytes <= peak <= input.nbytes + allowance
 
     def test_the_measure_sees_a_temporary(self) -> None:
         """PyTorch's own cross-entropy keeps the log-probabilities, as large as the input."""
         input = torch.randn(ROWS, CLASSES, requires_grad=True)
         target = torch.randint(0, CLASSES, (ROWS,))
-        assert peak_allocation(lambda: F.cross_entropy(input, target)) >= input.nbytes
+        assert peak_bytes(lambda: F.cross_entropy(input, target)) >= input.nbytes

@@ -22,9 +22,9 @@ from torch.testing import assert_close
 
 import torchlosses
 from tests.oracles import cross_entropy_denominator, extended_cross_entropy_rows
-from tests.test_operators import peak_allocation
 from torchlosses import RowStatistics, cee_loss, cross_entropy, mse_loss
 from torchlosses._validation import Reduction
+from torchlosses.testing.checks.cost import peak_bytes
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -505,7 +505,7 @@ class TestStatistics:
         def forward() -> None:
             cross_entropy(logits, target, sample_weight=samples, z_loss=0.1, logit_softcap=cap, return_stats=True)
 
-        assert peak_allocation(forward) < 0.75 * logits.nbytes
+        assert peak_bytes(forward) < 0.75 * logits.nbytes
 
 
 class TestClassDimension:
@@ -533,7 +533,7 @@ class TestClassDimension:
     def test_copies_nothing(self) -> None:
         logits = torch.randn(8, 64, 4096)
         target = torch.randint(4096, (8, 64))
-        assert peak_allocation(lambda: cross_entropy(logits, target, dim=-1)) < 0.75 * logits.nbytes
+        assert peak_bytes(lambda: cross_entropy(logits, target, dim=-1)) < 0.75 * logits.nbytes
         leaf = logits.clone().requires_grad_()
         cross_entropy(leaf, target, dim=2).backward()
         assert leaf.grad is not None

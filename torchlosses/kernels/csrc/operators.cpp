@@ -282,7 +282,6 @@ Number read(const View& view, int64_t offset) {
 // Numbers of any floating-point dtype, as contiguous numbers of the compute dtype.
 class Numbers {
  public:
-  // `like` gives the order: a dimension of the tensor for each of its own.
   Numbers(const View& view, Dtype dtype) : wide_(is_wide(dtype)) {
     const int64_t count = view.elements();
     bool contiguous = view.dtype == compute_code(dtype);
@@ -497,14 +496,9 @@ struct CrossEntropyCall {
   std::atomic<bool> out_of_bounds{false};
 };
 
-// Fills in what forward and backward have in common; false if the kernels do not cover it.
-bool prepare(
-    CrossEntropyCall& call,
-    const View& input,
-    const View& target,
-    const OptionalTensor& weight,
-    int64_t ignore_index,
-    double label_smoothing) {
+// Fills in what every loss of rows of classes is given; false if the kernels do not cover it.
+template <typename Call>
+bool prepare_rows(Call& call, const View& input, const View& target) {
   const std::optional<Dtype> dtype = dtype_of(input.dtype);
   const bool indices = target.dimensions < input.dimensions;
   if (!enabled.load(std::memory_order_relaxed) || !dtype || input.elements() == 0 ||
@@ -516,7 +510,7 @@ bool prepare(
     return false;
   }
   call.plan = *plan;
-  CrossEntropy& arguments = call.arguments;
+  auto& arguments = call.arguments;
   arguments.dtype = *dtype;
   arguments.walk = plan->walk;
   arguments.tile = tile_for(plan->sizes);
@@ -526,18 +520,32 @@ bool prepare(
   arguments.indices = indices ? static_cast<const int64_t*>(target.data) : nullptr;
   arguments.shares = indices ? nullptr : target.data;
   arguments.target_layout = plan->target;
+  arguments.out_of_bounds = &call.out_of_bounds;
+  return true;
+}
+
+bool prepare(
+    CrossEntropyCall& call,
+    const View& input,
+    const View& target,
+    const OptionalTensor& weight,
+    int64_t ignore_index,
+    double label_smoothing) {
+  if (!prepare_rows(call, input, target)) {
+    return false;
+  }
+  CrossEntropy& arguments = call.arguments;
   arguments.ignore_index = ignore_index;
   arguments.label_smoothing = label_smoothing;
-  arguments.weight_sum = static_cast<double>(plan->sizes.classes);
-  arguments.out_of_bounds = &call.out_of_bounds;
+  arguments.weight_sum = static_cast<double>(arguments.sizes.classes);
   if (weight.has_value()) {
     const View view(*weight);
-    if (!dtype_of(view.dtype) || (view.dtype == dtypes().float64 && !is_wide(*dtype))) {
+    if (!dtype_of(view.dtype) || (view.dtype == dtypes().float64 && !is_wide(arguments.dtype))) {
       return false;
     }
-    call.weight.emplace(view, *dtype);
+    call.weight.emplace(view, arguments.dtype);
     arguments.weight = call.weight->data();
-    arguments.weight_sum = call.weight->sum(plan->sizes.classes);
+    arguments.weight_sum = call.weight->sum(arguments.sizes.classes);
   }
   return true;
 }
@@ -854,17 +862,12 @@ void cross_entropy_extended_backward_(
 
 namespace {
 
-struct SquaredErrorCall {
-  SquaredError arguments{};
-};
-
-bool prepare(SquaredErrorCall& call, const View& x, const View& t, const OptionalTensor& weight) {
+bool prepare(SquaredError& arguments, const View& x, const View& t, const OptionalTensor& weight) {
   const std::optional<Dtype> dtype = dtype_of(x.dtype);
   if (!enabled.load(std::memory_order_relaxed) || !dtype || t.dtype != x.dtype || !x.is_dense() ||
       !t.has_shape_of(x) || !t.has_strides_of(x)) {
     return false;
   }
-  SquaredError& arguments = call.arguments;
   arguments.dtype = *dtype;
   arguments.elements = x.elements();
   arguments.input = x.data;
@@ -892,11 +895,10 @@ Tensor mse_forward(
     const std::string& reduction,
     ScalarType dtype) {
   const View x(input);
-  SquaredErrorCall call;
+  SquaredError arguments{};
   const int32_t code = code_of(dtype);
   const bool none = reduction == "none";
-  bool covered = prepare(call, x, View(target), weight);
-  SquaredError& arguments = call.arguments;
+  bool covered = prepare(arguments, x, View(target), weight);
   covered = covered && (!none || code == x.dtype || code == compute_code(arguments.dtype));
   if (!covered) {
     auto stack = stack_of(input, target, weight, reduction, dtype);
@@ -931,9 +933,8 @@ Tensor mse_backward(
     const OptionalTensor& weight,
     const std::string& reduction) {
   const View x(input), g(grad_output);
-  SquaredErrorCall call;
-  bool covered = prepare(call, x, View(target), weight) && dtype_of(g.dtype).has_value();
-  SquaredError& arguments = call.arguments;
+  SquaredError arguments{};
+  bool covered = prepare(arguments, x, View(target), weight) && dtype_of(g.dtype).has_value();
   const int32_t compute = covered ? compute_code(arguments.dtype) : 0;
   covered = covered && (g.dimensions == 0 ? g.dtype != dtypes().float64 || compute == g.dtype
                                           : g.dtype == compute && g.has_shape_of(x) && g.has_strides_of(x));
@@ -971,30 +972,11 @@ struct TextbookCall {
 };
 
 bool prepare(TextbookCall& call, const View& p, const View& t, double delta) {
-  const std::optional<Dtype> dtype = dtype_of(p.dtype);
-  const bool indices = t.dimensions < p.dimensions;
-  if (!enabled.load(std::memory_order_relaxed) || !dtype || p.elements() == 0 ||
-      t.dtype != (indices ? dtypes().int64 : p.dtype)) {
+  if (!prepare_rows(call, p, t)) {
     return false;
   }
-  const std::optional<Plan> plan = plan_for(p, t, indices);
-  if (!plan) {
-    return false;
-  }
-  call.plan = *plan;
-  TextbookCrossEntropy& arguments = call.arguments;
-  arguments.dtype = *dtype;
-  arguments.walk = plan->walk;
-  arguments.tile = tile_for(plan->sizes);
-  arguments.sizes = plan->sizes;
-  arguments.input = p.data;
-  arguments.input_layout = plan->input;
-  arguments.indices = indices ? static_cast<const int64_t*>(t.data) : nullptr;
-  arguments.shares = indices ? nullptr : t.data;
-  arguments.target_layout = plan->target;
-  arguments.delta = delta;
-  arguments.out_of_bounds = &call.out_of_bounds;
-  arguments.not_probabilities = &call.not_probabilities;
+  call.arguments.delta = delta;
+  call.arguments.not_probabilities = &call.not_probabilities;
   return true;
 }
 

@@ -52,7 +52,7 @@ def _costs(audit: Audit, case: Case, subject: Subject) -> dict[str, float]:
     return {
         "forward, ms": _milliseconds(forward),
         "forward and backward, ms": _milliseconds(both),
-        "peak memory, MB": _peak_bytes(both) / 1e6,
+        "peak memory, MB": peak_bytes(both) / 1e6,
         "input, MB": leaf.numel() * leaf.element_size() / 1e6,
     }
 
@@ -67,7 +67,7 @@ def _milliseconds(call: Callable[[], object]) -> float:
     return 1e3 * statistics.median(times)
 
 
-def _peak_bytes(call: Callable[[], object]) -> float:
+def peak_bytes(call: Callable[[], object]) -> int:
     """The most bytes that were allocated at one time during the call, as the allocator saw it."""
     # The profiler's library writes its own progress to stderr unless it is told not to.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -81,4 +81,4 @@ def _peak_bytes(call: Callable[[], object]) -> float:
         allocated += event.nbytes()
         peak = max(peak, allocated)
     del result
-    return float(peak)
+    return peak
