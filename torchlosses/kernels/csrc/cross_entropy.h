@@ -200,6 +200,31 @@ inline void weigh(
   }
 }
 
+// Σ a, and the same without the class at `place`.
+template <typename Stored>
+inline void add_shares(
+    const Stored* t,
+    const Shares<Compute<Stored>>& shares,
+    int64_t classes,
+    int64_t place,
+    double& total,
+    double& others) {
+  using Number = Compute<Stored>;
+  constexpr int64_t lanes = kLanes<Number>;
+  for (int64_t c = 0; c < classes; c += lanes) {
+    const int64_t count = classes - c < lanes ? classes - c : lanes;
+    Vector<Number> share = shares.at(t, c, count);
+    for (int64_t lane = count; lane < lanes; ++lane) {
+      share[lane] = 0;
+    }
+    total += sum<Number>(share);
+    if (place >= c && place < c + count) {
+      share[place - c] = 0;
+    }
+    others += sum<Number>(share);
+  }
+}
+
 // A target class, and whether its row takes part. An index outside the classes is reported, and its row left alone.
 struct Target {
   int64_t index;
@@ -368,28 +393,12 @@ void backward_along_classes(const CrossEntropy& arguments, int64_t begin, int64_
     const Stored* t = row_at<Stored>(arguments.shares, arguments.target_layout, sample, position);
     const int64_t place = find(x, sizes.classes, m);
     double total = 0, others = 0;
-    for (int64_t c = 0; c < sizes.classes; c += lanes) {
-      const int64_t count = sizes.classes - c < lanes ? sizes.classes - c : lanes;
-      Vector<Number> share = shares.at(t, c, count);
-      for (int64_t lane = count; lane < lanes; ++lane) {
-        share[lane] = 0;
-      }
-      total += sum<Number>(share);
-      if (place >= c && place < c + count) {
-        share[place - c] = 0;
-      }
-      others += sum<Number>(share);
-    }
+    add_shares(t, shares, sizes.classes, place, total, others);
     const Number factor = static_cast<Number>(total / static_cast<double>(s));
     for (int64_t c = 0; c < sizes.classes; c += lanes) {
       const int64_t count = sizes.classes - c < lanes ? sizes.classes - c : lanes;
-      const Vector<Number> logits = count < lanes ? load_some(x + c, count, m) : load(x + c);
-      const Vector<Number> gradient = (exp(logits - m) * factor - shares.at(t, c, count)) * g;
-      if (count < lanes) {
-        store_some(out + c, count, gradient);
-      } else {
-        store(out + c, gradient);
-      }
+      const Vector<Number> e = exp(load_part(x + c, count, m) - m);
+      store_part(out + c, count, (e * factor - shares.at(t, c, count)) * g);
     }
     if (place < sizes.classes) {
       // A p - a = Σ_{j≠i} a_j - A Σ_{j≠i} p_j at the most probable class i.

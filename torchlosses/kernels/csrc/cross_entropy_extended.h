@@ -257,18 +257,7 @@ inline void write_probability_gradient(
       options.weight, Number(1 - options.smoothing), static_cast<Number>(options.spread)};
   const int64_t place = find(y, options.classes, m);
   double total = 0, others = 0;
-  for (int64_t c = 0; c < options.classes; c += lanes) {
-    const int64_t count = options.classes - c < lanes ? options.classes - c : lanes;
-    Vector<Number> share = shares.at(t, c, count);
-    for (int64_t lane = count; lane < lanes; ++lane) {
-      share[lane] = 0;
-    }
-    total += sum<Number>(share);
-    if (place >= c && place < c + count) {
-      share[place - c] = 0;
-    }
-    others += sum<Number>(share);
-  }
+  add_shares(t, shares, options.classes, place, total, others);
   const double s = 1.0 + static_cast<double>(rest);
   const double added = total != 0 ? slope_of_log_sum : 0;
   const Number factor = static_cast<Number>((total + added) / s);
