@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchlosses._numerics import compute_dtype
-from torchlosses._transforms import batched, forward_ad_rule
+from torchlosses._transforms import batched, forward_ad_rule, save
 
 
 class BlockFunction(NamedTuple):
@@ -87,8 +87,7 @@ class _RowBlocks(Function):
         ctx.set_materialize_grads(False)
         if ctx.function.auxiliary:
             ctx.mark_non_differentiable(*output[-ctx.function.auxiliary :])
-        ctx.save_for_backward(*arguments)
-        ctx.save_for_forward(*arguments)
+        save(ctx, *arguments)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]

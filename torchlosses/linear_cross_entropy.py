@@ -48,7 +48,7 @@ from torchlosses._options import (
 from torchlosses._row_blocks import BlockFunction, gradient_over_row_blocks, over_row_blocks
 from torchlosses._transforms import autocast_enabled, result_dtype
 from torchlosses.cross_entropy import cross_entropy
-from torchlosses.kernels import _is_differentiated, linear
+from torchlosses.kernels import is_differentiated, linear
 
 _FUNCTION = "linear_cross_entropy"
 _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
@@ -236,7 +236,7 @@ class _Operator(Function):
 
 
 def _differentiable_operator(*arguments: Any) -> tuple[Tensor, ...]:
-    if _is_differentiated(arguments):
+    if is_differentiated(arguments):
         wanted = [argument is not None and argument.requires_grad for argument in arguments[:6]]
         return _Operator.apply(wanted, *arguments)
     with torch._C._AutoDispatchBelowAutograd():

@@ -83,7 +83,7 @@ def _without_derivative(name: str) -> Callable[..., Any]:
     """
 
     def call(*arguments: Any) -> Any:
-        if _is_differentiated(arguments):
+        if is_differentiated(arguments):
             raise RuntimeError(
                 f"torchlosses::{name} has no derivative of its own: call the loss function (such as "
                 "torchlosses.cross_entropy), or call the operator under torch.no_grad() or on detached tensors."
@@ -94,7 +94,8 @@ def _without_derivative(name: str) -> Callable[..., Any]:
     return call
 
 
-def _is_differentiated(arguments: tuple[Any, ...]) -> bool:
+def is_differentiated(arguments: tuple[Any, ...]) -> bool:
+    """Whether autograd, in reverse or forward mode, would have to record a call with these arguments."""
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return True
