@@ -49,6 +49,8 @@ def mse_calls(shape: tuple[int, ...], dtype: torch.dtype, reduction: str) -> Ite
     for weight in (None, probabilities_of(shape, dtype)):
         yield kernels.mse_forward, (input, target, weight, reduction, dtype)
         yield kernels.mse_backward, (incoming_gradient(shape, reduction, dtype), input, target, weight, reduction)
+    if reduction != "none":
+        yield kernels.mse_with_gradient, (input, target, reduction)
 
 
 def cross_entropy_calls(
@@ -67,6 +69,9 @@ def cross_entropy_calls(
                 backward = (grad, input, target, weight, maximum, rest, reduction, *options)
                 yield kernels.cross_entropy_backward, backward
                 yield kernels.cross_entropy_backward_, (grad, input.clone(), *backward[2:])
+                if reduction != "none":
+                    together = torch.ops.torchlosses.cross_entropy_with_gradient.default
+                    yield together, (input, target, reduction, *options)
 
 
 def extended_cross_entropy_calls(

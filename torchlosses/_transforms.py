@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,71 @@ def _in_one(function: Any, tensors: int) -> type[Function]:
         "jvp": staticmethod(jvp),
     }
     return type(function.__name__.removesuffix("ForwardAD"), (function,), methods)
+
+
+# Elements up to which a gradient is computed along with the loss: a batch that fits in the cache of a core.
+SMALL = 1 << 18
+
+
+# The mapped gradients of `torch.autograd.grad(..., is_grads_batched=True)`, which are none of torch.func's.
+_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+_is_legacy_batched: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
+
+
+def only_autograd() -> bool:
+    """Whether no compiler, transform of torch.func, forward-mode AD or dispatch mode is at work."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def with_gradient(
+    name: str, operator: Callable[..., tuple[Tensor, Tensor]], gradient: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """A Function for a small batch, whose gradient is computed along with the loss: calling costs more than computing.
+
+    The first backward hands the gradient out. Whatever else is asked for, a derivative of the gradient or a second
+    backward, is computed from the saved input, as for a large batch. To be called where `only_autograd()` holds, with
+    an input that requires grad and a target that does not.
+
+    Args:
+        name: of the Function.
+        operator: (input, target, *options) -> the loss, one number, and its gradient by the input.
+        gradient: (grad_output, input, target, *options) -> the gradient, differentiable.
+    """
+
+    def forward(ctx: Any, input: Tensor, target: Tensor, options: tuple[Any, ...]) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            loss, ctx.gradient = operator(input, target, *options)
+        ctx.options = options
+        ctx.save_for_backward(input, target)
+        return loss
+
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        ready, ctx.gradient = ctx.gradient, None
+        # Also where they are not needed: autograd checks here that they are still what they were.
+        saved = ctx.saved_tensors
+        if (
+            ready is not None
+            and not torch.is_grad_enabled()
+            and only_autograd()
+            and not _is_legacy_batched(grad_output)
+        ):
+            factor = grad_output.item()
+            if factor == 1:
+                return ready, None, None
+            # 0 · ∞ would be nan; the other way knows the rows that leave no trace.
+            if math.isfinite(factor):
+                return ready.mul_(factor), None, None
+        return gradient(grad_output, *saved, *ctx.options), None, None
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    # Past Function.apply, which asks once more for torch.func.
+    function: Any = super(Function, type(name, (Function,), methods))
+    return function.apply
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:

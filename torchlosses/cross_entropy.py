@@ -29,7 +29,8 @@ k p∘(B u' + 2 λ (p·v')) + v (B p - a) dk/dx, dk/dx = -2 (y/c²) k.
 How it stays right in the corners. With m = max x, the sum s = Σ exp(x_j - m) is 1 + rest: the maximum's own term is 1,
 and rest is what the other classes add. Then -log p_c = log1p(rest) - (x_c - m): no 1 is added and rounded, so that a
 loss of 1e-30 is 1e-30. The gradient's entry for a target at the maximum is -rest / s, not p_y - 1, for the same reason.
-The backward recomputes the softmax from the logits; m and rest, two numbers a row, are all that the forward keeps.
+The backward recomputes the softmax from the logits; m and rest, two numbers a row, are all that the forward keeps. A
+batch that fits a core's cache has its gradient computed along with the loss instead (`_transforms.with_gradient`).
 """
 
 from __future__ import annotations
@@ -48,14 +49,17 @@ from torchlosses._options import RowStatistics, class_indices_denominator, mean_
 from torchlosses._reduction import reduce_rows, reduce_samples, rows_in_mean, scale_gradient
 from torchlosses._shapes import from_rows, indices_to_rows, per_class, row_shape, to_rows
 from torchlosses._transforms import (
+    SMALL,
     Variants,
     autocast_enabled,
     batched,
     batched_gradient,
     forward_ad_rule,
     loop,
+    only_autograd,
     result_dtype,
     save,
+    with_gradient,
 )
 from torchlosses.kernels import (
     cross_entropy_backward,
@@ -64,6 +68,7 @@ from torchlosses.kernels import (
     cross_entropy_extended_backward_,
     cross_entropy_extended_forward,
     cross_entropy_forward,
+    cross_entropy_with_gradient,
 )
 
 
@@ -331,6 +336,18 @@ class _CrossEntropyGradientForwardAD(_CrossEntropyGradient):
 
 _LOSS = Variants(_CrossEntropy, _CrossEntropyForwardAD, tensors=4)
 _GRADIENT = Variants(_CrossEntropyGradient, _CrossEntropyGradientForwardAD, tensors=7)
+
+
+def _gradient_again(
+    grad: Tensor, input: Tensor, target: Tensor, reduction: str, ignore_index: int, label_smoothing: float
+) -> Tensor:
+    """The gradient of a small batch of which nothing but the arguments is kept."""
+    options = (reduction, ignore_index, label_smoothing)
+    _, maximum, rest = cross_entropy_forward(input.detach(), target, None, *options, input.dtype)
+    return _GRADIENT.apply(grad, input, target, None, None, maximum, rest, *options, 0.0, None)
+
+
+_loss_with_gradient = with_gradient("_CrossEntropy", cross_entropy_with_gradient, _gradient_again)
 
 
 def _gradient_in_place(
@@ -699,11 +716,15 @@ def cross_entropy(
         options |= {name: value for name, value in extras.items() if value is not _DEFAULTS[name]}
         tensors = (input, target, weight, sample_weight)
         return handle_torch_function(cross_entropy, tensors, input, target, weight, **options)
-    _validation.check_reduction(reduction)
+    # A call of its own for every check would take longer than a small batch.
+    if reduction not in _validation.REDUCTIONS:
+        _validation.check_reduction(reduction)
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
-    ignore_index = _validation.check_ignore_index(ignore_index)
-    label_smoothing = _validation.check_label_smoothing(label_smoothing)
+    if type(ignore_index) is not int:
+        ignore_index = _validation.check_ignore_index(ignore_index)
+    if type(label_smoothing) is not float or label_smoothing != 0.0:
+        label_smoothing = _validation.check_label_smoothing(label_smoothing)
     if inplace_backward:
         inplace_backward = _validation.check_inplace_backward(input)
     is_plain = (
@@ -713,8 +734,29 @@ def cross_entropy(
         and not z_loss
         and not return_stats
     )
-    if is_plain and weight is None and _is_batch_of_rows(input, target):
-        options = (reduction, ignore_index, label_smoothing, torch.float32, inplace_backward, 0.0, None, False)
+    if (
+        is_plain
+        and weight is None
+        and isinstance(input, Tensor)
+        and isinstance(target, Tensor)
+        and input.is_cpu
+        and target.is_cpu
+        and ((dtype := input.dtype) is _FLOAT32 or dtype is _FLOAT64)
+        and target.dtype is _INT64
+        and target.dim() == 1
+        and input.dim() == 2
+        and input.size(0) == target.size(0)
+    ):
+        if (
+            input.requires_grad
+            and input.numel() <= SMALL
+            and reduction != "none"
+            and not inplace_backward
+            and only_autograd()
+            and torch.is_grad_enabled()
+        ):
+            return _loss_with_gradient(input, target, (reduction, ignore_index, label_smoothing))
+        options = (reduction, ignore_index, label_smoothing, dtype, inplace_backward, 0.0, None, False)
         return _LOSS.apply(input, target, None, None, *options)
     if not is_plain:
         normalizer = _validation.check_normalizer(normalizer, reduction)
@@ -769,6 +811,7 @@ def cross_entropy(
     return loss, RowStatistics(log_sum_exp, target_log_probability, correct != 0, entropy)
 
 
+_FLOAT32, _FLOAT64, _INT64 = torch.float32, torch.float64, torch.int64
 _DEFAULTS: dict[str, Any] = cross_entropy.__kwdefaults__ or {}
 
 
@@ -783,7 +826,7 @@ def _with_classes_second(input: Tensor, target: Tensor, dim: int) -> tuple[Tenso
 
 
 def _is_batch_of_rows(input: Tensor, target: Tensor) -> bool:
-    """The commonest call, (N, C) float32 logits and N int64 indices on the CPU; nothing is left to check or to convert.
+    """The commonest call, (N, C) logits and N int64 indices on the CPU; nothing is left to check or to convert.
 
     A small batch takes less time than the other checks.
     """
@@ -792,7 +835,7 @@ def _is_batch_of_rows(input: Tensor, target: Tensor) -> bool:
         and isinstance(target, Tensor)
         and input.is_cpu
         and target.is_cpu
-        and input.dtype is torch.float32
+        and (input.dtype is torch.float32 or input.dtype is torch.float64)
         and target.dtype is torch.int64
         and target.dim() == 1
         and input.dim() == 2

@@ -26,8 +26,18 @@ from torchlosses import _validation
 from torchlosses._numerics import compute_dtype
 from torchlosses._options import mean_of
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
-from torchlosses._transforms import Variants, batched, batched_gradient, forward_ad_rule, result_dtype, save
-from torchlosses.kernels import mse_backward, mse_forward
+from torchlosses._transforms import (
+    SMALL,
+    Variants,
+    batched,
+    batched_gradient,
+    forward_ad_rule,
+    only_autograd,
+    result_dtype,
+    save,
+    with_gradient,
+)
+from torchlosses.kernels import mse_backward, mse_forward, mse_with_gradient
 
 
 class _SquaredDifference(Function):
@@ -174,6 +184,13 @@ _LOSS = Variants(_SquaredDifference, _SquaredDifferenceForwardAD, tensors=3)
 _GRADIENT = Variants(_SquaredDifferenceGradient, _SquaredDifferenceGradientForwardAD, tensors=4)
 
 
+def _gradient_again(grad: Tensor, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+    return _GRADIENT.apply(grad, input, target, None, reduction)
+
+
+_loss_with_gradient = with_gradient("_SquaredDifference", mse_with_gradient, _gradient_again)
+
+
 def _error(input: Tensor, target: Tensor) -> Tensor:
     compute = compute_dtype(input, target)
     return input.to(compute) - target.to(compute)
@@ -257,7 +274,16 @@ def mse_loss(
         _validation.check_broadcast_option(broadcast)
     is_plain = normalizer is sample_weight is None and empty == "nan"
     if is_plain and weight is None and _are_alike(input, target):
-        return _LOSS.apply(input, target, None, reduction, torch.float32)
+        if (
+            only_autograd()
+            and input.requires_grad
+            and not target.requires_grad
+            and input.numel() <= SMALL
+            and reduction != "none"
+            and torch.is_grad_enabled()
+        ):
+            return _loss_with_gradient(input, target, (reduction,))
+        return _LOSS.apply(input, target, None, reduction, input.dtype)
     if not is_plain:
         normalizer = _validation.check_normalizer(normalizer, reduction)
         _validation.check_empty(empty)
@@ -310,7 +336,7 @@ def _with_sample_weight(
 
 
 def _are_alike(input: Tensor, target: Tensor) -> bool:
-    """The commonest call, two float32 tensors of one shape on the CPU; nothing is left to check or to convert.
+    """The commonest call, two tensors of one shape and dtype on the CPU; nothing is left to check or to convert.
 
     A small batch takes less time than the other checks.
     """
@@ -319,8 +345,8 @@ def _are_alike(input: Tensor, target: Tensor) -> bool:
         and isinstance(target, Tensor)
         and input.is_cpu
         and target.is_cpu
-        and input.dtype is torch.float32
-        and target.dtype is torch.float32
+        and (input.dtype is torch.float32 or input.dtype is torch.float64)
+        and input.dtype is target.dtype
         and input.shape == target.shape
     )
 

@@ -26,6 +26,12 @@ from torchlosses.kernels.backend import choose
 _SCHEMAS = {
     "mse_forward": "(Tensor input, Tensor target, Tensor? weight, str reduction, ScalarType dtype) -> Tensor",
     "mse_backward": "(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, str reduction) -> Tensor",
+    # Loss and gradient at once, for a batch so small that calling an operator costs more than computing.
+    "mse_with_gradient": "(Tensor input, Tensor target, str reduction) -> (Tensor loss, Tensor gradient)",
+    "cross_entropy_with_gradient": (
+        "(Tensor input, Tensor target, str reduction, int ignore_index, float label_smoothing) -> "
+        "(Tensor loss, Tensor gradient)"
+    ),
     "cross_entropy_forward": (
         "(Tensor input, Tensor target, Tensor? weight, str reduction, int ignore_index, float label_smoothing, "
         "ScalarType dtype) -> (Tensor loss, Tensor maximum, Tensor rest)"
@@ -126,6 +132,12 @@ def _(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, dtyp
 @torch.library.register_fake("torchlosses::mse_backward", lib=_library)
 def _(grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     return torch.empty_like(input)
+
+
+@torch.library.register_fake("torchlosses::mse_with_gradient", lib=_library)
+@torch.library.register_fake("torchlosses::cross_entropy_with_gradient", lib=_library)
+def _(input: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return input.new_empty(()), torch.empty_like(input)
 
 
 @torch.library.register_fake("torchlosses::cross_entropy_forward", lib=_library)
@@ -274,6 +286,8 @@ def _explained(name: str) -> Callable[..., Any]:
 
 mse_forward = torch.ops.torchlosses.mse_forward.default
 mse_backward = torch.ops.torchlosses.mse_backward.default
+mse_with_gradient = torch.ops.torchlosses.mse_with_gradient.default
+cross_entropy_with_gradient = _explained("cross_entropy_with_gradient")
 cross_entropy_forward = _explained("cross_entropy_forward")
 cross_entropy_backward = torch.ops.torchlosses.cross_entropy_backward.default
 cross_entropy_backward_ = torch.ops.torchlosses.cross_entropy_backward_.default

@@ -66,6 +66,12 @@ def mse_backward(grad_output: Tensor, input: Tensor, target: Tensor, weight: Ten
     return grad_input
 
 
+def mse_with_gradient(input: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    """The reduced loss, and its gradient by the input."""
+    loss = mse_forward(input, target, None, reduction, input.dtype)
+    return loss, mse_backward(torch.ones_like(loss), input, target, None, reduction)
+
+
 def _squared_error(x: Tensor, t: Tensor, w: Tensor | None, compute: torch.dtype) -> Tensor:
     squared = (x.to(compute) - t.to(compute)).square_()
     return squared if w is None else squared.mul_(w)
@@ -90,6 +96,16 @@ def cross_entropy_forward(
     rows = _cross_entropy_rows(input, target, weight, None, ignore_index, label_smoothing, _PLAIN, False)
     losses, maximum, rest, _ = rows
     return reduce_rows(losses, reduction, count).to(dtype), maximum, rest
+
+
+def cross_entropy_with_gradient(
+    input: Tensor, target: Tensor, reduction: str, ignore_index: int, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The reduced loss, and its gradient by the input."""
+    options = (reduction, ignore_index, label_smoothing)
+    loss, maximum, rest = cross_entropy_forward(input, target, None, *options, input.dtype)
+    one = torch.ones_like(loss)
+    return loss, cross_entropy_backward(one, input, target, None, maximum, rest, *options)
 
 
 def cross_entropy_extended_forward(

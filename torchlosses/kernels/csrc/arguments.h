@@ -33,6 +33,13 @@ struct Sizes {
   int64_t rows() const {
     return samples * positions;
   }
+  // A division costs as much as a short row.
+  int64_t sample_of(int64_t row) const {
+    return positions == 1 ? row : row / positions;
+  }
+  int64_t position_of(int64_t row) const {
+    return positions == 1 ? 0 : row % positions;
+  }
 };
 
 // Numbers of the compute dtype are `void*` here: float for all dtypes but float64.

@@ -73,7 +73,7 @@ void textbook_forward(const TextbookCrossEntropy& arguments, int64_t begin, int6
   const Number delta = static_cast<Number>(arguments.delta);
   const Number tolerance = tolerance_of<Number>(arguments.dtype);
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t sample = row / sizes.positions, position = row % sizes.positions;
+    const int64_t sample = sizes.sample_of(row), position = sizes.position_of(row);
     const Stored* p = row_at<Stored>(arguments.input, arguments.input_layout, sample, position);
     Number& loss = static_cast<Number*>(arguments.losses)[row];
     loss = 0;
@@ -107,7 +107,7 @@ void textbook_backward(const TextbookCrossEntropy& arguments, int64_t begin, int
   const Sizes& sizes = arguments.sizes;
   const Number delta = static_cast<Number>(arguments.delta);
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t sample = row / sizes.positions, position = row % sizes.positions;
+    const int64_t sample = sizes.sample_of(row), position = sizes.position_of(row);
     const Stored* p = row_at<Stored>(arguments.input, arguments.input_layout, sample, position);
     Stored* out = const_cast<Stored*>(row_at<Stored>(arguments.grad_input, arguments.grad_layout, sample, position));
     const Number g = static_cast<Number>(

@@ -252,7 +252,8 @@ template <typename Stored>
 void forward_along_classes(const CrossEntropy& arguments, int64_t begin, int64_t end) {
   using Number = Compute<Stored>;
   constexpr int64_t lanes = kLanes<Number>;
-  const int64_t classes = arguments.sizes.classes, positions = arguments.sizes.positions;
+  const Sizes& sizes = arguments.sizes;
+  const int64_t classes = sizes.classes;
   const Number* weight = static_cast<const Number*>(arguments.weight);
   const bool indices = arguments.indices != nullptr;
   const double smoothing = arguments.label_smoothing;
@@ -268,7 +269,7 @@ void forward_along_classes(const CrossEntropy& arguments, int64_t begin, int64_t
     Number at_target[lanes];
     double total[lanes], weighted[lanes];
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = first + i, sample = row / positions, position = row % positions;
+      const int64_t row = first + i, sample = sizes.sample_of(row), position = sizes.position_of(row);
       targets[i] = indices ? target_of<Number>(arguments, sample, position) : Target{0, true};
       if (!targets[i].active) {
         maxima[row] = rests[row] = 0;
@@ -345,8 +346,9 @@ template <typename Number>
 inline Number target_entry(
     Number shifted, Number rest, Number hard, Number scale, Number smooth, Number weight) {
   const Number s = 1 + rest;
-  const Number e = exp_of(shifted);
-  const Number others = shifted == 0 ? rest : 1 + (rest - e);
+  const bool is_largest = shifted == 0;
+  const Number e = is_largest ? Number(1) : exp_of(shifted);
+  const Number others = is_largest ? rest : 1 + (rest - e);
   return (scale - hard) * (e / s) - hard * (others / s) - smooth * weight;
 }
 
@@ -360,7 +362,7 @@ void backward_along_classes(const CrossEntropy& arguments, int64_t begin, int64_
   const Number spread = static_cast<Number>(arguments.label_smoothing / static_cast<double>(sizes.classes));
   const Shares<Number> shares{weight, 1 - smoothing, spread};
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t sample = row / sizes.positions, position = row % sizes.positions;
+    const int64_t sample = sizes.sample_of(row), position = sizes.position_of(row);
     const Stored* x = row_at<Stored>(arguments.input, arguments.input_layout, sample, position);
     Stored* out = const_cast<Stored*>(row_at<Stored>(arguments.grad_input, arguments.grad_layout, sample, position));
     Target target{0, true};
@@ -500,9 +502,11 @@ void forward_across_positions(const CrossEntropy& arguments, int64_t begin, int6
     for (int64_t i = 0; i < width; i += lanes) {
       store(log_sum + i, log1p(load(rest + i)));
     }
-    std::memset(total, 0, sizeof(total));
-    std::memset(weighted, 0, sizeof(weighted));
     const bool weigh = probabilities || smoothing != 0;
+    if (weigh) {
+      std::memset(total, 0, sizeof(total));
+      std::memset(weighted, 0, sizeof(weighted));
+    }
     for (int64_t start = 0; weigh && start < sizes.classes; start += kClassesAtATime) {
       const int64_t stop = sizes.classes - start < kClassesAtATime ? sizes.classes : start + kClassesAtATime;
       std::memset(part, 0, sizeof(part));
@@ -580,14 +584,10 @@ void backward_across_positions(const CrossEntropy& arguments, int64_t begin, int
     const Stored* t = row_at<Stored>(arguments.shares, arguments.target_layout, tile.sample, tile.position);
     Stored* out = const_cast<Stored*>(
         row_at<Stored>(arguments.grad_input, arguments.grad_layout, tile.sample, tile.position));
-    std::memset(maximum, 0, sizeof(maximum));
-    std::memset(factor, 0, sizeof(factor));
-    std::memset(smooth, 0, sizeof(smooth));
-    std::memset(entry, 0, sizeof(entry));
-    std::memset(part, 0, sizeof(part));
-    std::memset(total_part, 0, sizeof(total_part));
-    for (int64_t i = 0; i < kTile; ++i) {
-      place[i] = -1;
+    // Whole vectors: what the rows do not fill must not be what was there.
+    const int64_t filled = (width + lanes - 1) / lanes * lanes;
+    for (Number* numbers : {maximum, factor, smooth, entry, part, total_part}) {
+      std::memset(numbers, 0, static_cast<size_t>(filled) * sizeof(Number));
     }
     const auto share_at = [&](int64_t c, int64_t i) {
       const Vector<Number> share =
@@ -595,6 +595,9 @@ void backward_across_positions(const CrossEntropy& arguments, int64_t begin, int
       return weight == nullptr ? share : share * weight[c];
     };
     if (probabilities) {
+      for (int64_t i = 0; i < filled; ++i) {
+        place[i] = -1;
+      }
       for (int64_t i = 0; i < width; ++i) {
         maximum[i] = static_cast<const Number*>(arguments.maximum)[row + i];
       }
@@ -688,6 +691,53 @@ void backward_across_positions(const CrossEntropy& arguments, int64_t begin, int
         const Number w = weight == nullptr ? Number(1) : weight[index[i]];
         const Number correction = probabilities ? Number(0) : smooth[i] * w;
         out[index[i] * grad_step + i] = narrow<Stored>(entry[i] - correction);
+      }
+    }
+  }
+}
+
+// Rows of few classes would leave most of a vector empty, and cost more than their arithmetic.
+constexpr int64_t kShortRow = 16;
+
+inline bool is_short(const CrossEntropy& arguments) {
+  return arguments.indices != nullptr && arguments.sizes.positions == 1 && arguments.sizes.classes <= kShortRow;
+}
+
+// Rows of few classes, turned: the lanes of a vector are rows, and `run` walks across them.
+template <bool kBackward, typename Stored, typename Run>
+inline void turned(const CrossEntropy& arguments, int64_t begin, int64_t end, const Run& run) {
+  using Number = Compute<Stored>;
+  constexpr int64_t width = 64;
+  alignas(64) Stored tile[kShortRow * width];
+  const int64_t classes = arguments.sizes.classes;
+  for (int64_t first = begin; first < end; first += width) {
+    CrossEntropy few = arguments;
+    few.walk = Walk::across_positions;
+    few.tile = width;
+    few.sizes = {1, classes, end - first < width ? end - first : width};
+    few.input = few.grad_input = tile;
+    few.input_layout = few.grad_layout = {0, width, 1};
+    few.indices += first * arguments.target_layout.sample;
+    few.target_layout = {0, 0, arguments.target_layout.sample};
+    few.maximum = static_cast<Number*>(few.maximum) + first;
+    few.rest = static_cast<Number*>(few.rest) + first;
+    if (kBackward) {
+      few.grad_rows = static_cast<const Number*>(few.grad_rows) + first * few.grad_stride;
+    } else {
+      few.losses = static_cast<Number*>(few.losses) + first;
+    }
+    for (int64_t row = 0; row < few.sizes.positions; ++row) {
+      const Stored* x = row_at<Stored>(arguments.input, arguments.input_layout, first + row, 0);
+      for (int64_t c = 0; c < classes; ++c) {
+        tile[c * width + row] = x[c];
+      }
+    }
+    run(few, 0, 1);
+    for (int64_t row = 0; kBackward && row < few.sizes.positions; ++row) {
+      Stored* out =
+          const_cast<Stored*>(row_at<Stored>(arguments.grad_input, arguments.grad_layout, first + row, 0));
+      for (int64_t c = 0; c < classes; ++c) {
+        out[c] = tile[c * width + row];
       }
     }
   }

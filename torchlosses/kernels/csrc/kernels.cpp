@@ -29,7 +29,9 @@ void with_dtype(Dtype dtype, const Function& function) {
 void run_cross_entropy_forward(const CrossEntropy& arguments, int64_t begin, int64_t end) {
   with_dtype(arguments.dtype, [&](auto stored) {
     using Stored = decltype(stored);
-    if (arguments.walk == Walk::along_classes) {
+    if (arguments.walk == Walk::along_classes && is_short(arguments)) {
+      turned<false, Stored>(arguments, begin, end, forward_across_positions<Stored>);
+    } else if (arguments.walk == Walk::along_classes) {
       forward_along_classes<Stored>(arguments, begin, end);
     } else {
       forward_across_positions<Stored>(arguments, begin, end);
@@ -40,7 +42,9 @@ void run_cross_entropy_forward(const CrossEntropy& arguments, int64_t begin, int
 void run_cross_entropy_backward(const CrossEntropy& arguments, int64_t begin, int64_t end) {
   with_dtype(arguments.dtype, [&](auto stored) {
     using Stored = decltype(stored);
-    if (arguments.walk == Walk::along_classes) {
+    if (arguments.walk == Walk::along_classes && is_short(arguments)) {
+      turned<true, Stored>(arguments, begin, end, backward_across_positions<Stored>);
+    } else if (arguments.walk == Walk::along_classes) {
       backward_along_classes<Stored>(arguments, begin, end);
     } else {
       backward_across_positions<Stored>(arguments, begin, end);

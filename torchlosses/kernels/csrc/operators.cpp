@@ -604,6 +604,59 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(
   return {reduce(losses, arguments.dtype, call.plan.sizes.rows(), reduction, count, dtype), maximum, rest};
 }
 
+// A small batch's loss and its gradient in one call. Nothing else of it is kept, so the rows' numbers need no tensors.
+std::tuple<Tensor, Tensor> cross_entropy_with_gradient(
+    const Tensor& input,
+    const Tensor& target,
+    const std::string& reduction,
+    int64_t ignore_index,
+    double label_smoothing) {
+  const View x(input), t(target);
+  CrossEntropyCall call;
+  bool covered = prepare(call, x, t, std::nullopt, ignore_index, label_smoothing);
+  // Losses that are rounded to fewer digits go to the other operators, which know how to sum them.
+  covered = covered && x.dtype == compute_code(call.arguments.dtype);
+  if (!covered) {
+    auto stack = stack_of(input, target, reduction, ignore_index, label_smoothing);
+    check_indices(x, t, ignore_index);
+    call_eager("torchlosses::eager_cross_entropy_with_gradient", stack);
+    return {tensor_at(stack[0]), tensor_at(stack[1])};
+  }
+  Tensor gradient = new_gradient(input, x, call.arguments.dtype);
+  const View out(gradient);
+  const std::optional<Layout> layout = gradient_layout(call.plan, out);
+  if (!layout) {
+    auto stack = stack_of(input, target, reduction, ignore_index, label_smoothing);
+    call_eager("torchlosses::eager_cross_entropy_with_gradient", stack);
+    return {tensor_at(stack[0]), tensor_at(stack[1])};
+  }
+  CrossEntropy& arguments = call.arguments;
+  const bool wide = is_wide(arguments.dtype);
+  const int64_t rows = arguments.sizes.rows();
+  std::vector<double> numbers(static_cast<size_t>(3 * rows));
+  arguments.losses = numbers.data();
+  arguments.maximum = numbers.data() + rows;
+  arguments.rest = numbers.data() + 2 * rows;
+  const double count = reduction == "mean" ? rows_in_mean(call, t) : 1.0;
+  const float narrow_one = 1.0f;
+  const double wide_one = 1.0;
+  arguments.grad_rows = wide ? static_cast<const void*>(&wide_one) : &narrow_one;
+  arguments.grad_stride = 0;
+  arguments.scale = 1.0 / count;
+  arguments.grad_input = out.data;
+  arguments.grad_layout = *layout;
+  in_parallel(units_of(call.plan, arguments.tile), 2 * x.elements(), [&](int64_t begin, int64_t end) {
+    kernels().cross_entropy_forward(arguments, begin, end);
+    kernels().cross_entropy_backward(arguments, begin, end);
+  });
+  if (call.out_of_bounds) {
+    check_indices(x, t, ignore_index);
+  }
+  const double total = wide ? sum_of(static_cast<const double*>(arguments.losses), rows)
+                            : sum_of(static_cast<const float*>(arguments.losses), rows);
+  return {number(total / count, x.dtype), gradient};
+}
+
 namespace {
 
 // What a row's loss may have beside, as the kernels take it.
@@ -958,6 +1011,34 @@ Tensor mse_backward(
   return gradient;
 }
 
+std::tuple<Tensor, Tensor> mse_with_gradient(const Tensor& input, const Tensor& target, const std::string& reduction) {
+  const View x(input);
+  SquaredError arguments{};
+  bool covered = prepare(arguments, x, View(target), std::nullopt);
+  covered = covered && x.dtype == compute_code(arguments.dtype);
+  if (!covered) {
+    auto stack = stack_of(input, target, reduction);
+    call_eager("torchlosses::eager_mse_with_gradient", stack);
+    return {tensor_at(stack[0]), tensor_at(stack[1])};
+  }
+  Tensor gradient = new_gradient(input, x, arguments.dtype);
+  const double count = reduction == "mean" ? static_cast<double>(arguments.elements) : 1.0;
+  const float narrow_one = 1.0f;
+  const double wide_one = 1.0;
+  arguments.grad_is_scalar = true;
+  arguments.grad = is_wide(arguments.dtype) ? static_cast<const void*>(&wide_one) : &narrow_one;
+  arguments.scale = 2.0 / count;
+  arguments.grad_input = View(gradient).data;
+  const int64_t blocks = blocks_of(arguments.elements);
+  std::vector<double> partial_sums(static_cast<size_t>(blocks));
+  arguments.partial_sums = partial_sums.data();
+  in_parallel(blocks, arguments.elements, [&](int64_t begin, int64_t end) {
+    kernels().mse_forward(arguments, begin, end);
+    kernels().mse_backward(arguments, begin, end);
+  });
+  return {number(sum_of(partial_sums.data(), blocks) / count, x.dtype), gradient};
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The textbook cross-entropy error
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1064,6 +1145,8 @@ Tensor cee_backward(
 STABLE_TORCH_LIBRARY_IMPL(torchlosses, CPU, library) {
   library.impl("mse_forward", TORCH_BOX(&torchlosses::mse_forward));
   library.impl("mse_backward", TORCH_BOX(&torchlosses::mse_backward));
+  library.impl("mse_with_gradient", TORCH_BOX(&torchlosses::mse_with_gradient));
+  library.impl("cross_entropy_with_gradient", TORCH_BOX(&torchlosses::cross_entropy_with_gradient));
   library.impl("cross_entropy_forward", TORCH_BOX(&torchlosses::cross_entropy_forward));
   library.impl("cross_entropy_backward", TORCH_BOX(&torchlosses::cross_entropy_backward));
   library.impl("cross_entropy_backward_", TORCH_BOX(&torchlosses::cross_entropy_backward_));
