@@ -231,20 +231,43 @@ struct Target {
   bool active;
 };
 
+struct Targets {
+  Targets(const CrossEntropy& arguments, const Tile& tile)
+      : indices(
+            arguments.indices == nullptr ? nullptr
+                                         : arguments.indices + tile.sample * arguments.target_layout.sample +
+                                               tile.position * arguments.target_layout.position),
+        step(arguments.target_layout.position),
+        ignore_index(arguments.ignore_index),
+        classes(arguments.sizes.classes),
+        weight(arguments.label_smoothing == 0 ? arguments.weight : nullptr),
+        out_of_bounds(arguments.out_of_bounds) {}
+
+  // Of the position that many places behind the first.
+  template <typename Number>
+  Target at(int64_t place) const {
+    const int64_t index = indices[place * step];
+    if (index == ignore_index) {
+      return {0, false};
+    }
+    if (index < 0 || index >= classes) {
+      out_of_bounds->store(true, std::memory_order_relaxed);
+      return {0, false};
+    }
+    return {index, weight == nullptr || static_cast<const Number*>(weight)[index] != 0};
+  }
+
+  const int64_t* indices;
+  const int64_t step;
+  const int64_t ignore_index;
+  const int64_t classes;
+  const void* weight;  // a class without weight takes no part, unless all classes have a share
+  std::atomic<bool>* out_of_bounds;
+};
+
 template <typename Number>
 inline Target target_of(const CrossEntropy& arguments, int64_t sample, int64_t position) {
-  const Layout& layout = arguments.target_layout;
-  const int64_t index = arguments.indices[sample * layout.sample + position * layout.position];
-  if (index == arguments.ignore_index) {
-    return {0, false};
-  }
-  if (index < 0 || index >= arguments.sizes.classes) {
-    arguments.out_of_bounds->store(true, std::memory_order_relaxed);
-    return {0, false};
-  }
-  const Number* weight = static_cast<const Number*>(arguments.weight);
-  const bool weightless = weight != nullptr && arguments.label_smoothing == 0 && weight[index] == 0;
-  return {index, !weightless};
+  return Targets(arguments, {sample, position, 0}).template at<Number>(0);
 }
 
 // As many rows at a time as a vector has lanes: their logarithms are taken together.
@@ -442,6 +465,8 @@ inline void statistics_of_neighbours(
     Vector<Number> part[kVectors]{};
     for (int64_t c = start; c < stop; ++c) {
       for (int v = 0; v < kVectors; ++v) {
+        // The neighbours that follow: classes are too far apart for the processor to see what comes next.
+        __builtin_prefetch(x + c * step + (kVectors + v) * lanes);
         const Vector<Number> logits = logits_at(c, v, Number(0));
         const Integers<Number> is_maximum = logits == m[v];
         // Without a finite maximum a nan must still come out.
@@ -533,17 +558,19 @@ void forward_across_positions(const CrossEntropy& arguments, int64_t begin, int6
     Number* losses = static_cast<Number*>(arguments.losses) + row;
     Number* maxima = static_cast<Number*>(arguments.maximum) + row;
     Number* rests = static_cast<Number*>(arguments.rest) + row;
+    std::memcpy(maxima, maximum, static_cast<size_t>(width) * sizeof(Number));
+    std::memcpy(rests, rest, static_cast<size_t>(width) * sizeof(Number));
+    if (probabilities) {
+      for (int64_t i = 0; i < width; ++i) {
+        losses[i] = static_cast<Number>(total[i] * log_sum[i] - weighted[i]);
+      }
+      continue;
+    }
+    const Targets targets(arguments, tile);
     for (int64_t i = 0; i < width; ++i) {
-      const Target target =
-          probabilities ? Target{0, true} : target_of<Number>(arguments, tile.sample, tile.position + i);
+      const Target target = targets.template at<Number>(i);
       if (!target.active) {
         losses[i] = maxima[i] = rests[i] = 0;
-        continue;
-      }
-      maxima[i] = maximum[i];
-      rests[i] = rest[i];
-      if (probabilities) {
-        losses[i] = static_cast<Number>(total[i] * log_sum[i] - weighted[i]);
         continue;
       }
       Number loss = log_sum[i] - (widen(x[target.index * step + i]) - maximum[i]);
@@ -565,11 +592,16 @@ void backward_across_positions(const CrossEntropy& arguments, int64_t begin, int
   const Number* weight = static_cast<const Number*>(arguments.weight);
   const Number smoothing = static_cast<Number>(arguments.label_smoothing);
   const Number spread = static_cast<Number>(arguments.label_smoothing / static_cast<double>(sizes.classes));
+  const Number weight_sum = static_cast<Number>(arguments.weight_sum);
   const int64_t step = arguments.input_layout.classes, grad_step = arguments.grad_layout.classes;
   const bool probabilities = arguments.indices == nullptr;
   alignas(64) Number maximum[kTile];
-  alignas(64) Number factor[kTile];
+  alignas(64) Number rest[kTile];
+  alignas(64) Number shifted[kTile];
+  alignas(64) Number weights[kTile];
+  alignas(64) Number hard[kTile];
   alignas(64) Number smooth[kTile];
+  alignas(64) Number factor[kTile];
   alignas(64) Number entry[kTile];
   alignas(64) Integer place[kTile];
   alignas(64) Number part[kTile];
@@ -586,8 +618,11 @@ void backward_across_positions(const CrossEntropy& arguments, int64_t begin, int
         row_at<Stored>(arguments.grad_input, arguments.grad_layout, tile.sample, tile.position));
     // Whole vectors: what the rows do not fill must not be what was there.
     const int64_t filled = (width + lanes - 1) / lanes * lanes;
-    for (Number* numbers : {maximum, factor, smooth, entry, part, total_part}) {
+    for (Number* numbers : {maximum, rest, shifted, weights, hard, smooth, factor, entry}) {
       std::memset(numbers, 0, static_cast<size_t>(filled) * sizeof(Number));
+    }
+    for (int64_t i = 0; i < filled; ++i) {
+      place[i] = -1;
     }
     const auto share_at = [&](int64_t c, int64_t i) {
       const Vector<Number> share =
@@ -595,9 +630,6 @@ void backward_across_positions(const CrossEntropy& arguments, int64_t begin, int
       return weight == nullptr ? share : share * weight[c];
     };
     if (probabilities) {
-      for (int64_t i = 0; i < filled; ++i) {
-        place[i] = -1;
-      }
       for (int64_t i = 0; i < width; ++i) {
         maximum[i] = static_cast<const Number*>(arguments.maximum)[row + i];
       }
@@ -625,53 +657,51 @@ void backward_across_positions(const CrossEntropy& arguments, int64_t begin, int
       }
     }
     bool quiet[kTile];
-    int64_t index[kTile];
+    bool any_quiet = false;
+    const Targets targets(arguments, tile);
     for (int64_t i = 0; i < width; ++i) {
       const Number g = static_cast<Number>(
           static_cast<const Number*>(arguments.grad_rows)[(row + i) * arguments.grad_stride] * arguments.scale);
-      const Number rest = static_cast<const Number*>(arguments.rest)[row + i];
-      const Number s = 1 + rest;
+      const Number row_rest = static_cast<const Number*>(arguments.rest)[row + i];
       quiet[i] = false;
       if (probabilities) {
-        factor[i] = static_cast<Number>(total[i] / static_cast<double>(s));
+        const double s = 1 + static_cast<double>(row_rest);
+        factor[i] = static_cast<Number>(total[i] / s);
         smooth[i] = g;
-        entry[i] = static_cast<Number>(others[i] - total[i] * (static_cast<double>(rest) / static_cast<double>(s))) * g;
-        index[i] = place[i];
+        entry[i] = static_cast<Number>(others[i] - total[i] * (static_cast<double>(row_rest) / s)) * g;
         continue;
       }
-      const Target target = target_of<Number>(arguments, tile.sample, tile.position + i);
-      index[i] = target.index;
-      quiet[i] = !target.active;
-      if (quiet[i]) {
+      const Target target = targets.template at<Number>(i);
+      if (!target.active) {
+        quiet[i] = any_quiet = true;
+        place[i] = -1;
         continue;
       }
-      const Number w = weight == nullptr ? Number(1) : weight[target.index];
-      const Number hard = g * w * (1 - smoothing);
-      smooth[i] = smoothing != 0 ? g * spread : Number(0);
-      const Number scale = smoothing != 0 ? hard + smooth[i] * static_cast<Number>(arguments.weight_sum) : hard;
+      place[i] = static_cast<Integer>(target.index);
       maximum[i] = static_cast<const Number*>(arguments.maximum)[row + i];
-      factor[i] = scale / s;
-      const Number shifted = widen(x[target.index * step + i]) - maximum[i];
-      part[i] = shifted;
-      // The exponential follows for all lanes at once.
-      total_part[i] = shifted == 0 ? rest : 1 + rest;
-      entry[i] = hard;
+      shifted[i] = widen(x[target.index * step + i]) - maximum[i];
+      rest[i] = row_rest;
+      weights[i] = weight == nullptr ? Number(1) : weight[target.index];
+      hard[i] = g * weights[i] * (1 - smoothing);
+      smooth[i] = smoothing != 0 ? g * spread : Number(0);
     }
-    if (!probabilities) {
-      for (int64_t i = 0; i < width; i += lanes) {
-        const Vector<Number> shifted = load(part + i);
-        const Vector<Number> e = exp(shifted);
-        const Vector<Number> others_of_target =
-            shifted == Number(0) ? load(total_part + i) : load(total_part + i) - e;
-        const Vector<Number> hard = load(entry + i);
-        const Vector<Number> s = shifted == Number(0) ? load(total_part + i) + Number(1) : load(total_part + i);
-        store(entry + i, (load(factor + i) - hard / s) * e - hard * (others_of_target / s));
-      }
+    for (int64_t i = 0; !probabilities && i < width; i += lanes) {
+      // As `target_entry`, for all lanes at once.
+      const Vector<Number> smooth_sum = load(smooth + i) * weight_sum;
+      const Vector<Number> s = load(rest + i) + Number(1);
+      const Vector<Number> e = exp(load(shifted + i));
+      const Vector<Number> others_of_target = load(shifted + i) == Number(0) ? load(rest + i) : s - e;
+      store(factor + i, (load(hard + i) + smooth_sum) / s);
+      store(
+          entry + i,
+          smooth_sum * (e / s) - load(hard + i) * (others_of_target / s) -
+              load(smooth + i) * load(weights + i));
     }
     for (int64_t c = 0; c < sizes.classes; ++c) {
       const Number w = weight == nullptr ? Number(1) : weight[c];
       for (int64_t i = 0; i < width; i += lanes) {
         const Vector<Number> logits = load_part(x + c * step + i, width - i, Number(0));
+        __builtin_prefetch(x + c * step + width + i);
         const Vector<Number> e = exp(logits - load(maximum + i));
         Vector<Number> gradient = e * load(factor + i);
         if (probabilities) {
@@ -679,18 +709,13 @@ void backward_across_positions(const CrossEntropy& arguments, int64_t begin, int
         } else if (smoothing != 0) {
           gradient -= load(smooth + i) * w;
         }
-        store_part(out + c * grad_step + i, width - i, gradient);
+        const Integers<Number> is_place = load_integers<Number>(place + i) == static_cast<Integer>(c);
+        store_part(out + c * grad_step + i, width - i, is_place ? load(entry + i) : gradient);
       }
     }
-    for (int64_t i = 0; i < width; ++i) {
-      if (quiet[i]) {
-        for (int64_t c = 0; c < sizes.classes; ++c) {
-          out[c * grad_step + i] = narrow<Stored>(Number(0));
-        }
-      } else if (index[i] >= 0) {
-        const Number w = weight == nullptr ? Number(1) : weight[index[i]];
-        const Number correction = probabilities ? Number(0) : smooth[i] * w;
-        out[index[i] * grad_step + i] = narrow<Stored>(entry[i] - correction);
+    for (int64_t i = 0; any_quiet && i < width; ++i) {
+      for (int64_t c = 0; quiet[i] && c < sizes.classes; ++c) {
+        out[c * grad_step + i] = narrow<Stored>(Number(0));
       }
     }
   }

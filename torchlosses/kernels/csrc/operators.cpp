@@ -557,11 +557,19 @@ double rows_in_mean(const CrossEntropyCall& call, const View& target) {
   }
   const Layout layout = index_layout_of(target);
   const int64_t positions = target.dimensions == 2 ? target.sizes[1] : 1;
+  const int64_t ignore_index = call.arguments.ignore_index;
   int64_t count = 0;
   for (int64_t sample = 0; sample < target.sizes[0]; ++sample) {
     const int64_t* row = static_cast<const int64_t*>(target.data) + sample * layout.sample;
+    // A step that the compiler knows is one that it can take for several positions at once.
+    if (layout.position == 1) {
+      for (int64_t position = 0; position < positions; ++position) {
+        count += row[position] != ignore_index;
+      }
+      continue;
+    }
     for (int64_t position = 0; position < positions; ++position) {
-      count += row[position * layout.position] != call.arguments.ignore_index;
+      count += row[position * layout.position] != ignore_index;
     }
   }
   return static_cast<double>(count);
