@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from benchmarks.results import Dtype, Passes
 
-LossName = Literal["cross_entropy", "mse_loss", "cee_loss"]
+LossName = Literal["cross_entropy", "mse_loss", "cee_loss", "linear_cross_entropy"]
 
 BOTH: tuple[Passes, ...] = get_args(Passes)
 TOGETHER: tuple[Passes, ...] = ("forward+backward",)
@@ -19,12 +19,13 @@ class Case:
 
     Args:
         loss: a key of `problems.PROBLEMS`.
-        shape: of the input.
+        shape: of the input; of a linear loss (rows, features, classes).
         dtype: of the input.
         passes: what is called.
         settings: names from `SETTINGS` under which times are taken.
         memory: whether the peak memory is measured too, with all threads and the default allocator.
         quick: whether it is part of a quick run.
+        without: implementations that are left out.
     """
 
     loss: LossName
@@ -34,6 +35,7 @@ class Case:
     settings: tuple[str, ...] = ("all",)
     memory: bool = False
     quick: bool = False
+    without: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.loss} {'×'.join(map(str, self.shape))} {self.dtype}"
@@ -63,4 +65,10 @@ CASES = (
     # How the cost grows with the classes at 1024 rows, and with the rows at 1000 classes.
     *(Case("cross_entropy", (1024, classes), passes=TOGETHER) for classes in (10, 100, 1000, 10_000, 128_256)),
     *(Case("cross_entropy", (rows, 1000), passes=TOGETHER) for rows in (1, 16, 32_768)),
+    Case("linear_cross_entropy", (2048, 512, 32000), passes=TOGETHER, memory=True),
+    # Half a minute is what torch's chunks of so few rows would take for one call.
+    *(
+        Case("linear_cross_entropy", (256, 512, classes), passes=TOGETHER, memory=True, without=("chunked",))
+        for classes in (1000, 10_000, 32_000, 128_256, 256_000)
+    ),
 )

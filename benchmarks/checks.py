@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -59,16 +60,16 @@ def check(name: str, case: Case, found: Answer, exact: Answer) -> None:
     """
     expected = (exact.loss, *exact.gradients[: len(found.gradients)])
     for part, (got, wanted) in enumerate(zip((found.loss, *found.gradients), expected, strict=True)):
-        if (difference := _difference(case.dtype, got, wanted)) is not None:
+        if (difference := _difference(case.dtype, PROBLEMS[case.loss].terms(case.shape), got, wanted)) is not None:
             what = "the loss" if part == 0 else f"gradient {part}"
             raise BenchmarkError(f"{name} is wrong on {case}, {what}: {difference}")
 
 
-def _difference(dtype: Dtype, found: Tensor, exact: Tensor) -> str | None:
+def _difference(dtype: Dtype, terms: int, found: Tensor, exact: Tensor) -> str | None:
     relative = RELATIVE_TOLERANCE[dtype]
     limits = torch.finfo(getattr(torch, dtype))
     # An element far below the largest is no better known than the largest's rounding, or than the smallest step.
-    absolute = max(float(exact.abs().max()) * limits.eps, limits.smallest_normal * limits.eps)
+    absolute = max(float(exact.abs().max()) * limits.eps, limits.smallest_normal * limits.eps) * math.sqrt(terms)
     pieces = (tensor.reshape(-1).split(ELEMENTS_AT_ONCE) for tensor in (found, exact))
     for got, wanted in zip(*pieces, strict=True):
         got = got.to(wanted.dtype)

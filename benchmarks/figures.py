@@ -19,6 +19,7 @@ from training.files import atomic_path
 WIDTH = 7.2
 CURVE_ROWS = 1024
 CURVE_CLASSES = 1000
+LINEAR_CURVE = (256, 512)  # rows, features
 _LOOK = {
     "native": (COLORS[0], "o"),
     "inplace": (COLORS[2], "^"),
@@ -26,8 +27,11 @@ _LOOK = {
     "torch": (COLORS[5], "s"),
     "compiled": (COLORS[1], "v"),
     "clone": (INK, ""),
+    "products": (INK, ""),
+    "chunked": (COLORS[4], "P"),
 }
-_OTHER_LOOK = (COLORS[4], "P")
+_LIMITS = ("clone", "products")
+_OTHER_LOOK = (INK, "x")
 _FEWEST_POINTS = 3
 
 
@@ -36,8 +40,9 @@ def draw_figures(results: Results, folder: Path) -> list[Path]:
     lookup = Lookup(results)
     planned: dict[str, Callable[[Lookup], Figure | None]] = {
         "benchmark-speed": _speed,
-        "benchmark-classes": lambda found: _curve(found, 1, f"{CURVE_ROWS} rows", "classes"),
-        "benchmark-rows": lambda found: _curve(found, 0, f"{CURVE_CLASSES} classes", "rows"),
+        "benchmark-classes": lambda found: _curve(found, "cross_entropy", (CURVE_ROWS, None), "classes"),
+        "benchmark-rows": lambda found: _curve(found, "cross_entropy", (None, CURVE_CLASSES), "rows"),
+        "benchmark-linear": lambda found: _curve(found, "linear_cross_entropy", (*LINEAR_CURVE, None), "classes"),
         "benchmark-memory": _memory,
     }
     written = []
@@ -97,25 +102,25 @@ def _plain_ticks(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _curve(lookup: Lookup, along: int, fixed: str, label: str) -> Figure | None:
-    """The time of cross_entropy along the dimension `along`, with the quartiles as a band."""
-    other = CURVE_ROWS if along == 1 else CURVE_CLASSES
+def _curve(lookup: Lookup, loss: str, shape: tuple[int | None, ...], label: str) -> Figure | None:
+    """The time along the one dimension of `shape` that is left open, with the quartiles as a band."""
+    along = shape.index(None)
     subjects = sorted(
         (
             subject
             for subject in lookup.timed("all")
-            if subject[0] == "cross_entropy"
+            if subject.loss == loss
             and subject.dtype == "float32"
             and subject.passes == "forward+backward"
-            and len(subject.shape) == 2
-            and subject.shape[1 - along] == other
+            and len(subject.shape) == len(shape)
+            and all(fixed in (None, extent) for fixed, extent in zip(shape, subject.shape, strict=True))
         ),
         key=lambda subject: subject.shape[along],
     )
     if len(subjects) < _FEWEST_POINTS:
         return None
     figure, axes = _new_figure(4.2)
-    for name in ("torch", "compiled", "eager", "native", "clone"):
+    for name in ("torch", "chunked", "compiled", "eager", "native", "clone", "products"):
         _draw_curve(lookup, axes, subjects, name, along)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -125,16 +130,20 @@ def _curve(lookup: Lookup, along: int, fixed: str, label: str) -> Figure | None:
         axis.set_minor_locator(NullLocator())
     axes.set_xlabel(label)
     axes.set_ylabel("milliseconds a call")
-    axes.set_title(f"cross_entropy, forward and backward, {fixed}, float32")
+    names = ("rows", "features", "classes") if len(shape) == len(LINEAR_CURVE) + 1 else ("rows", "classes")
+    fixed = ", ".join(f"{extent} {name}" for extent, name in zip(shape, names, strict=True) if extent is not None)
+    axes.set_title(f"{loss}, forward and backward, {fixed}, float32")
     axes.legend(loc="upper left")
     return figure
 
 
 def _draw_curve(lookup: Lookup, axes: Axes, subjects: list[Subject], name: str, along: int) -> None:
     timings = [timing for subject in subjects if (timing := lookup.timing("all", subject, name)) is not None]
+    if not timings:
+        return
     places = [timing.shape[along] for timing in timings]
     color, marker = _LOOK[name]
-    line = "--" if name == "clone" else "-"
+    line = "--" if name in _LIMITS else "-"
     title = _title(lookup, name)
     medians = [timing.median * 1e3 for timing in timings]
     axes.plot(places, medians, color=color, marker=marker, markersize=6, linestyle=line, label=title)

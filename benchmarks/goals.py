@@ -99,6 +99,9 @@ class MemoryGoal:
 
 LARGE = ((1024, 32000), (512, 128256))
 IMAGES = (8, 21, 256, 256)
+LINEAR = (2048, 512, 32000)
+# The gradients by input and weight and 48 MB beside them, in tensors of the size of the logits.
+LEAN = ((2048 + 32000) * 512 * 4 + 48e6) / (2048 * 32000 * 4)
 
 GOALS = (
     Goal("cross_entropy", (1024, 32000), "forward", torch=6, compiled=6, limit=("exp", 0.7)),
@@ -116,14 +119,19 @@ GOALS = (
     # The operators in PyTorch operations stay ahead from 4096×1000 up.
     *(Goal("cross_entropy", shape, torch=1, implementation="eager") for shape in ((4096, 1000), *LARGE)),
     Goal("mse_loss", (1 << 25,), torch=1, implementation="eager"),
+    Goal("linear_cross_entropy", LINEAR, torch=1, limit=("products", 1.15)),
+    Goal("linear_cross_entropy", LINEAR, limit=("chunked", 0.667)),
 )
 
-MEMORY_GOALS = tuple(
-    goal
-    for shape in LARGE
-    for goal in (
-        MemoryGoal("cross_entropy", shape, "forward", 0.01, "O(rows)"),
-        MemoryGoal("cross_entropy", shape, "forward+backward", 1.01, "one gradient"),
-        MemoryGoal("cross_entropy", shape, "forward+backward", 0.01, "O(rows)", "inplace"),
-    )
+MEMORY_GOALS = (
+    *(
+        goal
+        for shape in LARGE
+        for goal in (
+            MemoryGoal("cross_entropy", shape, "forward", 0.01, "O(rows)"),
+            MemoryGoal("cross_entropy", shape, "forward+backward", 1.01, "one gradient"),
+            MemoryGoal("cross_entropy", shape, "forward+backward", 0.01, "O(rows)", "inplace"),
+        )
+    ),
+    MemoryGoal("linear_cross_entropy", LINEAR, "forward+backward", LEAN, "the gradients and 48 MB"),
 )

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import torchlosses
 from benchmarks.cases import BOTH, TOGETHER, Case
@@ -56,7 +57,8 @@ class Implementation:
     def serves(self, case: Case, passes: Passes) -> bool:
         """Whether it can be measured on this."""
         available = self.backend is None or self.backend in kernels.available()
-        return case.loss in self.losses and passes in self.passes and available
+        asked = case.loss in self.losses and passes in self.passes and self.name not in case.without
+        return asked and available
 
     def around(self) -> AbstractContextManager[object]:
         """Within it, the backend is the one asked for."""
@@ -113,15 +115,32 @@ def _exp_in_place(input: Tensor, *_: Tensor) -> Call:
     return Call(warm.exp_, partial(warm.copy_, input))
 
 
+def _three_products(input: Tensor, linear_weight: Tensor, target: Tensor) -> Call:
+    """What a linear loss cannot do without: logits, and the gradients by input and weight, into warm memory."""
+    logits = torch.mm(input, linear_weight.t())
+    grad_input, grad_weight = torch.empty_like(input), torch.empty_like(linear_weight)
+
+    def run() -> None:
+        torch.mm(input, linear_weight.t(), out=logits)
+        torch.mm(logits, linear_weight, out=grad_input)
+        torch.mm(logits.t(), input, out=grad_weight)
+
+    return Call(run)
+
+
 OURS = {loss: getattr(torchlosses, loss) for loss in PROBLEMS}
+# In a linear loss the products take the time, whatever runs beside them.
+WITHOUT_PRODUCTS = {name: loss for name, loss in OURS.items() if name != "linear_cross_entropy"}
+CHUNKED = {"linear_cross_entropy": partial(F.linear_cross_entropy, options=nn.LinearCrossEntropyOptions())}
 IN_PLACE = {"cross_entropy": partial(torchlosses.cross_entropy, inplace_backward=True)}
 BUILTIN = {loss: problem.builtin for loss, problem in PROBLEMS.items()}
 
 IMPLEMENTATIONS = (
     Implementation("native", "torchlosses", OURS, backend="native"),
     Implementation("inplace", "torchlosses, in place", IN_PLACE, backend="native", consumes=True, passes=TOGETHER),
-    Implementation("eager", "torchlosses, eager backend", OURS, backend="eager"),
+    Implementation("eager", "torchlosses, eager backend", WITHOUT_PRODUCTS, backend="eager"),
     Implementation("torch", "torch", BUILTIN),
+    Implementation("chunked", "torch, chunked", CHUNKED),
     Implementation("compiled", "torch.compile", BUILTIN, compiled=True),
 )
 
@@ -144,4 +163,5 @@ LIMITS = (
         ("mse_loss",),
         lambda x, target: Call(partial(torch.dot, x.flatten(), target.flatten())),
     ),
+    Limit("products", "the three products", ("linear_cross_entropy",), _three_products),
 )

@@ -23,11 +23,13 @@ class Problem:
         draw: the arguments for a shape, dtype and generator; those that require grad are differentiated by.
         builtin: what one would use without this package; in float64 it is the truth.
         unit: how many elements the tensor has that a lean implementation avoids; by default the input's.
+        terms: how many products are added up for one number of the answer, beside the classes of a row.
     """
 
     draw: Callable[[tuple[int, ...], torch.dtype, Generator], tuple[Tensor, ...]]
     builtin: Callable[..., Tensor]
     unit: Callable[[tuple[int, ...]], int] = math.prod
+    terms: Callable[[tuple[int, ...]], int] = lambda _: 1
 
     def arguments(self, case: Case) -> tuple[Tensor, ...]:
         """The arguments, the same every time."""
@@ -56,8 +58,28 @@ def _predictions_and_values(shape: tuple[int, ...], dtype: torch.dtype, generato
     return predictions, torch.randn(shape, generator=generator).to(dtype)
 
 
+def _features_and_weights(
+    shape: tuple[int, ...], dtype: torch.dtype, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, features, classes = shape
+    input = torch.randn(rows, features, generator=generator).to(dtype).requires_grad_()
+    weight = (torch.randn(classes, features, generator=generator) / math.sqrt(features)).to(dtype).requires_grad_()
+    return input, weight, torch.randint(classes, (rows,), generator=generator)
+
+
+def linear_then_cross_entropy(input: Tensor, linear_weight: Tensor, target: Tensor) -> Tensor:
+    """The logits in memory, and then their cross-entropy."""
+    return F.cross_entropy(F.linear(input, linear_weight), target)
+
+
 PROBLEMS = {
     "cross_entropy": Problem(_logits_and_indices, F.cross_entropy),
     "mse_loss": Problem(_predictions_and_values, F.mse_loss),
     "cee_loss": Problem(_probabilities_and_indices, textbook_cross_entropy_error),
+    "linear_cross_entropy": Problem(
+        _features_and_weights,
+        linear_then_cross_entropy,
+        unit=lambda shape: shape[0] * shape[2],
+        terms=lambda shape: max(shape),
+    ),
 }

@@ -45,7 +45,7 @@ SettingName = Literal["all", "single", "pages"]
 class Options:
     """Measure the losses beside torch's and beside the limits of the machine, and write the results as JSON.
 
-    Everything takes about 10 minutes on two cores, on a machine that does nothing else. Start with --quick for a first
+    Everything takes about 15 minutes on two cores, on a machine that does nothing else. Start with --quick for a first
     look.
     """
 
@@ -56,7 +56,7 @@ class Options:
     settings: tuple[SettingName, ...] = ("all", "single", "pages")
     """Only these settings: all threads, a single one, all with huge pages for every allocation; all with --quick."""
     seconds: Annotated[float, tyro.conf.arg(help_behavior_hint="(default: 2; 0.2 with --quick)")] = 2.0
-    """How long to take times of one case; large inputs get 7 rounds, however long they take."""
+    """How long to take times of one case; large inputs get 5 to 7 rounds, however long they take."""
     memory: bool = True
     """Whether to measure the peak memory too."""
     out: Annotated[

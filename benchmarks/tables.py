@@ -16,7 +16,12 @@ from benchmarks.results import Results, Timing
 NOTHING = "—"
 MEGABYTE = 1e6
 # The limit that says most about each call.
-NEAREST_LIMIT = {("mse_loss", "forward"): "dot", ("cross_entropy", "forward"): "exp", ("cee_loss", "forward"): "copy"}
+NEAREST_LIMIT = {
+    ("mse_loss", "forward"): "dot",
+    ("cross_entropy", "forward"): "exp",
+    ("cee_loss", "forward"): "copy",
+    ("linear_cross_entropy", "forward+backward"): "products",
+}
 
 
 def tables(results: Results) -> dict[str, str]:

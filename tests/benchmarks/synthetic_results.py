@@ -12,12 +12,14 @@ SECONDS = {
     "inplace": 0.8,
     "eager": 4.0,
     "torch": 7.0,
+    "chunked": 6.0,
     "compiled": 5.0,
     "clone": 2.0,
     "copy": 0.5,
     "exp": 1.6,
     "exp_": 1.5,
     "dot": 0.9,
+    "products": 0.95,
 }
 UNITS = {"native": 1.0, "inplace": 0.0, "eager": 1.25, "torch": 3.0, "compiled": 1.0, "clone": 1.0}
 

@@ -26,9 +26,11 @@ SMALL = (
     Case("cross_entropy", (2, 3, 4, 5)),
     Case("mse_loss", (7, 3)),
     Case("cee_loss", (4, 5)),
+    Case("linear_cross_entropy", (6, 5, 7)),
 )
 DTYPES: tuple[Dtype, ...] = ("float32", "float64", "bfloat16", "float16")
 PASSES: tuple[Passes, ...] = ("forward", "forward+backward")
+SHORT = timing._Plan(1, is_long=False)
 UNCOMPILED = [implementation for implementation in IMPLEMENTATIONS if not implementation.compiled]
 
 
@@ -63,11 +65,12 @@ def test_every_implementation_passes_the_check_and_leaves_its_arguments_alone(
             continue
         loss = implementation.function(case)
         found = answer(loss, arguments, passes, consumes=implementation.consumes)
-        assert len(found.gradients) == (passes == "forward+backward")
+        differentiable = sum(argument.requires_grad for argument in arguments)
+        assert len(found.gradients) == (differentiable if passes == "forward+backward" else 0)
         check(implementation.name, case, found, exact)
         call = implementation.call(loss, arguments, passes)
         for _ in range(2):
-            timing._sample(call, 1)
+            timing._sample(call, SHORT)
     for argument, kept in zip(arguments, before, strict=True):
         assert torch.equal(argument, kept)
 
@@ -125,7 +128,7 @@ def test_a_sample_runs_on_the_backend_it_is_about(name: str) -> None:
     implementation = replace(find(name), losses={"cross_entropy": lambda *_: seen.append(kernels.BACKEND.name)})
     case = Case("cross_entropy", (2, 3))
     call = implementation.call(implementation.function(case), PROBLEMS[case.loss].arguments(case), "forward")
-    timing._sample(call, 1)
+    timing._sample(call, SHORT)
     assert seen == [name, name], "one call before the timed one"
 
 
@@ -141,7 +144,7 @@ def test_the_in_place_backward_gets_fresh_logits_for_every_sample() -> None:
 
     call = find("inplace").call(loss, arguments, "forward+backward")
     for _ in range(3):
-        timing._sample(call, 1)
+        timing._sample(call, SHORT)
     assert len(seen) == 3 * 2
     assert all(torch.equal(x, arguments[0]) for x in seen)
 
@@ -161,7 +164,8 @@ def test_everyone_takes_turns_and_preparations_are_not_timed(monkeypatch: pytest
             lambda: events.append("run prepared"), lambda: events.append("prepare"), partial(around, "prepared")
         ),
     }
-    monkeypatch.setattr(timing, "_calls_in_a_sample", {calls["plain"]: 2, calls["prepared"]: 1}.__getitem__)
+    plans = {calls["plain"]: timing._Plan(2, is_long=False), calls["prepared"]: SHORT}
+    monkeypatch.setattr(timing, "_plan", plans.__getitem__)
     summaries = timing.time_in_turn(calls, seconds=1e-9)
     assert {name: (summary.rounds, summary.calls) for name, summary in summaries.items()} == {
         "plain": (timing.FEWEST_ROUNDS, 2),
@@ -175,8 +179,16 @@ def test_everyone_takes_turns_and_preparations_are_not_timed(monkeypatch: pytest
 
 
 def test_what_has_to_be_prepared_is_called_once_a_sample() -> None:
-    assert timing._calls_in_a_sample(Call(lambda: None, lambda: None)) == 1
-    assert timing._calls_in_a_sample(Call(lambda: None)) > 1
+    assert timing._plan(Call(lambda: None, lambda: None)) == SHORT
+    assert timing._plan(Call(lambda: None)).repetitions > 1
+
+
+def test_a_long_call_is_neither_led_in_nor_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LONG_CALL_SECONDS", 0.0)
+    seen = []
+    summary = timing.time_in_turn({"long": Call(lambda: seen.append(None))}, seconds=1e-9)["long"]
+    assert (summary.rounds, summary.calls) == (timing.FEWEST_ROUNDS_OF_LONG_CALLS, 1)
+    assert len(seen) == 1 + summary.rounds
 
 
 def test_the_summary_is_the_median_and_the_quartiles() -> None:

@@ -17,7 +17,7 @@ from benchmarks.tables import duration, tables, times_as_fast
 from .synthetic_results import results, timing
 
 ROOT = Path(__file__).parents[2]
-PLOTS = ("speed", "classes", "rows", "memory")
+PLOTS = ("speed", "classes", "rows", "linear", "memory")
 
 
 @pytest.fixture
