@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 
 import torchlosses
 from benchmarks.cases import BOTH, TOGETHER, Case
@@ -108,11 +111,48 @@ class Limit:
     title: str
     losses: tuple[str, ...]
     call: Callable[..., Call] = field(compare=False)
+    largest: int | None = None
+
+    def serves(self, case: Case) -> bool:
+        """Whether it says something about this: of a large input, a step that does not depend on the size does not."""
+        return case.loss in self.losses and (self.largest is None or math.prod(case.shape) <= self.largest)
 
 
 def _exp_in_place(input: Tensor, *_: Tensor) -> Call:
     warm = torch.empty_like(input)
     return Call(warm.exp_, partial(warm.copy_, input))
+
+
+class _Nothing(Function):
+    """What PyTorch itself needs to call a Function in Python, and its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, loss: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.gradient = torch.empty_like(input)
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient, None
+
+
+def _do_nothing(input: Tensor, *_: Tensor) -> Call:
+    leaf, loss = input.detach().requires_grad_(), torch.zeros(())
+
+    def run() -> None:
+        _Nothing.apply(leaf, loss).backward()
+        leaf.grad = None
+
+    return Call(run)
+
+
+def _read(input: Tensor, *_: Tensor) -> Call:
+    """Every byte once; in the short dtypes PyTorch's own sums take far longer than reading."""
+    numbers = input.reshape(-1)
+    if numbers.element_size() < 4 and numbers.numel() % 2 == 0:
+        numbers = numbers.view(torch.float32)
+    return Call(partial(torch.dot, numbers, numbers))
 
 
 def _three_products(input: Tensor, linear_weight: Tensor, target: Tensor) -> Call:
@@ -163,5 +203,7 @@ LIMITS = (
         ("mse_loss",),
         lambda x, target: Call(partial(torch.dot, x.flatten(), target.flatten())),
     ),
+    Limit("read", "`torch.dot(input, input)`", EVERY, _read),
+    Limit("function", "a Function that does nothing", ("cross_entropy", "mse_loss"), _do_nothing, largest=1 << 18),
     Limit("products", "the three products", ("linear_cross_entropy",), _three_products),
 )

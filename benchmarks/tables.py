@@ -24,12 +24,25 @@ NEAREST_LIMIT = {
 }
 
 
+# The steps of the machine that a loss cannot do without: each a setting and a limit. The gradient of a large input goes
+# to fresh memory, which costs least in huge pages; that of a batch that fits the cache costs less than the calls.
+LEAST = {
+    ("cross_entropy", "forward"): (("all", "read"),),
+    ("cross_entropy", "forward+backward"): (("all", "read"), ("pages", "clone")),
+    ("mse_loss", "forward"): (("all", "dot"),),
+    ("mse_loss", "forward+backward"): (("all", "dot"), ("all", "read"), ("pages", "clone")),
+    ("linear_cross_entropy", "forward+backward"): (("all", "products"),),
+}
+LEAST_OF_SMALL = (("all", "function"),)
+
+
 def tables(results: Results) -> dict[str, str]:
     """Every table of the documents, by the name of its place."""
     lookup = Lookup(results)
     made = {
         "environment": _environment(results),
         "goals": _goals(lookup),
+        "missed": _missed(lookup),
         "memory": _memory(lookup),
         "summary": _summary(lookup),
     }
@@ -71,11 +84,21 @@ def duration(timing: Timing | None, *, spread: bool = False) -> str:
     """The median of a time with its unit, and if asked for the quartiles."""
     if timing is None:
         return NOTHING
-    unit, factor = ("ms", 1e3) if timing.median >= 1e-3 else ("µs", 1e6)
-    text = f"{_digits(timing.median * factor)} {unit}"
+    text = seconds(timing.median)
     if spread:
+        factor = _unit(timing.median)[1]
         text += f" ({_digits(timing.lower_quartile * factor)} to {_digits(timing.upper_quartile * factor)})"
     return text
+
+
+def seconds(time: float) -> str:
+    """A time with its unit."""
+    unit, factor = _unit(time)
+    return f"{_digits(time * factor)} {unit}"
+
+
+def _unit(time: float) -> tuple[str, float]:
+    return ("s", 1.0) if time >= 1 else ("ms", 1e3) if time >= 1e-3 else ("µs", 1e6)
 
 
 def times_as_fast(ratio: float | None) -> str:
@@ -122,6 +145,56 @@ def _goals(lookup: Lookup) -> str:
     ]
     speed = _markdown(("case", "against torch", "against torch.compile", "against the limit"), rows)
     return f"{speed}\n\n{_memory_goals(lookup)}"
+
+
+def _missed(lookup: Lookup) -> str:
+    """Of the figures that are not reached: the time that each would need, and the least that the machine allows."""
+    rows = []
+    for goal in GOALS:
+        own = lookup.timing(goal.setting, goal.subject, goal.implementation)
+        for reached in goal.measured(lookup):
+            if own is None or reached is None or reached.ratio is None or reached.reached:
+                continue
+            least, steps = _least(lookup, goal)
+            needed = own.median * reached.ratio / (reached.bound.at_least or 1)
+            if reached.bound.at_most is not None:
+                needed = own.median * reached.bound.at_most / reached.ratio
+            rows.append(
+                (
+                    _goal_title(goal, lookup.results),
+                    f"{reached.bound.at_least:g}× {lookup.results.title(reached.bound.against)}"
+                    if reached.bound.at_least is not None
+                    else f"{reached.bound.at_most:g} of {lookup.results.title(reached.bound.against)}",
+                    seconds(own.median),
+                    seconds(needed),
+                    NOTHING if least is None else f"{seconds(least)}: {steps}",
+                    NOTHING if least is None else f"{own.median / least:.2f}",
+                )
+            )
+    if not rows:
+        return "Every figure that was measured is reached."
+    columns = ("case", "to reach", "time", "it would take", "the least", "time / least")
+    return _markdown(columns, rows, left=2)
+
+
+def _least(lookup: Lookup, goal: Goal) -> tuple[float | None, str]:
+    """The time of the steps that the goal's case cannot do without, and their names."""
+    subject = goal.subject
+    wanted = LEAST[subject.loss, subject.passes]
+    if lookup.timing("all", subject, "function") is not None and subject.passes == "forward+backward":
+        wanted = LEAST_OF_SMALL
+    total, names = 0.0, []
+    for setting, name in wanted:
+        found = lookup.timing(setting, subject, name)
+        if found is None:
+            # A block that the allocator keeps is warm.
+            setting, name = "all", "copy"
+            found = lookup.timing(setting, subject, name)
+        if found is None:
+            return None, ""
+        total += found.median
+        names.append(lookup.results.title(name) + (" in huge pages" if setting == "pages" else ""))
+    return total, " + ".join(names)
 
 
 def _goal_title(goal: Goal, results: Results) -> str:

@@ -71,7 +71,7 @@ def _timings(setting: Setting, case: Case, passes: Passes, seconds: float) -> It
         calls[implementation.name] = implementation.call(loss, arguments, passes)
     del exact
     for limit in LIMITS:
-        if case.loss in limit.losses:
+        if limit.serves(case):
             calls[limit.name] = limit.call(*(argument.detach() for argument in arguments))
     for name, summary in time_in_turn(calls, seconds).items():
         yield Timing(**_about(setting, case, passes, name).model_dump(), **asdict(summary))

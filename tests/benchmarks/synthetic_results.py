@@ -20,6 +20,8 @@ SECONDS = {
     "exp_": 1.5,
     "dot": 0.9,
     "products": 0.95,
+    "read": 0.45,
+    "function": 0.4,
 }
 UNITS = {"native": 1.0, "inplace": 0.0, "eager": 1.25, "torch": 3.0, "compiled": 1.0, "clone": 1.0}
 

@@ -136,11 +136,23 @@ def test_figures_are_rounded_and_carry_their_unit() -> None:
     assert duration(spread, spread=True) == "28.4 ms (27.1 to 130)"
     assert duration(timing(median=9.996e-4)) == "1000 µs"
     assert duration(timing(median=1.2345e-6)) == "1.23 µs"
-    assert duration(timing(median=1.5)) == "1500 ms"
+    assert duration(timing(median=1.5)) == "1.50 s"
     assert [times_as_fast(ratio) for ratio in (0.284, 0.996, 6.84, 9.96, 23.4, None)] == [
         *("0.28×", "1.0×", "6.8×", "10×", "23×"),
         "—",
     ]
+
+
+def test_what_a_missed_figure_would_take_and_the_least() -> None:
+    """By hand: 32.8 ms, where a sixth of the compiled one's 163.8 ms would be 27.3, and reading takes 14.7."""
+    (row,) = (row for row in tables(results())["missed"].splitlines() if "1024×32000, forward |" in row)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert [cells[0], *cells[2:4], cells[5]] == ["cross_entropy 1024×32000, forward", "32.8 ms", "27.3 ms", "2.22"]
+    assert cells[4].startswith("14.7 ms: ")
+    # One that is reached, or was not measured, has no row.
+    assert "in place" not in tables(results())["missed"]
+    nothing = results().model_copy(update={"timings": []})
+    assert tables(nothing)["missed"] == "Every figure that was measured is reached."
 
 
 def test_tables_are_rectangular() -> None:
