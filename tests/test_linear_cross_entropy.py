@@ -122,6 +122,7 @@ class TestValuesAndGradients:
         leaves = choose(tensors(kind), *names)
         check_against_textbook(leaves, reduction=reduction, label_smoothing=smoothing)
 
+    @pytest.mark.usefixtures("each_backend")
     @kinds
     @reductions
     @pytest.mark.parametrize(
@@ -402,6 +403,7 @@ class TestNormalizer:
 
 
 class TestStatistics:
+    @pytest.mark.usefixtures("each_backend")
     @kinds
     @pytest.mark.parametrize("transformed", [False, True])
     def test_equal_the_definition(self, kind: str, transformed: bool) -> None:
@@ -446,6 +448,22 @@ class TestStatistics:
                 assert field.shape == (2, 3)
                 assert not field[1].any()
             assert statistics.entropy[0].all()
+
+    @pytest.mark.parametrize("transformed", [False, True])
+    def test_rows_that_leave_no_trace_have_none(self, transformed: bool) -> None:
+        """As in `cross_entropy`: ignored rows, and rows whose class weighs 0."""
+        drawn = tensors("ignored")
+        drawn["weight"][drawn["target"][1]] = 0
+        leaves = {name: leaf.detach() for name, leaf in choose(drawn, "weight").items()}
+
+        def call(input: Tensor) -> Any:
+            return linear_cross_entropy(**{**leaves, "input": input}, return_stats=True, block_rows=BLOCK)
+
+        _, statistics = grad(call, has_aux=True)(leaves["input"]) if transformed else call(leaves["input"])
+        y = F.linear(leaves["input"], leaves["linear_weight"])
+        _, expected = torchlosses.cross_entropy(y, leaves["target"], leaves["weight"], return_stats=True)
+        assert not expected.entropy.all()
+        assert_close(tuple(statistics), tuple(expected))
 
 
 def small(kind: str, *names: str) -> dict[str, Any]:
@@ -754,6 +772,25 @@ class TestPrecision:
             (gradient,) = torch.autograd.grad(loss, weight, create_graph=create_graph)
             gradient = gradient.detach()
             assert_close(gradient.flatten().float(), torch.tensor([-rows / 2, rows / 2]), rtol=0, atol=0)
+
+    @pytest.mark.usefixtures("each_backend")
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("create_graph", [False, True])
+    def test_the_soft_cap_is_computed_in_float32(self, dtype: torch.dtype, create_graph: bool) -> None:
+        """From the logits as the product rounds them: nothing else is rounded before the end."""
+        drawn = tensors()
+        leaves = [(10 * drawn[name]).to(dtype).requires_grad_() for name in ("input", "linear_weight")]
+        options: dict[str, Any] = {"reduction": "none", "logit_softcap": 30.0, "z_loss": 0.1}
+        y = F.linear(*leaves).float().detach().requires_grad_()
+        expected = torchlosses.cross_entropy(y, drawn["target"], **options)
+        with torch.autocast("cpu", dtype=dtype):
+            losses = linear_cross_entropy(*leaves, drawn["target"], **options)
+        assert_close(losses, expected, rtol=1e-6, atol=0)
+        found = torch.autograd.grad(losses.sum(), leaves[0], create_graph=create_graph)[0]
+        (by_logits,) = torch.autograd.grad(expected.sum(), y)
+        truth = by_logits.double() @ leaves[1].detach().double()
+        unit = torch.finfo(dtype).eps
+        assert_close(found.detach().double(), truth, rtol=0, atol=2 * unit * float(truth.abs().max()))
 
     def test_confident_rows_keep_their_loss(self) -> None:
         x = torch.tensor([[20.0]], requires_grad=True)

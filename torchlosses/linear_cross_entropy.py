@@ -42,13 +42,13 @@ from torchlosses._options import (
     RowStatistics,
     class_indices_denominator,
     mean_of,
-    row_statistics,
     rows_denominator,
 )
 from torchlosses._row_blocks import BlockFunction, gradient_over_row_blocks, over_row_blocks
 from torchlosses._transforms import autocast_enabled, result_dtype
 from torchlosses.cross_entropy import cross_entropy
 from torchlosses.kernels import is_differentiated, linear
+from torchlosses.kernels.targets import without_weight
 
 _FUNCTION = "linear_cross_entropy"
 _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
@@ -161,53 +161,49 @@ def _block_function(
         w, s = (None if tensor is None else tensor.to(compute) for tensor in (w, s))
         if not indices:
             t = t.to(compute)
-        total = _total_share(x, t, w, linear_weight.shape[0], ignore_index, label_smoothing)
-        inactive = total == 0
         # A row without weight leaves no trace: where it is not finite, it is computed as if it held zeros.
-        weightless = inactive if indices else torch.zeros_like(inactive)
-        hidden = (weightless if s is None else weightless | (s == 0)) & x.isfinite().all(1).logical_not()
+        hidden = _without_weight(x, t, w, s, ignore_index, label_smoothing) & x.isfinite().all(1).logical_not()
         x = x.masked_fill(hidden.unsqueeze(1), 0)
+        if s is not None:
+            s = s.masked_fill(hidden, 0)
         y = F.linear(
             x.to(product_dtype),
             linear_weight.to(product_dtype),
             None if linear_bias is None else linear_bias.to(product_dtype),
         )
-        y = y.to(compute)
-        if logit_softcap is not None:
-            y = logit_softcap * torch.tanh(y / logit_softcap)
-        losses = cross_entropy(y, t, w, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing)
-        if z_loss:
-            losses = losses + z_loss * y.logsumexp(1).square().masked_fill(inactive, 0)
-        losses = losses.masked_fill(hidden, 0)
-        if s is not None:
-            losses = losses * s
-        return (losses, *_statistics_of(y.detach(), t, ignore_index)) if statistics else (losses,)
+        result: Any = cross_entropy(  # type: ignore[call-overload]
+            y.to(compute),
+            t,
+            w,
+            ignore_index=ignore_index,
+            reduction="none",
+            label_smoothing=label_smoothing,
+            sample_weight=s,
+            z_loss=z_loss,
+            logit_softcap=logit_softcap,
+            return_stats=statistics,
+        )
+        if not statistics:
+            return (result,)
+        losses, found = result
+        return losses, *(field.to(compute) for field in found)
 
     rows = sum(place in (0, 3, 5) for place in present)
     auxiliary = len(RowStatistics._fields) if statistics else 0
     return BlockFunction(call, rows, 1 + auxiliary, auxiliary=auxiliary), present
 
 
-def _total_share(
-    x: Tensor, t: Tensor, w: Tensor | None, classes: int, ignore_index: int, label_smoothing: float
+def _without_weight(
+    x: Tensor, t: Tensor, w: Tensor | None, s: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> Tensor:
-    """A = Σ_c w_c ((1-ε) t_c + ε/C) of each row; 0 where it leaves no trace."""
-    if t.dim() == x.dim():
-        share = ((1 - label_smoothing) * t + label_smoothing / classes).detach()
-        return (share if w is None else share * w.detach()).sum(1)
-    ignored = t == ignore_index
-    if w is None:
-        return ignored.logical_not().to(x.dtype)
-    of_target = (1 - label_smoothing) * w.detach()[t.masked_fill(ignored, 0)]
-    return (of_target + label_smoothing / classes * w.detach().sum()).masked_fill(ignored, 0)
-
-
-def _statistics_of(y: Tensor, t: Tensor, ignore_index: int) -> tuple[Tensor, ...]:
-    maximum, largest = y.max(1, keepdim=True)
-    rest = (y - maximum).exp().scatter(1, largest, 0).sum(1)
-    if t.dim() < y.dim():
-        t = t.masked_fill(t == ignore_index, 0)
-    return tuple(value.to(y.dtype) for value in row_statistics(y, t, maximum.squeeze(1), rest))
+    """The rows that count for nothing."""
+    found: Tensor | None = None
+    if t.dim() < x.dim():
+        ignored = t == ignore_index
+        found = without_weight(ignored, t.masked_fill(ignored, 0), w, label_smoothing)
+    if s is not None:
+        found = s == 0 if found is None else found | (s == 0)
+    return torch.zeros(x.shape[0], dtype=torch.bool, device=x.device) if found is None else found
 
 
 class _Operator(Function):
@@ -395,7 +391,7 @@ def linear_cross_entropy(
     indices, shape = _check(input, linear_weight, target, linear_bias, weight, sample_weight, ignore_index)
     dtype, product_dtype, compute = _dtypes(input, linear_weight, target, weight, indices)
     if block_rows is None:
-        block_rows = linear.default_block_rows(linear_weight.shape[0], product_dtype.itemsize, logit_softcap)
+        block_rows = linear.default_block_rows(linear_weight.shape[0], product_dtype.itemsize)
     if indices:
         target = target.reshape(shape).to(torch.int64)
     if sample_weight is not None:
@@ -423,7 +419,7 @@ def linear_cross_entropy(
     if not return_stats:
         return loss
     found = torch.stack([statistics for _, statistics in results if statistics is not None], -1)
-    return loss, _row_statistics(found.reshape(-1, *shape), target, sample_weight, indices, ignore_index)
+    return loss, _row_statistics(found.reshape(-1, *shape))
 
 
 def _check(
@@ -504,16 +500,8 @@ def _each_place(
     return [(rows, *others) for others in zip(weights, biases, targets.unbind(-1), samples, strict=True)]
 
 
-def _row_statistics(
-    found: Tensor, target: Tensor, sample_weight: Tensor | None, indices: bool, ignore_index: int
-) -> RowStatistics:
-    """The statistics in the rows' shape, 0 where a row has no part in the loss."""
-    found = found.detach()
-    if indices:
-        found = found.masked_fill(target == ignore_index, 0)
-    if sample_weight is not None:
-        found = found.masked_fill(sample_weight.detach() == 0, 0)
-    log_sum_exp, target_log_probability, correct, entropy = found.unbind()
+def _row_statistics(found: Tensor) -> RowStatistics:
+    log_sum_exp, target_log_probability, correct, entropy = found.detach().unbind()
     return RowStatistics(log_sum_exp, target_log_probability, correct != 0, entropy)
 
 
