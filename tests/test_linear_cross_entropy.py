@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -466,6 +467,147 @@ class TestStatistics:
         assert_close(tuple(statistics), tuple(expected))
 
 
+class TestFeatureDimension:
+    def drawn(self, kind: str, rows: tuple[int, ...], dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments with the features last, and the same with them at `dim`."""
+        last = tensors(kind, rows)
+        moved = dict(last)
+        for name in ("input", "target") if kind == "probability" else ("input",):
+            moved[name] = last[name].movedim(-1, dim)
+        return last, moved
+
+    @pytest.mark.usefixtures("each_backend")
+    @kinds
+    @reductions
+    @pytest.mark.parametrize(("rows", "dim"), [((2, 3, 4), 1), ((2, 3, 4), -2), ((6,), 0), ((2, 4), 0), ((), 0)])
+    def test_equals_moving_it_to_the_end(self, kind: str, reduction: Any, rows: tuple[int, ...], dim: int) -> None:
+        if kind == "ignored" and not rows:
+            pytest.skip("the only row would be ignored")
+        last, moved = self.drawn(kind, rows, dim)
+        leaves = choose(moved, "linear_bias", "weight", "sample_weight")
+        actual = linear_cross_entropy(**leaves, dim=dim, reduction=reduction, block_rows=BLOCK)
+        copies = choose(last, "linear_bias", "weight", "sample_weight")
+        expected = textbook(**copies, reduction=reduction)
+        assert_close(actual, expected)
+        incoming = torch.linspace(0.5, 2, expected.numel(), dtype=torch.float64).reshape(expected.shape)
+        found = torch.autograd.grad(actual, differentiable(leaves), incoming)
+        truth = torch.autograd.grad(expected, differentiable(copies), incoming)
+        for (name, leaf), gradient, correct in zip(
+            ((name, leaf) for name, leaf in leaves.items() if leaf.requires_grad), found, truth, strict=True
+        ):
+            assert gradient.shape == leaf.shape
+            assert_close(gradient.movedim(dim, -1) if name in ("input", "target") else gradient, correct)
+
+    @pytest.mark.parametrize("kind", ["ignored", "probability"])
+    def test_of_pictures_equals_a_convolution(self, kind: str) -> None:
+        last, moved = self.drawn(kind, (2, 3, 4), 1)
+        kernel = last["linear_weight"][:, :, None, None]
+        logits = F.conv2d(moved["input"], kernel, last["linear_bias"])
+        arguments = (moved["input"], last["linear_weight"], moved["target"])
+        loss = linear_cross_entropy(*arguments, linear_bias=last["linear_bias"], dim=1, return_stats=True)
+        expected = torchlosses.cross_entropy(logits, moved["target"], return_stats=True)
+        assert_close(loss[0], expected[0])
+        assert_close(tuple(loss[1]), tuple(expected[1]))
+        assert loss[1].entropy.shape == (2, 3, 4)
+
+    @pytest.mark.parametrize("probabilities", [False, True])
+    def test_places_stay_behind_the_rows(self, probabilities: bool) -> None:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, FEATURES, 3, generator=generator, dtype=torch.float64)
+        weight = torch.randn(CLASSES, 6, FEATURES, generator=generator, dtype=torch.float64)
+        y = torch.einsum("nfh,cdf->nchd", x, weight)
+        if probabilities:
+            target = torch.rand(2, CLASSES, 3, 6, generator=generator, dtype=torch.float64)
+        else:
+            target = torch.randint(CLASSES, (2, 3, 6), generator=generator)
+        assert_close(
+            linear_cross_entropy(x, weight, target, dim=1, reduction="none"),
+            torchlosses.cross_entropy(y, target, reduction="none"),
+        )
+
+    @pytest.mark.parametrize("kind", ["index", "probability"])
+    def test_derivatives_in_every_mode(self, kind: str) -> None:
+        last, moved = self.drawn(kind, (2, 3), 1)
+
+        def ours(input: Tensor, weight: Tensor) -> Tensor:
+            return linear_cross_entropy(input, weight, moved["target"], dim=1, block_rows=2)
+
+        def theirs(input: Tensor, weight: Tensor) -> Tensor:
+            return textbook(input.movedim(1, -1), weight, last["target"])
+
+        values = (moved["input"], moved["linear_weight"])
+        for transform in (jacrev, jacfwd, hessian):
+            assert_close(transform(ours, (0, 1))(*values), transform(theirs, (0, 1))(*values))
+        leaves = tuple(value.clone().requires_grad_() for value in values)
+        assert gradgradcheck(ours, leaves)
+
+    @pytest.mark.parametrize("in_dim", [0, 1, -1])
+    def test_counts_without_the_dimension_that_vmap_maps(self, in_dim: int) -> None:
+        x = torch.randn(3, 2, FEATURES, 4, dtype=torch.float64)
+        weight = torch.randn(CLASSES, FEATURES, dtype=torch.float64)
+        target = torch.randint(CLASSES, (3, 2, 4))
+
+        def each(x: Tensor, target: Tensor) -> Tensor:
+            return linear_cross_entropy(x, weight, target, dim=1)
+
+        expected = torch.stack([each(*arguments) for arguments in zip(x, target, strict=True)])
+        assert_close(vmap(each, (in_dim, 0))(x.movedim(0, in_dim), target), expected)
+
+    @pytest.mark.parametrize("kind", ["ignored", "probability"])
+    def test_one_graph(self, kind: str) -> None:
+        torch._dynamo.reset()
+        _, moved = self.drawn(kind, (2, 3, 4), 1)
+        leaves = choose(moved)
+
+        def call(arguments: dict[str, Any]) -> Any:
+            return linear_cross_entropy(**arguments, dim=1, block_rows=BLOCK)
+
+        actual, expected = torch.compile(call, fullgraph=True, backend="aot_eager")(leaves), call(leaves)
+        assert_close(actual, expected)
+        found = torch.autograd.grad(actual, differentiable(leaves))
+        assert_close(found, torch.autograd.grad(expected, differentiable(leaves)))
+
+    def test_of_the_module(self) -> None:
+        module = LinearCrossEntropyLoss(FEATURES, CLASSES, dim=1)
+        x, target = torch.randn(2, FEATURES, 3), torch.randint(CLASSES, (2, 3))
+        expected = linear_cross_entropy(x.movedim(1, -1), module.linear.weight, target)
+        assert_close(module(x, target), expected)
+        assert "label_smoothing=0.0, dim=1, empty='nan'" in repr(module)
+        assert_close(copy.deepcopy(module)(x, target), expected)
+
+    def test_of_a_module_that_was_pickled_before_there_was_any(self) -> None:
+        module = LinearCrossEntropyLoss(FEATURES, CLASSES)
+        x, target = torch.randn(2, 3, FEATURES), torch.randint(CLASSES, (2, 3))
+        expected = module(x, target)
+        del module.__dict__["dim"]
+        again = pickle.loads(pickle.dumps(module))
+        assert again.dim == -1
+        assert_close(again(x, target), expected)
+
+    def test_that_is_none(self) -> None:
+        x, weight, target = torch.randn(2, FEATURES, 3), torch.randn(CLASSES, FEATURES), torch.zeros(2, 3).long()
+        for dim in (3, -4):
+            with pytest.raises(
+                IndexError, match=rf"linear_cross_entropy: dim={dim} is no dimension .* expected -3 to 2"
+            ):
+                linear_cross_entropy(x, weight, target, dim=dim)
+        with pytest.raises(TypeError, match=r"dim must be an int, the dimension of the features, but got 1.5"):
+            linear_cross_entropy(x, weight, target, dim=1.5)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="dim must be an int"):
+            LinearCrossEntropyLoss(FEATURES, CLASSES, dim="1")  # type: ignore[arg-type]
+
+    def test_that_does_not_fit(self) -> None:
+        weight = torch.randn(CLASSES, FEATURES)
+        with pytest.raises(
+            RuntimeError, match=r"input has 3 features \(its last dimension\), .* expects 4.*`dim` says"
+        ):
+            linear_cross_entropy(torch.randn(2, FEATURES, 3), weight, torch.zeros(2, 3).long())
+        with pytest.raises(RuntimeError, match=r"input has 2 features \(dimension 0\), but linear_weight expects 4"):
+            linear_cross_entropy(torch.randn(2, FEATURES, 3), weight, torch.zeros(2, 3).long(), dim=0)
+        with pytest.raises(RuntimeError, match=r"shape \[2, 3\] \(class indices\) or \[2, 5, 3\] \(class prob"):
+            linear_cross_entropy(torch.randn(2, FEATURES, 3), weight, torch.rand(2, 3, CLASSES), dim=1)
+
+
 def small(kind: str, *names: str) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
 
@@ -779,16 +921,16 @@ class TestPrecision:
     def test_the_soft_cap_is_computed_in_float32(self, dtype: torch.dtype, create_graph: bool) -> None:
         """From the logits as the product rounds them: nothing else is rounded before the end."""
         drawn = tensors()
-        leaves = [(10 * drawn[name]).to(dtype).requires_grad_() for name in ("input", "linear_weight")]
+        x, weight = ((10 * drawn[name]).to(dtype).requires_grad_() for name in ("input", "linear_weight"))
         options: dict[str, Any] = {"reduction": "none", "logit_softcap": 30.0, "z_loss": 0.1}
-        y = F.linear(*leaves).float().detach().requires_grad_()
+        y = F.linear(x, weight).float().detach().requires_grad_()
         expected = torchlosses.cross_entropy(y, drawn["target"], **options)
         with torch.autocast("cpu", dtype=dtype):
-            losses = linear_cross_entropy(*leaves, drawn["target"], **options)
+            losses = linear_cross_entropy(x, weight, drawn["target"], **options)
         assert_close(losses, expected, rtol=1e-6, atol=0)
-        found = torch.autograd.grad(losses.sum(), leaves[0], create_graph=create_graph)[0]
+        found = torch.autograd.grad(losses.sum(), x, create_graph=create_graph)[0]
         (by_logits,) = torch.autograd.grad(expected.sum(), y)
-        truth = by_logits.double() @ leaves[1].detach().double()
+        truth = by_logits.double() @ weight.detach().double()
         unit = torch.finfo(dtype).eps
         assert_close(found.detach().double(), truth, rtol=0, atol=2 * unit * float(truth.abs().max()))
 

@@ -278,6 +278,7 @@ def linear_cross_entropy(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     options: Any = None,
+    dim: int = -1,
     normalizer: Tensor | float | None = None,
     sample_weight: Tensor | None = None,
     empty: _validation.Empty = "nan",
@@ -298,11 +299,12 @@ def linear_cross_entropy(
     block by block too.
 
     Args:
-        input: Features of shape (..., features), with any number of dimensions in front.
+        input: Features of shape (..., features), with any number of dimensions in front; or with the features at `dim`.
         linear_weight: W of shape (classes, features), or (classes, d1, ..., features) for a loss at each of d1·…
             places.
         target: Class indices of the shape of `input` without features, (..., d1, ...), of any integer dtype, in
-            [0, classes) or `ignore_index`; or class probabilities of shape (..., classes, d1, ...).
+            [0, classes) or `ignore_index`; or class probabilities of shape (..., classes, d1, ...), the classes where
+            the features of `input` are.
         linear_bias: b of shape (classes, d1, ...).
         weight: One factor a class, of shape (classes); with class indices, of the dtype of `input`.
         reduction: 'mean' divides the sum by the weights of the rows' classes and samples (class indices; without
@@ -313,6 +315,9 @@ def linear_cross_entropy(
         label_smoothing: ε in [0, 1], the share of the target that is spread evenly over all classes.
         options: A `torch.nn.LinearCrossEntropyOptions`, of which `batch_chunk_size` is taken as `block_rows`. Its other
             fields choose between what always holds here: sums over blocks in float32 at least, repeated backwards.
+        dim: The dimension of `input` that holds the features, where it is not the last: 1 for (N, features, H, W), as
+            in a convolution with a kernel of 1. Class probabilities have the classes there, class indices the other
+            dimensions in their order; d1, ... stay behind them. The rows are put together first, a copy of `input`.
         normalizer: What 'mean' divides by, a number or a tensor without dimensions.
         sample_weight: One weight a row, of a shape that broadcasts to the rows'. A row of weight 0 is as if it were not
             there.
@@ -332,7 +337,7 @@ def linear_cross_entropy(
         ValueError: An option is none of its values; the batch sizes differ; `normalizer` without 'mean'.
         RuntimeError: The other sizes or the dtypes do not fit; `ignore_index` >= 0 with class probabilities; the
             tensors are on different devices.
-        IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device).
+        IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device), or `dim` is.
         NotImplementedError: `input` is not floating-point.
         TypeError: An argument has the wrong type.
 
@@ -372,6 +377,7 @@ def linear_cross_entropy(
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             options=options,
+            dim=dim,
             normalizer=normalizer,
             sample_weight=sample_weight,
             empty=empty,
@@ -388,10 +394,13 @@ def linear_cross_entropy(
     z_loss = _validation.check_z_loss(z_loss)
     logit_softcap = _validation.check_logit_softcap(logit_softcap)
     block_rows = _validation.check_block_rows(_block_rows(options, block_rows))
-    indices, shape = _check(input, linear_weight, target, linear_bias, weight, sample_weight, ignore_index)
+    indices, shape, dim = _check(input, linear_weight, target, linear_bias, weight, sample_weight, ignore_index, dim)
     dtype, product_dtype, compute = _dtypes(input, linear_weight, target, weight, indices)
     if block_rows is None:
         block_rows = linear.default_block_rows(linear_weight.shape[0], product_dtype.itemsize)
+    if not indices:
+        target = target.movedim(dim, input.dim() - 1)
+    input = input.movedim(dim, -1)
     if indices:
         target = target.reshape(shape).to(torch.int64)
     if sample_weight is not None:
@@ -430,23 +439,24 @@ def _check(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     ignore_index: int,
-) -> tuple[bool, torch.Size]:
-    """Whether target holds class indices, and the shape of the rows."""
+    dim: int,
+) -> tuple[bool, torch.Size, int]:
+    """Whether target holds class indices, the shape of the rows, and the dimension of the features."""
     _validation.check_tensors(_FUNCTION, input=input, linear_weight=linear_weight, target=target)
     others = {"linear_weight": linear_weight, "target": target, "linear_bias": linear_bias}
     _validation.check_same_device(_FUNCTION, input, **others, weight=weight, sample_weight=sample_weight)
     _validation.check_floating_input(_FUNCTION, input)
-    _validation.check_linear(_FUNCTION, input, linear_weight, linear_bias)
+    dim = _validation.check_linear(_FUNCTION, input, linear_weight, linear_bias, dim)
     autocast = autocast_enabled(input.device)
     _validation.check_linear_dtypes(_FUNCTION, autocast, input, linear_weight=linear_weight, linear_bias=linear_bias)
-    batch, (classes, *places) = input.shape[:-1], linear_weight.shape[:-1]
-    rows = [*batch, *places]
-    indices = _validation.check_linear_target(_FUNCTION, target, rows, [*batch, classes, *places], ignore_index)
+    before, behind, (classes, *places) = input.shape[:dim], input.shape[dim + 1 :], linear_weight.shape[:-1]
+    rows, probabilities = [*before, *behind, *places], [*before, classes, *behind, *places]
+    indices = _validation.check_linear_target(_FUNCTION, target, rows, probabilities, ignore_index)
     if weight is not None:
         _validation.check_weight_of_classes(classes, input.dtype, indices, weight, autocast, _FUNCTION)
     if sample_weight is not None:
         _validation.check_sample_weight(_FUNCTION, sample_weight, torch.Size(rows))
-    return indices, torch.Size(rows)
+    return indices, torch.Size(rows), dim
 
 
 def _dtypes(
@@ -526,6 +536,7 @@ class LinearCrossEntropyLoss(nn.Module):
         ignore_index: Rows with this class index are left out; None is -100.
         label_smoothing: ε in [0, 1].
         options: A `torch.nn.LinearCrossEntropyOptions`; see :func:`linear_cross_entropy`.
+        dim: The dimension of the input that holds the features, and of class probabilities that holds the classes.
         empty: What a mean over nothing gives: 'nan' or 'zero'.
         z_loss: λ of λ (log Σ exp(y))².
         logit_softcap: c of y -> c tanh(y / c).
@@ -533,8 +544,9 @@ class LinearCrossEntropyLoss(nn.Module):
         block_rows: How many rows are worked on at a time.
 
     Shape:
-        input (..., in_features); target class indices (..., d1, ...), or class probabilities (..., num_classes, d1,
-        ...); a scalar comes out, or with 'none' one loss a row. Dtypes as in :func:`linear_cross_entropy`.
+        input (..., in_features), or with the features at `dim`; target class indices (..., d1, ...), or class
+        probabilities (..., num_classes, d1, ...), the classes where the features are; a scalar comes out, or with
+        'none' one loss a row. Dtypes as in :func:`linear_cross_entropy`.
 
     Raises:
         ValueError: An option is none of its values.
@@ -573,6 +585,7 @@ class LinearCrossEntropyLoss(nn.Module):
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         options: Any = None,
+        dim: int = -1,
         empty: _validation.Empty = "nan",
         z_loss: float = 0.0,
         logit_softcap: float | None = None,
@@ -591,6 +604,7 @@ class LinearCrossEntropyLoss(nn.Module):
         self.ignore_index = None if ignore_index is None else _validation.check_ignore_index(ignore_index)
         self.label_smoothing = _validation.check_label_smoothing(label_smoothing)
         self.options = options
+        self.dim = _validation.check_dim(dim, "features")
         self.empty: _validation.Empty = empty
         self.z_loss = _validation.check_z_loss(z_loss)
         self.logit_softcap = _validation.check_logit_softcap(logit_softcap)
@@ -623,6 +637,7 @@ class LinearCrossEntropyLoss(nn.Module):
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            dim=self.dim,
             normalizer=normalizer,
             sample_weight=sample_weight,
             empty=self.empty,
@@ -632,13 +647,17 @@ class LinearCrossEntropyLoss(nn.Module):
             block_rows=self.block_rows,
         )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also of a module that was pickled before it had `dim`."""
+        super().__setstate__({"dim": -1} | state)
+
     def extra_repr(self) -> str:
         """The options, `weight` only by its shape."""
         weight = "" if self.weight is None else f"weight={tuple(self.weight.shape)}, "
         return (
             f"in_features={self.linear.in_features}, num_classes={self.num_classes}, out_features={self.out_features}, "
             f"bias={self.linear.bias is not None}, {weight}reduction={self.reduction!r}, "
-            f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, empty={self.empty!r}, "
-            f"z_loss={self.z_loss}, logit_softcap={self.logit_softcap}, return_stats={self.return_stats}, "
-            f"block_rows={self.block_rows}"
+            f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, dim={self.dim}, "
+            f"empty={self.empty!r}, z_loss={self.z_loss}, logit_softcap={self.logit_softcap}, "
+            f"return_stats={self.return_stats}, block_rows={self.block_rows}"
         )
