@@ -876,6 +876,32 @@ class TestCompile:
         with pytest.raises(RuntimeError, match=r"double backward|does not require grad"):
             penalty()
 
+    @pytest.mark.parametrize("loss", [linear_cross_entropy, F.linear_cross_entropy], ids=["ours", "torch"])
+    def test_a_second_derivative_raises_whosever_the_loss(self, loss: Callable[..., Tensor]) -> None:
+        """PyTorch's compiled backward has no derivative."""
+        torch._dynamo.reset()
+        leaves = choose(tensors())
+        input, linear_weight = leaves["input"], leaves["linear_weight"]
+        value = torch.compile(loss, fullgraph=True, backend="aot_eager")(**leaves)
+        first = torch.autograd.grad(value, (input, linear_weight), create_graph=True)
+        with pytest.raises(RuntimeError, match=r"double backward"):
+            torch.autograd.grad(sum(gradient.square().sum() for gradient in first), (input, linear_weight))
+
+    @pytest.mark.parametrize("inside", [False, True])
+    def test_a_derivative_by_torch_func_raises(self, inside: bool) -> None:
+        torch._dynamo.reset()
+        leaves = tensors()
+
+        def loss(linear_weight: Tensor) -> Tensor:
+            return linear_cross_entropy(leaves["input"], linear_weight, leaves["target"])
+
+        def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
+            return torch.compile(call, fullgraph=True, backend="aot_eager")
+
+        call = compiled(grad(loss)) if inside else grad(compiled(loss))
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"setup_context|functorch"):
+            call(leaves["linear_weight"])
+
 
 class TestPrecision:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
