@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from torch.profiler import ProfilerActivity, profile
@@ -237,6 +238,7 @@ def multiplications(call: Callable[[], object]) -> int:
     return total
 
 
+@pytest.mark.usefixtures("each_backend")
 class TestRowsThatDoNotCount:
     @reductions
     @pytest.mark.parametrize("create_graph", [False, True])
@@ -322,6 +324,35 @@ class TestRowsThatDoNotCount:
         check_against_textbook(leaves, reduction="sum")
         check_against_textbook(leaves, reduction="none")
 
+    @pytest.mark.parametrize("differentiated", [False, True])
+    @pytest.mark.parametrize("create_graph", [False, True])
+    @pytest.mark.parametrize("kind", ["index", "probability"])
+    @reductions
+    def test_a_row_of_sample_weight_0_whose_logits_overflow_leaves_no_trace(
+        self, reduction: Any, kind: str, differentiated: bool, create_graph: bool
+    ) -> None:
+        """Its features are finite, so that it cannot be told before the product."""
+        drawn = tensors(kind)
+        drawn["input"][2], drawn["linear_weight"] = 1e300, drawn["linear_weight"].abs() + 0.5
+        drawn["linear_weight"][0] *= 1e10
+        drawn["input"][[0, 1, 3, 4, 5, 6]] *= 1e-10
+        drawn["sample_weight"][2] = 0
+        leaves = choose(drawn, "sample_weight", *(["weight"] if kind == "index" else []))
+        leaves["sample_weight"].requires_grad_(differentiated)
+        loss, statistics = linear_cross_entropy(**leaves, reduction=reduction, block_rows=BLOCK, return_stats=True)
+        kept = torch.arange(ROWS) != 2
+        rest = {name: leaf[kept] if len(leaf) == ROWS else leaf for name, leaf in leaves.items()}
+        expected = linear_cross_entropy(**rest, reduction=reduction, block_rows=BLOCK)
+        assert_close(loss.sum(), expected.sum())
+        assert not any(field[2] for field in statistics)
+        found = torch.autograd.grad(loss.sum(), differentiable(leaves), create_graph=create_graph)
+        truth = torch.autograd.grad(expected.sum(), differentiable(leaves))
+        for leaf, gradient, correct in zip(differentiable(leaves), found, truth, strict=True):
+            assert gradient.isfinite().all()
+            # A mean's denominator knows a weight of 0.
+            compared = kept if leaf is leaves["sample_weight"] else slice(None)
+            assert_close(gradient.detach()[compared], correct[compared])
+
     @pytest.mark.parametrize("empty", ["nan", "zero"])
     @pytest.mark.parametrize("how", ["ignored", "sample_weight", "weight", "no rows", "no rows of probabilities"])
     @pytest.mark.parametrize("create_graph", [False, True])
@@ -341,6 +372,29 @@ class TestRowsThatDoNotCount:
         for reduction, expected in reductions:
             assert_close(linear_cross_entropy(**leaves, reduction=reduction).float(), expected)
 
+    @reductions
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_no_classes_and_no_features(self, reduction: Any, weighted: bool) -> None:
+        sample_weight = torch.rand(3, dtype=torch.float64) if weighted else None
+        cases = (
+            (torch.zeros(3, FEATURES), torch.zeros(0, FEATURES), torch.zeros(3, 0)),
+            (torch.zeros(3, FEATURES), torch.zeros(0, FEATURES), torch.full((3,), -100)),
+            (torch.zeros(3, 0), torch.zeros(CLASSES, 0), torch.tensor([0, -100, 2])),
+        )
+        for given in cases:
+            input, linear_weight, target = (x.double() if x.is_floating_point() else x for x in given)
+            leaves = [input.requires_grad_(), linear_weight.requires_grad_()]
+            loss = linear_cross_entropy(*leaves, target, reduction=reduction, sample_weight=sample_weight)
+            losses = torch.full((3,), CLASSES, dtype=torch.float64).log() * (len(linear_weight) > 0)
+            samples = torch.ones_like(losses) if sample_weight is None else sample_weight
+            if target.dim() == 1:
+                samples = samples.masked_fill(target == -100, 0)
+            total, rows = (losses.nan_to_num() * samples).nan_to_num(), samples.sum() * (len(linear_weight) > 0)
+            expected = {"none": total, "sum": total.sum(), "mean": total.sum() / rows}[reduction]
+            assert_close(loss, expected, equal_nan=True)
+            for leaf, gradient in zip(leaves, torch.autograd.grad(loss.sum(), leaves), strict=True):
+                assert_close(gradient, torch.zeros_like(leaf))
+
     def test_an_empty_mean_over_something_stays_infinite(self) -> None:
         """The class weight of every target is 0, but smoothing gives the other classes a share."""
         drawn = tensors()
@@ -351,6 +405,7 @@ class TestRowsThatDoNotCount:
             assert linear_cross_entropy(**leaves, label_smoothing=0.1, empty=empty).isinf()
 
 
+@pytest.mark.usefixtures("each_backend")
 class TestNormalizer:
     @kinds
     @pytest.mark.parametrize("weighted", [False, True])
@@ -718,6 +773,7 @@ class TestDerivatives:
         assert_close(*results)
 
 
+@pytest.mark.usefixtures("each_backend")
 class TestGraph:
     def test_two_backwards_with_different_incoming_gradients(self) -> None:
         leaves = choose(tensors(), "linear_bias", "sample_weight")
@@ -758,11 +814,20 @@ class TestGraph:
         with torch.autograd.graph.save_on_cpu():
             assert_close(torch.autograd.grad(linear_cross_entropy(**leaves), differentiable(leaves)), expected)
 
-    def test_checkpoint(self) -> None:
-        leaves = choose(tensors(), "linear_bias")
-        expected = torch.autograd.grad(linear_cross_entropy(**leaves), differentiable(leaves))
-        loss: Any = checkpoint(lambda: linear_cross_entropy(**leaves), use_reentrant=False)
-        assert_close(torch.autograd.grad(loss, differentiable(leaves)), expected)
+    @pytest.mark.parametrize("use_reentrant", [False, True])
+    @pytest.mark.parametrize("reduction", ["mean", "none"])
+    def test_checkpoint(self, use_reentrant: bool, reduction: Any) -> None:
+        leaves = choose(tensors("ignored"), "linear_bias", "sample_weight")
+        names = list(leaves)
+
+        def loss(*values: Tensor) -> Tensor:
+            arguments: dict[str, Any] = dict(zip(names, values, strict=True))
+            return linear_cross_entropy(**arguments, reduction=reduction).sum()
+
+        expected = torch.autograd.grad(3 * loss(*leaves.values()), differentiable(leaves))
+        checkpointed: Any = checkpoint(loss, *leaves.values(), use_reentrant=use_reentrant)
+        (3 * checkpointed).backward()
+        assert_close([leaf.grad for leaf in differentiable(leaves)], list(expected))
 
     def test_a_changed_argument_is_noticed(self) -> None:
         for name in ("input", "linear_weight", "target"):
@@ -885,7 +950,7 @@ class TestCompile:
         value = torch.compile(loss, fullgraph=True, backend="aot_eager")(**leaves)
         first = torch.autograd.grad(value, (input, linear_weight), create_graph=True)
         with pytest.raises(RuntimeError, match=r"double backward"):
-            torch.autograd.grad(sum(gradient.square().sum() for gradient in first), (input, linear_weight))
+            torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), (input, linear_weight))
 
     @pytest.mark.parametrize("inside", [False, True])
     def test_a_derivative_by_torch_func_raises(self, inside: bool) -> None:
@@ -899,10 +964,11 @@ class TestCompile:
             return torch.compile(call, fullgraph=True, backend="aot_eager")
 
         call = compiled(grad(loss)) if inside else grad(compiled(loss))
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"setup_context|functorch"):
+        with pytest.raises(Unsupported, match=r"setup_context|functorch"):
             call(leaves["linear_weight"])
 
 
+@pytest.mark.usefixtures("each_backend")
 class TestPrecision:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -929,11 +995,12 @@ class TestPrecision:
         for ours, theirs in zip(errors["ours"], errors["torch"], strict=True):
             assert ours <= theirs + unit
 
-    def test_the_weight_gradient_is_summed_in_float32(self) -> None:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_the_weight_gradient_is_summed_in_float32(self, dtype: torch.dtype) -> None:
         """Many blocks of one row: in bfloat16, sums stop growing when a part is below half a unit in the last place."""
         rows = 4096
-        x = torch.ones(rows, 1, dtype=torch.bfloat16)
-        weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+        x = torch.ones(rows, 1, dtype=dtype)
+        weight = torch.zeros(2, 1, dtype=dtype, requires_grad=True)
         target = torch.zeros(rows, dtype=torch.int64)
         for block_rows, create_graph in ((1, False), (64, False), (4, True)):
             loss = linear_cross_entropy(x, weight, target, reduction="sum", block_rows=block_rows)
@@ -941,7 +1008,6 @@ class TestPrecision:
             gradient = gradient.detach()
             assert_close(gradient.flatten().float(), torch.tensor([-rows / 2, rows / 2]), rtol=0, atol=0)
 
-    @pytest.mark.usefixtures("each_backend")
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize("create_graph", [False, True])
     def test_the_soft_cap_is_computed_in_float32(self, dtype: torch.dtype, create_graph: bool) -> None:

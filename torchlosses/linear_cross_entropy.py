@@ -417,12 +417,12 @@ def linear_cross_entropy(
     loss = torch.stack([loss for loss, _ in results], -1)
     loss = loss.reshape(shape) if reduction == "none" else loss.sum()
     if reduction == "mean":
-        if normalizer is None:
-            normalizer = (
-                class_indices_denominator(target, ignore_index, weight, sample_weight, compute)
-                if indices
-                else rows_denominator(loss.new_empty(shape), sample_weight, compute)
-            )
+        if normalizer is None and indices:
+            normalizer = class_indices_denominator(target, ignore_index, weight, sample_weight, compute)
+        elif normalizer is None:
+            # Without classes there is no row either.
+            no_row = linear_weight.shape[0] == 0
+            normalizer = 0.0 if no_row else rows_denominator(loss.new_empty(shape), sample_weight, compute)
         loss = mean_of(loss, normalizer, empty)
     loss = loss.to(dtype)
     if not return_stats:

@@ -123,7 +123,7 @@ class _Problem:
         statistics: bool,
     ) -> None:
         input, linear_weight, linear_bias, target, weight, sample_weight = tensors
-        self.options, self.statistics = options, statistics
+        self.options, self.statistics, self.keep_weightless = options, statistics, keep_weightless
         self.indices = tensors.has_indices()
         self.compute = tensors.dtype()
         self.input = input
@@ -159,9 +159,12 @@ class _Problem:
             x = self.input[rows].to(self.options.product_dtype)
             target = self.target[rows]
             logits = self._logits(x, buffer[: stop - start])
-            found = self._losses(logits, target)
+            losses, *found = self._losses(logits, target)
             sample_weight = None if self.sample_weight is None else self.sample_weight[rows]
-            yield _Block(rows, x, target, sample_weight, logits, *found)
+            if sample_weight is not None and self.keep_weightless:
+                # The derivative by a weight of 0 is the loss, if there is one.
+                losses = losses.masked_fill((sample_weight == 0) & losses.isnan(), 0)
+            yield _Block(rows, x, target, sample_weight, logits, losses, *found)
 
     def _logits(self, x: Tensor, out: Tensor) -> Tensor:
         if self.linear_bias is None:
@@ -187,7 +190,13 @@ class _Problem:
             cross_entropy_extended_backward_(*front, None, *stats, ignore_index, label_smoothing, *extras)
         else:
             cross_entropy_backward_(*front, *stats, "none", ignore_index, label_smoothing)
-        return block.logits
+        return self.without_weightless(block, block.logits)
+
+    def without_weightless(self, block: _Block, of_block: Tensor) -> Tensor:
+        """The same with rows of 0 where the weight is 0, since 0 · nan is not."""
+        if block.sample_weight is None or not self.keep_weightless:
+            return of_block
+        return of_block.index_fill_(0, (block.sample_weight == 0).nonzero().squeeze(1), 0)
 
     def costs(self, block: _Block) -> Tensor:
         """-log p of each class."""
@@ -270,15 +279,14 @@ def linear_cross_entropy_forward(*arguments: Any) -> tuple[Tensor, ...]:
     for block in problem.blocks():
         losses[block.rows] = block.losses
         if statistics:
-            of_block = block.statistics
-            if block.sample_weight is not None:
-                of_block = of_block.masked_fill(block.sample_weight == 0, 0)
-            found[:, block.rows] = of_block
+            found[:, block.rows] = problem.without_weightless(block, block.statistics.t()).t()
         if any(wanted[:3]):
             grad_rows = one.expand_as(block.losses) if block.sample_weight is None else block.sample_weight
             gradients.add(block, problem.write_gradient(block, grad_rows))
     unweighted = losses if wanted[3] else losses.new_empty(0)
-    loss = losses if problem.sample_weight is None else losses * problem.sample_weight
+    loss = losses
+    if problem.sample_weight is not None:
+        loss = (losses * problem.sample_weight).masked_fill(problem.sample_weight == 0, 0)
     loss = loss.sum() if reduction == "sum" else loss
     return loss, *gradients.finished(), unweighted, found
 
@@ -301,7 +309,7 @@ def linear_cross_entropy_backward(grad_output: Tensor, *arguments: Any) -> tuple
         if wanted[5]:
             grad_sample_weight[block.rows] = grad_losses * block.losses
         if wanted[3] or wanted[4]:
-            costs = problem.costs(block).mul_(grad_rows.unsqueeze(1))
+            costs = problem.without_weightless(block, problem.costs(block).mul_(grad_rows.unsqueeze(1)))
             if wanted[3]:
                 grad_target[block.rows] = (
                     costs * ((1 - smoothing) * (1 if problem.weight is None else problem.weight))
