@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from torch.profiler import ProfilerActivity, profile
@@ -122,6 +124,7 @@ class TestValuesAndGradients:
         leaves = choose(tensors(kind), *names)
         check_against_textbook(leaves, reduction=reduction, label_smoothing=smoothing)
 
+    @pytest.mark.usefixtures("each_backend")
     @kinds
     @reductions
     @pytest.mark.parametrize(
@@ -235,6 +238,7 @@ def multiplications(call: Callable[[], object]) -> int:
     return total
 
 
+@pytest.mark.usefixtures("each_backend")
 class TestRowsThatDoNotCount:
     @reductions
     @pytest.mark.parametrize("create_graph", [False, True])
@@ -320,6 +324,35 @@ class TestRowsThatDoNotCount:
         check_against_textbook(leaves, reduction="sum")
         check_against_textbook(leaves, reduction="none")
 
+    @pytest.mark.parametrize("differentiated", [False, True])
+    @pytest.mark.parametrize("create_graph", [False, True])
+    @pytest.mark.parametrize("kind", ["index", "probability"])
+    @reductions
+    def test_a_row_of_sample_weight_0_whose_logits_overflow_leaves_no_trace(
+        self, reduction: Any, kind: str, differentiated: bool, create_graph: bool
+    ) -> None:
+        """Its features are finite, so that it cannot be told before the product."""
+        drawn = tensors(kind)
+        drawn["input"][2], drawn["linear_weight"] = 1e300, drawn["linear_weight"].abs() + 0.5
+        drawn["linear_weight"][0] *= 1e10
+        drawn["input"][[0, 1, 3, 4, 5, 6]] *= 1e-10
+        drawn["sample_weight"][2] = 0
+        leaves = choose(drawn, "sample_weight", *(["weight"] if kind == "index" else []))
+        leaves["sample_weight"].requires_grad_(differentiated)
+        loss, statistics = linear_cross_entropy(**leaves, reduction=reduction, block_rows=BLOCK, return_stats=True)
+        kept = torch.arange(ROWS) != 2
+        rest = {name: leaf[kept] if len(leaf) == ROWS else leaf for name, leaf in leaves.items()}
+        expected = linear_cross_entropy(**rest, reduction=reduction, block_rows=BLOCK)
+        assert_close(loss.sum(), expected.sum())
+        assert not any(field[2] for field in statistics)
+        found = torch.autograd.grad(loss.sum(), differentiable(leaves), create_graph=create_graph)
+        truth = torch.autograd.grad(expected.sum(), differentiable(leaves))
+        for leaf, gradient, correct in zip(differentiable(leaves), found, truth, strict=True):
+            assert gradient.isfinite().all()
+            # A mean's denominator knows a weight of 0.
+            compared = kept if leaf is leaves["sample_weight"] else slice(None)
+            assert_close(gradient.detach()[compared], correct[compared])
+
     @pytest.mark.parametrize("empty", ["nan", "zero"])
     @pytest.mark.parametrize("how", ["ignored", "sample_weight", "weight", "no rows", "no rows of probabilities"])
     @pytest.mark.parametrize("create_graph", [False, True])
@@ -339,6 +372,29 @@ class TestRowsThatDoNotCount:
         for reduction, expected in reductions:
             assert_close(linear_cross_entropy(**leaves, reduction=reduction).float(), expected)
 
+    @reductions
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_no_classes_and_no_features(self, reduction: Any, weighted: bool) -> None:
+        sample_weight = torch.rand(3, dtype=torch.float64) if weighted else None
+        cases = (
+            (torch.zeros(3, FEATURES), torch.zeros(0, FEATURES), torch.zeros(3, 0)),
+            (torch.zeros(3, FEATURES), torch.zeros(0, FEATURES), torch.full((3,), -100)),
+            (torch.zeros(3, 0), torch.zeros(CLASSES, 0), torch.tensor([0, -100, 2])),
+        )
+        for given in cases:
+            input, linear_weight, target = (x.double() if x.is_floating_point() else x for x in given)
+            leaves = [input.requires_grad_(), linear_weight.requires_grad_()]
+            loss = linear_cross_entropy(*leaves, target, reduction=reduction, sample_weight=sample_weight)
+            losses = torch.full((3,), CLASSES, dtype=torch.float64).log() * (len(linear_weight) > 0)
+            samples = torch.ones_like(losses) if sample_weight is None else sample_weight
+            if target.dim() == 1:
+                samples = samples.masked_fill(target == -100, 0)
+            total, rows = (losses.nan_to_num() * samples).nan_to_num(), samples.sum() * (len(linear_weight) > 0)
+            expected = {"none": total, "sum": total.sum(), "mean": total.sum() / rows}[reduction]
+            assert_close(loss, expected, equal_nan=True)
+            for leaf, gradient in zip(leaves, torch.autograd.grad(loss.sum(), leaves), strict=True):
+                assert_close(gradient, torch.zeros_like(leaf))
+
     def test_an_empty_mean_over_something_stays_infinite(self) -> None:
         """The class weight of every target is 0, but smoothing gives the other classes a share."""
         drawn = tensors()
@@ -349,6 +405,7 @@ class TestRowsThatDoNotCount:
             assert linear_cross_entropy(**leaves, label_smoothing=0.1, empty=empty).isinf()
 
 
+@pytest.mark.usefixtures("each_backend")
 class TestNormalizer:
     @kinds
     @pytest.mark.parametrize("weighted", [False, True])
@@ -402,6 +459,7 @@ class TestNormalizer:
 
 
 class TestStatistics:
+    @pytest.mark.usefixtures("each_backend")
     @kinds
     @pytest.mark.parametrize("transformed", [False, True])
     def test_equal_the_definition(self, kind: str, transformed: bool) -> None:
@@ -446,6 +504,163 @@ class TestStatistics:
                 assert field.shape == (2, 3)
                 assert not field[1].any()
             assert statistics.entropy[0].all()
+
+    @pytest.mark.parametrize("transformed", [False, True])
+    def test_rows_that_leave_no_trace_have_none(self, transformed: bool) -> None:
+        """As in `cross_entropy`: ignored rows, and rows whose class weighs 0."""
+        drawn = tensors("ignored")
+        drawn["weight"][drawn["target"][1]] = 0
+        leaves = {name: leaf.detach() for name, leaf in choose(drawn, "weight").items()}
+
+        def call(input: Tensor) -> Any:
+            return linear_cross_entropy(**{**leaves, "input": input}, return_stats=True, block_rows=BLOCK)
+
+        _, statistics = grad(call, has_aux=True)(leaves["input"]) if transformed else call(leaves["input"])
+        y = F.linear(leaves["input"], leaves["linear_weight"])
+        _, expected = torchlosses.cross_entropy(y, leaves["target"], leaves["weight"], return_stats=True)
+        assert not expected.entropy.all()
+        assert_close(tuple(statistics), tuple(expected))
+
+
+class TestFeatureDimension:
+    def drawn(self, kind: str, rows: tuple[int, ...], dim: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments with the features last, and the same with them at `dim`."""
+        last = tensors(kind, rows)
+        moved = dict(last)
+        for name in ("input", "target") if kind == "probability" else ("input",):
+            moved[name] = last[name].movedim(-1, dim)
+        return last, moved
+
+    @pytest.mark.usefixtures("each_backend")
+    @kinds
+    @reductions
+    @pytest.mark.parametrize(("rows", "dim"), [((2, 3, 4), 1), ((2, 3, 4), -2), ((6,), 0), ((2, 4), 0), ((), 0)])
+    def test_equals_moving_it_to_the_end(self, kind: str, reduction: Any, rows: tuple[int, ...], dim: int) -> None:
+        if kind == "ignored" and not rows:
+            pytest.skip("the only row would be ignored")
+        last, moved = self.drawn(kind, rows, dim)
+        leaves = choose(moved, "linear_bias", "weight", "sample_weight")
+        actual = linear_cross_entropy(**leaves, dim=dim, reduction=reduction, block_rows=BLOCK)
+        copies = choose(last, "linear_bias", "weight", "sample_weight")
+        expected = textbook(**copies, reduction=reduction)
+        assert_close(actual, expected)
+        incoming = torch.linspace(0.5, 2, expected.numel(), dtype=torch.float64).reshape(expected.shape)
+        found = torch.autograd.grad(actual, differentiable(leaves), incoming)
+        truth = torch.autograd.grad(expected, differentiable(copies), incoming)
+        for (name, leaf), gradient, correct in zip(
+            ((name, leaf) for name, leaf in leaves.items() if leaf.requires_grad), found, truth, strict=True
+        ):
+            assert gradient.shape == leaf.shape
+            assert_close(gradient.movedim(dim, -1) if name in ("input", "target") else gradient, correct)
+
+    @pytest.mark.parametrize("kind", ["ignored", "probability"])
+    def test_of_pictures_equals_a_convolution(self, kind: str) -> None:
+        last, moved = self.drawn(kind, (2, 3, 4), 1)
+        kernel = last["linear_weight"][:, :, None, None]
+        logits = F.conv2d(moved["input"], kernel, last["linear_bias"])
+        arguments = (moved["input"], last["linear_weight"], moved["target"])
+        loss = linear_cross_entropy(*arguments, linear_bias=last["linear_bias"], dim=1, return_stats=True)
+        expected = torchlosses.cross_entropy(logits, moved["target"], return_stats=True)
+        assert_close(loss[0], expected[0])
+        assert_close(tuple(loss[1]), tuple(expected[1]))
+        assert loss[1].entropy.shape == (2, 3, 4)
+
+    @pytest.mark.parametrize("probabilities", [False, True])
+    def test_places_stay_behind_the_rows(self, probabilities: bool) -> None:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, FEATURES, 3, generator=generator, dtype=torch.float64)
+        weight = torch.randn(CLASSES, 6, FEATURES, generator=generator, dtype=torch.float64)
+        y = torch.einsum("nfh,cdf->nchd", x, weight)
+        if probabilities:
+            target = torch.rand(2, CLASSES, 3, 6, generator=generator, dtype=torch.float64)
+        else:
+            target = torch.randint(CLASSES, (2, 3, 6), generator=generator)
+        assert_close(
+            linear_cross_entropy(x, weight, target, dim=1, reduction="none"),
+            torchlosses.cross_entropy(y, target, reduction="none"),
+        )
+
+    @pytest.mark.parametrize("kind", ["index", "probability"])
+    def test_derivatives_in_every_mode(self, kind: str) -> None:
+        last, moved = self.drawn(kind, (2, 3), 1)
+
+        def ours(input: Tensor, weight: Tensor) -> Tensor:
+            return linear_cross_entropy(input, weight, moved["target"], dim=1, block_rows=2)
+
+        def theirs(input: Tensor, weight: Tensor) -> Tensor:
+            return textbook(input.movedim(1, -1), weight, last["target"])
+
+        values = (moved["input"], moved["linear_weight"])
+        for transform in (jacrev, jacfwd, hessian):
+            assert_close(transform(ours, (0, 1))(*values), transform(theirs, (0, 1))(*values))
+        leaves = tuple(value.clone().requires_grad_() for value in values)
+        assert gradgradcheck(ours, leaves)
+
+    @pytest.mark.parametrize("in_dim", [0, 1, -1])
+    def test_counts_without_the_dimension_that_vmap_maps(self, in_dim: int) -> None:
+        x = torch.randn(3, 2, FEATURES, 4, dtype=torch.float64)
+        weight = torch.randn(CLASSES, FEATURES, dtype=torch.float64)
+        target = torch.randint(CLASSES, (3, 2, 4))
+
+        def each(x: Tensor, target: Tensor) -> Tensor:
+            return linear_cross_entropy(x, weight, target, dim=1)
+
+        expected = torch.stack([each(*arguments) for arguments in zip(x, target, strict=True)])
+        assert_close(vmap(each, (in_dim, 0))(x.movedim(0, in_dim), target), expected)
+
+    @pytest.mark.parametrize("kind", ["ignored", "probability"])
+    def test_one_graph(self, kind: str) -> None:
+        torch._dynamo.reset()
+        _, moved = self.drawn(kind, (2, 3, 4), 1)
+        leaves = choose(moved)
+
+        def call(arguments: dict[str, Any]) -> Any:
+            return linear_cross_entropy(**arguments, dim=1, block_rows=BLOCK)
+
+        actual, expected = torch.compile(call, fullgraph=True, backend="aot_eager")(leaves), call(leaves)
+        assert_close(actual, expected)
+        found = torch.autograd.grad(actual, differentiable(leaves))
+        assert_close(found, torch.autograd.grad(expected, differentiable(leaves)))
+
+    def test_of_the_module(self) -> None:
+        module = LinearCrossEntropyLoss(FEATURES, CLASSES, dim=1)
+        x, target = torch.randn(2, FEATURES, 3), torch.randint(CLASSES, (2, 3))
+        expected = linear_cross_entropy(x.movedim(1, -1), module.linear.weight, target)
+        assert_close(module(x, target), expected)
+        assert "label_smoothing=0.0, dim=1, empty='nan'" in repr(module)
+        assert_close(copy.deepcopy(module)(x, target), expected)
+
+    def test_of_a_module_that_was_pickled_before_there_was_any(self) -> None:
+        module = LinearCrossEntropyLoss(FEATURES, CLASSES)
+        x, target = torch.randn(2, 3, FEATURES), torch.randint(CLASSES, (2, 3))
+        expected = module(x, target)
+        del module.__dict__["dim"]
+        again = pickle.loads(pickle.dumps(module))
+        assert again.dim == -1
+        assert_close(again(x, target), expected)
+
+    def test_that_is_none(self) -> None:
+        x, weight, target = torch.randn(2, FEATURES, 3), torch.randn(CLASSES, FEATURES), torch.zeros(2, 3).long()
+        for dim in (3, -4):
+            with pytest.raises(
+                IndexError, match=rf"linear_cross_entropy: dim={dim} is no dimension .* expected -3 to 2"
+            ):
+                linear_cross_entropy(x, weight, target, dim=dim)
+        with pytest.raises(TypeError, match=r"dim must be an int, the dimension of the features, but got 1.5"):
+            linear_cross_entropy(x, weight, target, dim=1.5)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="dim must be an int"):
+            LinearCrossEntropyLoss(FEATURES, CLASSES, dim="1")  # type: ignore[arg-type]
+
+    def test_that_does_not_fit(self) -> None:
+        weight = torch.randn(CLASSES, FEATURES)
+        with pytest.raises(
+            RuntimeError, match=r"input has 3 features \(its last dimension\), .* expects 4.*`dim` says"
+        ):
+            linear_cross_entropy(torch.randn(2, FEATURES, 3), weight, torch.zeros(2, 3).long())
+        with pytest.raises(RuntimeError, match=r"input has 2 features \(dimension 0\), but linear_weight expects 4"):
+            linear_cross_entropy(torch.randn(2, FEATURES, 3), weight, torch.zeros(2, 3).long(), dim=0)
+        with pytest.raises(RuntimeError, match=r"shape \[2, 3\] \(class indices\) or \[2, 5, 3\] \(class prob"):
+            linear_cross_entropy(torch.randn(2, FEATURES, 3), weight, torch.rand(2, 3, CLASSES), dim=1)
 
 
 def small(kind: str, *names: str) -> dict[str, Any]:
@@ -558,6 +773,7 @@ class TestDerivatives:
         assert_close(*results)
 
 
+@pytest.mark.usefixtures("each_backend")
 class TestGraph:
     def test_two_backwards_with_different_incoming_gradients(self) -> None:
         leaves = choose(tensors(), "linear_bias", "sample_weight")
@@ -598,11 +814,20 @@ class TestGraph:
         with torch.autograd.graph.save_on_cpu():
             assert_close(torch.autograd.grad(linear_cross_entropy(**leaves), differentiable(leaves)), expected)
 
-    def test_checkpoint(self) -> None:
-        leaves = choose(tensors(), "linear_bias")
-        expected = torch.autograd.grad(linear_cross_entropy(**leaves), differentiable(leaves))
-        loss: Any = checkpoint(lambda: linear_cross_entropy(**leaves), use_reentrant=False)
-        assert_close(torch.autograd.grad(loss, differentiable(leaves)), expected)
+    @pytest.mark.parametrize("use_reentrant", [False, True])
+    @pytest.mark.parametrize("reduction", ["mean", "none"])
+    def test_checkpoint(self, use_reentrant: bool, reduction: Any) -> None:
+        leaves = choose(tensors("ignored"), "linear_bias", "sample_weight")
+        names = list(leaves)
+
+        def loss(*values: Tensor) -> Tensor:
+            arguments: dict[str, Any] = dict(zip(names, values, strict=True))
+            return linear_cross_entropy(**arguments, reduction=reduction).sum()
+
+        expected = torch.autograd.grad(3 * loss(*leaves.values()), differentiable(leaves))
+        checkpointed: Any = checkpoint(loss, *leaves.values(), use_reentrant=use_reentrant)
+        (3 * checkpointed).backward()
+        assert_close([leaf.grad for leaf in differentiable(leaves)], list(expected))
 
     def test_a_changed_argument_is_noticed(self) -> None:
         for name in ("input", "linear_weight", "target"):
@@ -716,7 +941,34 @@ class TestCompile:
         with pytest.raises(RuntimeError, match=r"double backward|does not require grad"):
             penalty()
 
+    @pytest.mark.parametrize("loss", [linear_cross_entropy, F.linear_cross_entropy], ids=["ours", "torch"])
+    def test_a_second_derivative_raises_whosever_the_loss(self, loss: Callable[..., Tensor]) -> None:
+        """PyTorch's compiled backward has no derivative."""
+        torch._dynamo.reset()
+        leaves = choose(tensors())
+        input, linear_weight = leaves["input"], leaves["linear_weight"]
+        value = torch.compile(loss, fullgraph=True, backend="aot_eager")(**leaves)
+        first = torch.autograd.grad(value, (input, linear_weight), create_graph=True)
+        with pytest.raises(RuntimeError, match=r"double backward"):
+            torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), (input, linear_weight))
 
+    @pytest.mark.parametrize("inside", [False, True])
+    def test_a_derivative_by_torch_func_raises(self, inside: bool) -> None:
+        torch._dynamo.reset()
+        leaves = tensors()
+
+        def loss(linear_weight: Tensor) -> Tensor:
+            return linear_cross_entropy(leaves["input"], linear_weight, leaves["target"])
+
+        def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
+            return torch.compile(call, fullgraph=True, backend="aot_eager")
+
+        call = compiled(grad(loss)) if inside else grad(compiled(loss))
+        with pytest.raises(Unsupported, match=r"setup_context|functorch"):
+            call(leaves["linear_weight"])
+
+
+@pytest.mark.usefixtures("each_backend")
 class TestPrecision:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -743,17 +995,36 @@ class TestPrecision:
         for ours, theirs in zip(errors["ours"], errors["torch"], strict=True):
             assert ours <= theirs + unit
 
-    def test_the_weight_gradient_is_summed_in_float32(self) -> None:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_the_weight_gradient_is_summed_in_float32(self, dtype: torch.dtype) -> None:
         """Many blocks of one row: in bfloat16, sums stop growing when a part is below half a unit in the last place."""
         rows = 4096
-        x = torch.ones(rows, 1, dtype=torch.bfloat16)
-        weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+        x = torch.ones(rows, 1, dtype=dtype)
+        weight = torch.zeros(2, 1, dtype=dtype, requires_grad=True)
         target = torch.zeros(rows, dtype=torch.int64)
         for block_rows, create_graph in ((1, False), (64, False), (4, True)):
             loss = linear_cross_entropy(x, weight, target, reduction="sum", block_rows=block_rows)
             (gradient,) = torch.autograd.grad(loss, weight, create_graph=create_graph)
             gradient = gradient.detach()
             assert_close(gradient.flatten().float(), torch.tensor([-rows / 2, rows / 2]), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("create_graph", [False, True])
+    def test_the_soft_cap_is_computed_in_float32(self, dtype: torch.dtype, create_graph: bool) -> None:
+        """From the logits as the product rounds them: nothing else is rounded before the end."""
+        drawn = tensors()
+        x, weight = ((10 * drawn[name]).to(dtype).requires_grad_() for name in ("input", "linear_weight"))
+        options: dict[str, Any] = {"reduction": "none", "logit_softcap": 30.0, "z_loss": 0.1}
+        y = F.linear(x, weight).float().detach().requires_grad_()
+        expected = torchlosses.cross_entropy(y, drawn["target"], **options)
+        with torch.autocast("cpu", dtype=dtype):
+            losses = linear_cross_entropy(x, weight, drawn["target"], **options)
+        assert_close(losses, expected, rtol=1e-6, atol=0)
+        found = torch.autograd.grad(losses.sum(), x, create_graph=create_graph)[0]
+        (by_logits,) = torch.autograd.grad(expected.sum(), y)
+        truth = by_logits.double() @ weight.detach().double()
+        unit = torch.finfo(dtype).eps
+        assert_close(found.detach().double(), truth, rtol=0, atol=2 * unit * float(truth.abs().max()))
 
     def test_confident_rows_keep_their_loss(self) -> None:
         x = torch.tensor([[20.0]], requires_grad=True)

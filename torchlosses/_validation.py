@@ -255,18 +255,24 @@ def check_weight_of_classes(
     )
 
 
-def check_linear(function: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    """Input (..., features), linear_weight (classes, d1, ..., features), linear_bias (classes, d1, ...)."""
+def check_linear(function: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, dim: int = -1) -> int:
+    """Input (..., features), linear_weight (classes, d1, ..., features), linear_bias (classes, d1, ...).
+
+    Returns the dimension of the input's features, counted from the front.
+    """
     if input.dim() == 0:
         raise RuntimeError(f"{function}: expected input of shape (..., features), but got a tensor without dimensions.")
+    dim = check_dimension(function, input, dim, "features")
     if linear_weight.dim() < 2:
         raise RuntimeError(
             f"{function}: expected linear_weight of shape (classes, features), but got {tuple(linear_weight.shape)}."
         )
-    if input.shape[-1] != linear_weight.shape[-1]:
+    if input.shape[dim] != linear_weight.shape[-1]:
+        place = "its last dimension" if dim == input.dim() - 1 else f"dimension {dim}"
         raise RuntimeError(
-            f"{function}: input has {input.shape[-1]} features (its last dimension), but linear_weight expects "
-            f"{linear_weight.shape[-1]}: input is {tuple(input.shape)}, linear_weight {tuple(linear_weight.shape)}."
+            f"{function}: input has {input.shape[dim]} features ({place}), but linear_weight expects "
+            f"{linear_weight.shape[-1]}: input is {tuple(input.shape)}, linear_weight {tuple(linear_weight.shape)}. "
+            "`dim` says which dimension of input holds the features."
         )
     if linear_bias is not None and linear_bias.shape != linear_weight.shape[:-1]:
         raise RuntimeError(
@@ -278,6 +284,7 @@ def check_linear(function: str, input: Tensor, linear_weight: Tensor, linear_bia
             f"{function}: a linear_weight of shape {tuple(linear_weight.shape)} needs an input with a batch dimension, "
             f"but input is {tuple(input.shape)}."
         )
+    return dim
 
 
 def check_linear_dtypes(function: str, autocast: bool, input: Tensor, **others: Tensor | None) -> None:
@@ -360,20 +367,20 @@ def check_empty(empty: str) -> None:
         raise ValueError(f"{empty!r} is not a valid value for empty: expected one of {', '.join(map(repr, EMPTY))}.")
 
 
-def check_dim(dim: int) -> int:
+def check_dim(dim: int, of: str = "classes") -> int:
     try:
         return operator.index(dim)
     except TypeError:
-        raise TypeError(f"dim must be an int, the dimension of the classes, but got {dim!r}.") from None
+        raise TypeError(f"dim must be an int, the dimension of the {of}, but got {dim!r}.") from None
 
 
-def check_class_dimension(input: Tensor, dim: int) -> int:
-    """The dimension of the classes, counted from the front."""
+def check_dimension(function: str, input: Tensor, dim: int, of: str = "classes") -> int:
+    """The dimension of the classes or features, counted from the front."""
     dimensions = input.dim()
-    dim = check_dim(dim)
+    dim = check_dim(dim, of)
     if not -dimensions <= dim < dimensions:
         raise IndexError(
-            f"cross_entropy: dim={dim} is no dimension of input, which has shape {tuple(input.shape)}: expected "
+            f"{function}: dim={dim} is no dimension of input, which has shape {tuple(input.shape)}: expected "
             f"{-dimensions} to {dimensions - 1}."
         )
     return dim % dimensions

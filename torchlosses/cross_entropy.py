@@ -817,7 +817,7 @@ _DEFAULTS: dict[str, Any] = cross_entropy.__kwdefaults__ or {}
 
 def _with_classes_second(input: Tensor, target: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Views in which the classes stand where they are looked for; class indices have no such dimension."""
-    classes = _validation.check_class_dimension(input, dim)
+    classes = _validation.check_dimension("cross_entropy", input, dim)
     if input.dim() < 2:
         return input, target
     if target.shape == input.shape:

@@ -42,13 +42,13 @@ from torchlosses._options import (
     RowStatistics,
     class_indices_denominator,
     mean_of,
-    row_statistics,
     rows_denominator,
 )
 from torchlosses._row_blocks import BlockFunction, gradient_over_row_blocks, over_row_blocks
 from torchlosses._transforms import autocast_enabled, result_dtype
 from torchlosses.cross_entropy import cross_entropy
 from torchlosses.kernels import is_differentiated, linear
+from torchlosses.kernels.targets import without_weight
 
 _FUNCTION = "linear_cross_entropy"
 _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
@@ -161,53 +161,49 @@ def _block_function(
         w, s = (None if tensor is None else tensor.to(compute) for tensor in (w, s))
         if not indices:
             t = t.to(compute)
-        total = _total_share(x, t, w, linear_weight.shape[0], ignore_index, label_smoothing)
-        inactive = total == 0
         # A row without weight leaves no trace: where it is not finite, it is computed as if it held zeros.
-        weightless = inactive if indices else torch.zeros_like(inactive)
-        hidden = (weightless if s is None else weightless | (s == 0)) & x.isfinite().all(1).logical_not()
+        hidden = _without_weight(x, t, w, s, ignore_index, label_smoothing) & x.isfinite().all(1).logical_not()
         x = x.masked_fill(hidden.unsqueeze(1), 0)
+        if s is not None:
+            s = s.masked_fill(hidden, 0)
         y = F.linear(
             x.to(product_dtype),
             linear_weight.to(product_dtype),
             None if linear_bias is None else linear_bias.to(product_dtype),
         )
-        y = y.to(compute)
-        if logit_softcap is not None:
-            y = logit_softcap * torch.tanh(y / logit_softcap)
-        losses = cross_entropy(y, t, w, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing)
-        if z_loss:
-            losses = losses + z_loss * y.logsumexp(1).square().masked_fill(inactive, 0)
-        losses = losses.masked_fill(hidden, 0)
-        if s is not None:
-            losses = losses * s
-        return (losses, *_statistics_of(y.detach(), t, ignore_index)) if statistics else (losses,)
+        result: Any = cross_entropy(  # type: ignore[call-overload]
+            y.to(compute),
+            t,
+            w,
+            ignore_index=ignore_index,
+            reduction="none",
+            label_smoothing=label_smoothing,
+            sample_weight=s,
+            z_loss=z_loss,
+            logit_softcap=logit_softcap,
+            return_stats=statistics,
+        )
+        if not statistics:
+            return (result,)
+        losses, found = result
+        return losses, *(field.to(compute) for field in found)
 
     rows = sum(place in (0, 3, 5) for place in present)
     auxiliary = len(RowStatistics._fields) if statistics else 0
     return BlockFunction(call, rows, 1 + auxiliary, auxiliary=auxiliary), present
 
 
-def _total_share(
-    x: Tensor, t: Tensor, w: Tensor | None, classes: int, ignore_index: int, label_smoothing: float
+def _without_weight(
+    x: Tensor, t: Tensor, w: Tensor | None, s: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> Tensor:
-    """A = Σ_c w_c ((1-ε) t_c + ε/C) of each row; 0 where it leaves no trace."""
-    if t.dim() == x.dim():
-        share = ((1 - label_smoothing) * t + label_smoothing / classes).detach()
-        return (share if w is None else share * w.detach()).sum(1)
-    ignored = t == ignore_index
-    if w is None:
-        return ignored.logical_not().to(x.dtype)
-    of_target = (1 - label_smoothing) * w.detach()[t.masked_fill(ignored, 0)]
-    return (of_target + label_smoothing / classes * w.detach().sum()).masked_fill(ignored, 0)
-
-
-def _statistics_of(y: Tensor, t: Tensor, ignore_index: int) -> tuple[Tensor, ...]:
-    maximum, largest = y.max(1, keepdim=True)
-    rest = (y - maximum).exp().scatter(1, largest, 0).sum(1)
-    if t.dim() < y.dim():
-        t = t.masked_fill(t == ignore_index, 0)
-    return tuple(value.to(y.dtype) for value in row_statistics(y, t, maximum.squeeze(1), rest))
+    """The rows that count for nothing."""
+    found: Tensor | None = None
+    if t.dim() < x.dim():
+        ignored = t == ignore_index
+        found = without_weight(ignored, t.masked_fill(ignored, 0), w, label_smoothing)
+    if s is not None:
+        found = s == 0 if found is None else found | (s == 0)
+    return torch.zeros(x.shape[0], dtype=torch.bool, device=x.device) if found is None else found
 
 
 class _Operator(Function):
@@ -282,6 +278,7 @@ def linear_cross_entropy(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     options: Any = None,
+    dim: int = -1,
     normalizer: Tensor | float | None = None,
     sample_weight: Tensor | None = None,
     empty: _validation.Empty = "nan",
@@ -302,11 +299,12 @@ def linear_cross_entropy(
     block by block too.
 
     Args:
-        input: Features of shape (..., features), with any number of dimensions in front.
+        input: Features of shape (..., features), with any number of dimensions in front; or with the features at `dim`.
         linear_weight: W of shape (classes, features), or (classes, d1, ..., features) for a loss at each of d1·…
             places.
         target: Class indices of the shape of `input` without features, (..., d1, ...), of any integer dtype, in
-            [0, classes) or `ignore_index`; or class probabilities of shape (..., classes, d1, ...).
+            [0, classes) or `ignore_index`; or class probabilities of shape (..., classes, d1, ...), the classes where
+            the features of `input` are.
         linear_bias: b of shape (classes, d1, ...).
         weight: One factor a class, of shape (classes); with class indices, of the dtype of `input`.
         reduction: 'mean' divides the sum by the weights of the rows' classes and samples (class indices; without
@@ -317,6 +315,9 @@ def linear_cross_entropy(
         label_smoothing: ε in [0, 1], the share of the target that is spread evenly over all classes.
         options: A `torch.nn.LinearCrossEntropyOptions`, of which `batch_chunk_size` is taken as `block_rows`. Its other
             fields choose between what always holds here: sums over blocks in float32 at least, repeated backwards.
+        dim: The dimension of `input` that holds the features, where it is not the last: 1 for (N, features, H, W), as
+            in a convolution with a kernel of 1. Class probabilities have the classes there, class indices the other
+            dimensions in their order; d1, ... stay behind them. The rows are put together first, a copy of `input`.
         normalizer: What 'mean' divides by, a number or a tensor without dimensions.
         sample_weight: One weight a row, of a shape that broadcasts to the rows'. A row of weight 0 is as if it were not
             there.
@@ -336,7 +337,7 @@ def linear_cross_entropy(
         ValueError: An option is none of its values; the batch sizes differ; `normalizer` without 'mean'.
         RuntimeError: The other sizes or the dtypes do not fit; `ignore_index` >= 0 with class probabilities; the
             tensors are on different devices.
-        IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device).
+        IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device), or `dim` is.
         NotImplementedError: `input` is not floating-point.
         TypeError: An argument has the wrong type.
 
@@ -376,6 +377,7 @@ def linear_cross_entropy(
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             options=options,
+            dim=dim,
             normalizer=normalizer,
             sample_weight=sample_weight,
             empty=empty,
@@ -392,10 +394,13 @@ def linear_cross_entropy(
     z_loss = _validation.check_z_loss(z_loss)
     logit_softcap = _validation.check_logit_softcap(logit_softcap)
     block_rows = _validation.check_block_rows(_block_rows(options, block_rows))
-    indices, shape = _check(input, linear_weight, target, linear_bias, weight, sample_weight, ignore_index)
+    indices, shape, dim = _check(input, linear_weight, target, linear_bias, weight, sample_weight, ignore_index, dim)
     dtype, product_dtype, compute = _dtypes(input, linear_weight, target, weight, indices)
     if block_rows is None:
-        block_rows = linear.default_block_rows(linear_weight.shape[0], product_dtype.itemsize, logit_softcap)
+        block_rows = linear.default_block_rows(linear_weight.shape[0], product_dtype.itemsize)
+    if not indices:
+        target = target.movedim(dim, input.dim() - 1)
+    input = input.movedim(dim, -1)
     if indices:
         target = target.reshape(shape).to(torch.int64)
     if sample_weight is not None:
@@ -412,18 +417,18 @@ def linear_cross_entropy(
     loss = torch.stack([loss for loss, _ in results], -1)
     loss = loss.reshape(shape) if reduction == "none" else loss.sum()
     if reduction == "mean":
-        if normalizer is None:
-            normalizer = (
-                class_indices_denominator(target, ignore_index, weight, sample_weight, compute)
-                if indices
-                else rows_denominator(loss.new_empty(shape), sample_weight, compute)
-            )
+        if normalizer is None and indices:
+            normalizer = class_indices_denominator(target, ignore_index, weight, sample_weight, compute)
+        elif normalizer is None:
+            # Without classes there is no row either.
+            no_row = linear_weight.shape[0] == 0
+            normalizer = 0.0 if no_row else rows_denominator(loss.new_empty(shape), sample_weight, compute)
         loss = mean_of(loss, normalizer, empty)
     loss = loss.to(dtype)
     if not return_stats:
         return loss
     found = torch.stack([statistics for _, statistics in results if statistics is not None], -1)
-    return loss, _row_statistics(found.reshape(-1, *shape), target, sample_weight, indices, ignore_index)
+    return loss, _row_statistics(found.reshape(-1, *shape))
 
 
 def _check(
@@ -434,23 +439,24 @@ def _check(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     ignore_index: int,
-) -> tuple[bool, torch.Size]:
-    """Whether target holds class indices, and the shape of the rows."""
+    dim: int,
+) -> tuple[bool, torch.Size, int]:
+    """Whether target holds class indices, the shape of the rows, and the dimension of the features."""
     _validation.check_tensors(_FUNCTION, input=input, linear_weight=linear_weight, target=target)
     others = {"linear_weight": linear_weight, "target": target, "linear_bias": linear_bias}
     _validation.check_same_device(_FUNCTION, input, **others, weight=weight, sample_weight=sample_weight)
     _validation.check_floating_input(_FUNCTION, input)
-    _validation.check_linear(_FUNCTION, input, linear_weight, linear_bias)
+    dim = _validation.check_linear(_FUNCTION, input, linear_weight, linear_bias, dim)
     autocast = autocast_enabled(input.device)
     _validation.check_linear_dtypes(_FUNCTION, autocast, input, linear_weight=linear_weight, linear_bias=linear_bias)
-    batch, (classes, *places) = input.shape[:-1], linear_weight.shape[:-1]
-    rows = [*batch, *places]
-    indices = _validation.check_linear_target(_FUNCTION, target, rows, [*batch, classes, *places], ignore_index)
+    before, behind, (classes, *places) = input.shape[:dim], input.shape[dim + 1 :], linear_weight.shape[:-1]
+    rows, probabilities = [*before, *behind, *places], [*before, classes, *behind, *places]
+    indices = _validation.check_linear_target(_FUNCTION, target, rows, probabilities, ignore_index)
     if weight is not None:
         _validation.check_weight_of_classes(classes, input.dtype, indices, weight, autocast, _FUNCTION)
     if sample_weight is not None:
         _validation.check_sample_weight(_FUNCTION, sample_weight, torch.Size(rows))
-    return indices, torch.Size(rows)
+    return indices, torch.Size(rows), dim
 
 
 def _dtypes(
@@ -504,16 +510,8 @@ def _each_place(
     return [(rows, *others) for others in zip(weights, biases, targets.unbind(-1), samples, strict=True)]
 
 
-def _row_statistics(
-    found: Tensor, target: Tensor, sample_weight: Tensor | None, indices: bool, ignore_index: int
-) -> RowStatistics:
-    """The statistics in the rows' shape, 0 where a row has no part in the loss."""
-    found = found.detach()
-    if indices:
-        found = found.masked_fill(target == ignore_index, 0)
-    if sample_weight is not None:
-        found = found.masked_fill(sample_weight.detach() == 0, 0)
-    log_sum_exp, target_log_probability, correct, entropy = found.unbind()
+def _row_statistics(found: Tensor) -> RowStatistics:
+    log_sum_exp, target_log_probability, correct, entropy = found.detach().unbind()
     return RowStatistics(log_sum_exp, target_log_probability, correct != 0, entropy)
 
 
@@ -538,6 +536,7 @@ class LinearCrossEntropyLoss(nn.Module):
         ignore_index: Rows with this class index are left out; None is -100.
         label_smoothing: ε in [0, 1].
         options: A `torch.nn.LinearCrossEntropyOptions`; see :func:`linear_cross_entropy`.
+        dim: The dimension of the input that holds the features, and of class probabilities that holds the classes.
         empty: What a mean over nothing gives: 'nan' or 'zero'.
         z_loss: λ of λ (log Σ exp(y))².
         logit_softcap: c of y -> c tanh(y / c).
@@ -545,8 +544,9 @@ class LinearCrossEntropyLoss(nn.Module):
         block_rows: How many rows are worked on at a time.
 
     Shape:
-        input (..., in_features); target class indices (..., d1, ...), or class probabilities (..., num_classes, d1,
-        ...); a scalar comes out, or with 'none' one loss a row. Dtypes as in :func:`linear_cross_entropy`.
+        input (..., in_features), or with the features at `dim`; target class indices (..., d1, ...), or class
+        probabilities (..., num_classes, d1, ...), the classes where the features are; a scalar comes out, or with
+        'none' one loss a row. Dtypes as in :func:`linear_cross_entropy`.
 
     Raises:
         ValueError: An option is none of its values.
@@ -585,6 +585,7 @@ class LinearCrossEntropyLoss(nn.Module):
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         options: Any = None,
+        dim: int = -1,
         empty: _validation.Empty = "nan",
         z_loss: float = 0.0,
         logit_softcap: float | None = None,
@@ -603,6 +604,7 @@ class LinearCrossEntropyLoss(nn.Module):
         self.ignore_index = None if ignore_index is None else _validation.check_ignore_index(ignore_index)
         self.label_smoothing = _validation.check_label_smoothing(label_smoothing)
         self.options = options
+        self.dim = _validation.check_dim(dim, "features")
         self.empty: _validation.Empty = empty
         self.z_loss = _validation.check_z_loss(z_loss)
         self.logit_softcap = _validation.check_logit_softcap(logit_softcap)
@@ -635,6 +637,7 @@ class LinearCrossEntropyLoss(nn.Module):
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            dim=self.dim,
             normalizer=normalizer,
             sample_weight=sample_weight,
             empty=self.empty,
@@ -644,13 +647,17 @@ class LinearCrossEntropyLoss(nn.Module):
             block_rows=self.block_rows,
         )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also of a module that was pickled before it had `dim`."""
+        super().__setstate__({"dim": -1} | state)
+
     def extra_repr(self) -> str:
         """The options, `weight` only by its shape."""
         weight = "" if self.weight is None else f"weight={tuple(self.weight.shape)}, "
         return (
             f"in_features={self.linear.in_features}, num_classes={self.num_classes}, out_features={self.out_features}, "
             f"bias={self.linear.bias is not None}, {weight}reduction={self.reduction!r}, "
-            f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, empty={self.empty!r}, "
-            f"z_loss={self.z_loss}, logit_softcap={self.logit_softcap}, return_stats={self.return_stats}, "
-            f"block_rows={self.block_rows}"
+            f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, dim={self.dim}, "
+            f"empty={self.empty!r}, z_loss={self.z_loss}, logit_softcap={self.logit_softcap}, "
+            f"return_stats={self.return_stats}, block_rows={self.block_rows}"
         )

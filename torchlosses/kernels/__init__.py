@@ -68,7 +68,7 @@ _SCHEMAS = {
 _library = torch.library.Library("torchlosses", "DEF")
 
 
-def _without_autocast(operator: Callable[..., Any]) -> Callable[..., Any]:
+def without_autocast(operator: Callable[..., Any]) -> Callable[..., Any]:
     """Autocast chose the dtype of the loss before the operator ran; it must not change the operator's own steps."""
 
     def call(input: Tensor, *arguments: object) -> Any:
@@ -81,7 +81,7 @@ def _without_autocast(operator: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _without_derivative(name: str) -> Callable[..., Any]:
+def without_derivative(name: str) -> Callable[..., Any]:
     """What runs in front of every backend: an operator that is asked for its derivative says so.
 
     The Functions call operators with gradients switched off, so it stops only those who call an operator themselves.
@@ -112,8 +112,8 @@ def is_differentiated(arguments: tuple[Any, ...]) -> bool:
 
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, _without_derivative(_name), "Autograd")
-    _operator = _without_autocast(getattr(eager, _name))
+    _library.impl(_name, without_derivative(_name), "Autograd")
+    _operator = without_autocast(getattr(eager, _name))
     _library.impl(_name, _operator, "CompositeExplicitAutograd")
     # Under this name the compiled operators find what they pass on to.
     _library.define(f"eager_{_name}{_schema}")

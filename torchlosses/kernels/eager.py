@@ -18,6 +18,7 @@ from torchlosses import _validation
 from torchlosses._numerics import compute_dtype, log_plus_delta
 from torchlosses._options import RowStatistics, row_statistics
 from torchlosses._reduction import reduce_rows, rows_in_mean, scale_gradient
+from torchlosses.kernels.targets import along_classes, class_indices, effective_target, without_weight
 
 # Elements of a block: 2 MiB of float32, large enough to hide the cost of calling an operation.
 BLOCK = 1 << 19
@@ -159,8 +160,8 @@ def _cross_entropy_rows(
     inactive = None
     indices = target.dim() < input.dim()
     if indices:
-        target, ignored = _class_indices(target, classes, ignore_index)
-        inactive = _without_weight(ignored, target, weight, label_smoothing)
+        target, ignored = class_indices(target, classes, ignore_index)
+        inactive = without_weight(ignored, target, weight, label_smoothing)
     if sample_weight is not None:
         sample_weight = sample_weight.to(compute)
         inactive = sample_weight == 0 if inactive is None else inactive | (sample_weight == 0)
@@ -199,7 +200,7 @@ def _log_sum_exp(
     """l of each row, and 0 where the target has no share, so that the row has no part in the loss."""
     log_sum_exp = maximum + torch.log1p(rest)
     if t.dim() > maximum.dim():
-        total = _effective_target(t.to(maximum.dtype), weight, label_smoothing).sum(1)
+        total = effective_target(t.to(maximum.dtype), weight, label_smoothing).sum(1)
     elif weight is None:
         return log_sum_exp
     else:
@@ -233,7 +234,7 @@ def _probability_rows(
     """Loss, maximum and rest of each row, for class probabilities."""
     maximum, i = x.max(1, keepdim=True)
     shifted = x - maximum
-    share = _effective_target(t, weight, label_smoothing)
+    share = effective_target(t, weight, label_smoothing)
     # 0 · log 0 = 0: a class without a share counts for nothing, also where its logit is -inf.
     weighted = (share * shifted).masked_fill_(share == 0, 0).sum(1, keepdim=True)
     # scatter_ hides a nan or +inf logit at the maximum; it has to reach the loss.
@@ -246,7 +247,7 @@ def _smooth_sum(shifted: Tensor, weight: Tensor | None) -> Tensor:
     """Σ_c w_c (x_c - m), where a class of weight 0 counts for nothing, also where its logit is -inf."""
     if weight is None:
         return shifted.sum(1, keepdim=True)
-    along = _along_classes(weight, shifted)
+    along = along_classes(weight, shifted)
     return (shifted * along).masked_fill_(along == 0, 0).sum(1, keepdim=True)
 
 
@@ -350,8 +351,8 @@ def _write_gradient(
     weight = None if weight is None else weight.to(compute)
     inactive = None
     if indices:
-        target, ignored = _class_indices(target, input.shape[1], ignore_index)
-        inactive = _without_weight(ignored, target, weight, label_smoothing)
+        target, ignored = class_indices(target, input.shape[1], ignore_index)
+        inactive = without_weight(ignored, target, weight, label_smoothing)
     if sample_weight is not None:
         sample_weight = sample_weight.to(compute)
         grad_rows = grad_rows * sample_weight
@@ -411,7 +412,7 @@ def _index_gradient(
         at_target = at_target + g * slope * (e / total)
     gradient = _softmax(x, out, compute).mul_(scale)
     if label_smoothing:
-        gradient.sub_(smooth if weight is None else smooth * _along_classes(weight, gradient))
+        gradient.sub_(smooth if weight is None else smooth * along_classes(weight, gradient))
     gradient.scatter_(1, i, at_target)
     if gradient is not out:
         out.copy_(gradient)
@@ -427,7 +428,7 @@ def _probability_gradient(
     label_smoothing: float,
     compute: torch.dtype,
 ) -> None:
-    share = _effective_target(t, weight, label_smoothing)
+    share = effective_target(t, weight, label_smoothing)
     total = share.sum(1, keepdim=True)
     gradient = _softmax(x, out, compute)
     # At a class that has more than half, A p - a = Σ_{j≠i} a_j - A Σ_{j≠i} p_j keeps the digits that A p - a loses.
@@ -452,43 +453,6 @@ def _softmax(x: Tensor, out: Tensor, compute: torch.dtype) -> Tensor:
     return torch.softmax(x, 1, dtype=compute)
 
 
-def _effective_target(t: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
-    """a_c = w_c ((1 - ε) t_c + ε / C)."""
-    if label_smoothing:
-        t = t * (1 - label_smoothing) + label_smoothing / t.shape[1]
-    return t if weight is None else t * _along_classes(weight, t)
-
-
-def _along_classes(weight: Tensor, like: Tensor) -> Tensor:
-    """A view of `weight` that broadcasts along dimension 1."""
-    return weight.unsqueeze(1) if like.dim() == 3 else weight
-
-
-def _class_indices(target: Tensor, classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
-    """Indices safe to gather with, and which rows are ignored; None where it is known that none is."""
-    on_cpu = target.device.type == "cpu"
-    if on_cpu and target.numel():
-        lowest, highest = (int(value) for value in target.aminmax())
-        if lowest >= 0 and highest < classes and not (ignore_index is not None and lowest <= ignore_index <= highest):
-            return target, None
-    ignored = torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else target == ignore_index
-    indices = target.masked_fill(ignored, 0)
-    # On an accelerator a check would wait for the device; there the gather itself asserts the bounds.
-    if on_cpu and bool(((indices < 0) | (indices >= classes)).logical_and_(~ignored).any()):
-        _validation.raise_target_out_of_bounds(target, classes, ignore_index)
-    return indices, ignored
-
-
-def _without_weight(
-    ignored: Tensor | None, indices: Tensor, weight: Tensor | None, label_smoothing: float
-) -> Tensor | None:
-    """Rows that must leave no trace: ignored ones and, without smoothing, those whose class weighs 0."""
-    if weight is None or label_smoothing or not weight.numel():
-        return ignored
-    weightless = weight[indices] == 0
-    return weightless if ignored is None else weightless | ignored
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The textbook cross-entropy error on probabilities: loss = -Σ t log(p + δ), d loss / dp = -t / (p + δ)
 # ---------------------------------------------------------------------------------------------------------------------
@@ -501,7 +465,7 @@ def cee_forward(
     compute = compute_dtype(input, target if target.is_floating_point() else None)
     losses = input.new_empty((input.shape[0], *input.shape[2:]), dtype=compute)
     if target.dim() < input.dim():
-        target, _ = _class_indices(target, input.shape[1], None)
+        target, _ = class_indices(target, input.shape[1], None)
         for p, i, out in _row_blocks(input, (target, losses)):
             if validate_args:
                 _check_probabilities(p)

@@ -22,12 +22,14 @@ from torch import Tensor
 from torchlosses import _options
 from torchlosses._numerics import compute_dtype
 from torchlosses.kernels import (
-    _without_autocast,
-    _without_derivative,
     cross_entropy_backward_,
+    cross_entropy_extended_backward_,
+    cross_entropy_extended_forward,
     cross_entropy_forward,
-    eager,
+    without_autocast,
+    without_derivative,
 )
+from torchlosses.kernels.targets import class_indices, effective_target, without_weight
 
 _ARGUMENTS = (
     "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, Tensor? sample_weight"
@@ -63,8 +65,8 @@ FEWEST_ROWS, MOST_ROWS = 128, 1024
 _WIDENED_CLASSES = 4096
 
 
-def default_block_rows(classes: int, itemsize: int, logit_softcap: float | None) -> int:
-    """How many rows a block takes: a multiple of 32."""
+def default_block_rows(classes: int, itemsize: int, logit_softcap: float | None = None) -> int:
+    """How many rows a block takes: a multiple of 32. A caller that caps them beside the logits gives its soft cap."""
     buffers = 1 if logit_softcap is None else 2
     rows = BLOCK_BYTES // max(1, classes * itemsize * buffers)
     return max(FEWEST_ROWS, min(MOST_ROWS, rows // 32 * 32))
@@ -96,7 +98,7 @@ class _Options(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Some rows: where they stand, their arguments, and their logits after the soft cap."""
+    """Some rows: where they stand, their arguments, their logits before the soft cap, and what the forward found."""
 
     rows: slice | Tensor
     x: Tensor
@@ -106,16 +108,22 @@ class _Block(NamedTuple):
     losses: Tensor
     maximum: Tensor
     rest: Tensor
+    statistics: Tensor  # nothing where they are not asked for
 
 
 class _Problem:
     """The arguments in the dtypes of the computation, without the rows that leave no trace."""
 
     def __init__(
-        self, tensors: _Tensors, options: _Options, keep_weightless: bool, keep_classes_without_weight: bool
+        self,
+        tensors: _Tensors,
+        options: _Options,
+        keep_weightless: bool,
+        keep_classes_without_weight: bool,
+        statistics: bool,
     ) -> None:
         input, linear_weight, linear_bias, target, weight, sample_weight = tensors
-        self.options = options
+        self.options, self.statistics, self.keep_weightless = options, statistics, keep_weightless
         self.indices = tensors.has_indices()
         self.compute = tensors.dtype()
         self.input = input
@@ -123,12 +131,13 @@ class _Problem:
         self.linear_bias = None if linear_bias is None else linear_bias.to(options.product_dtype)
         self.weight = None if weight is None else weight.to(self.compute)
         self.sample_weight = None if sample_weight is None else sample_weight.to(self.compute)
+        self.has_extras = bool(options.z_loss) or options.logit_softcap is not None
         self.target = target
         inactive = None
         if self.indices:
-            self.target, inactive = eager._class_indices(target, linear_weight.shape[0], options.ignore_index)
+            self.target, inactive = class_indices(target, linear_weight.shape[0], options.ignore_index)
             if not keep_classes_without_weight:
-                inactive = eager._without_weight(inactive, self.target, self.weight, options.label_smoothing)
+                inactive = without_weight(inactive, self.target, self.weight, options.label_smoothing)
         if self.sample_weight is not None:
             weightless = self.sample_weight == 0
             if keep_weightless:
@@ -150,82 +159,51 @@ class _Problem:
             x = self.input[rows].to(self.options.product_dtype)
             target = self.target[rows]
             logits = self._logits(x, buffer[: stop - start])
-            losses, maximum, rest = self._losses(logits, target)
+            losses, *found = self._losses(logits, target)
             sample_weight = None if self.sample_weight is None else self.sample_weight[rows]
-            yield _Block(rows, x, target, sample_weight, logits, losses, maximum, rest)
+            if sample_weight is not None and self.keep_weightless:
+                # The derivative by a weight of 0 is the loss, if there is one.
+                losses = losses.masked_fill((sample_weight == 0) & losses.isnan(), 0)
+            yield _Block(rows, x, target, sample_weight, logits, losses, *found)
 
     def _logits(self, x: Tensor, out: Tensor) -> Tensor:
         if self.linear_bias is None:
-            torch.mm(x, self.linear_weight.t(), out=out)
-        else:
-            torch.addmm(self.linear_bias, x, self.linear_weight.t(), out=out)
-        cap = self.options.logit_softcap
-        return out if cap is None else out.div_(cap).tanh_().mul_(cap)
+            return torch.mm(x, self.linear_weight.t(), out=out)
+        return torch.addmm(self.linear_bias, x, self.linear_weight.t(), out=out)
 
-    def _losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss with its z-loss, maximum and rest of each row."""
-        losses, maximum, rest = cross_entropy_forward(
-            logits,
-            target,
-            self.weight,
-            "none",
-            self.options.ignore_index,
-            self.options.label_smoothing,
-            self.compute,
-        )
-        if self.options.z_loss:
-            log_sum_exp = maximum + rest.log1p()
-            losses = losses + self.options.z_loss * log_sum_exp.square().masked_fill(self._total(target) == 0, 0)
-        return losses, maximum, rest
+    def _losses(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Loss, maximum and rest of each row, and its statistics where they are asked for."""
+        ignore_index, label_smoothing, z_loss, logit_softcap, *_ = self.options
+        options = ("none", ignore_index, label_smoothing)
+        if not self.has_extras and not self.statistics:
+            return *cross_entropy_forward(logits, target, self.weight, *options, self.compute), logits.new_empty(0)
+        # The weight of a row is a factor of its gradient, which the backward takes; its own derivative is the loss.
+        extras = (z_loss, logit_softcap, self.statistics, self.compute)
+        return cross_entropy_extended_forward(logits, target, self.weight, None, *options, *extras)
 
     def write_gradient(self, block: _Block, grad_rows: Tensor) -> Tensor:
-        """g d loss / d logits of each row, written over the block's logits, before the soft cap."""
-        logits, cap = block.logits, self.options.logit_softcap
-        slope = None if cap is None else (logits / cap).square_().neg_().add_(1)
-        along = None
-        if self.options.z_loss:
-            # (A + 2 λ l) p - a = (1 + k) (A p - a) + k a  with  k = 2 λ l / A
-            total = self._total(block.target)
-            k = (2 * self.options.z_loss * (block.maximum + block.rest.log1p()) / total).masked_fill(total == 0, 0)
-            along, grad_rows = grad_rows * k, grad_rows * (1 + k)
-        cross_entropy_backward_(
-            grad_rows,
-            logits,
-            block.target,
-            self.weight,
-            block.maximum,
-            block.rest,
-            "none",
-            self.options.ignore_index,
-            self.options.label_smoothing,
-        )
-        if along is not None:
-            self._add_share(logits, block.target, along)
-        return logits if slope is None else logits.mul_(slope)
+        """g d loss / d logits of each row, written over the block's logits."""
+        ignore_index, label_smoothing, z_loss, logit_softcap, *_ = self.options
+        front, stats = (grad_rows, block.logits, block.target, self.weight), (block.maximum, block.rest)
+        if self.has_extras:
+            extras = (z_loss, logit_softcap)
+            cross_entropy_extended_backward_(*front, None, *stats, ignore_index, label_smoothing, *extras)
+        else:
+            cross_entropy_backward_(*front, *stats, "none", ignore_index, label_smoothing)
+        return self.without_weightless(block, block.logits)
 
-    def _total(self, target: Tensor) -> Tensor:
-        """A = Σ_c a_c of each row."""
-        classes, smoothing = self.linear_weight.shape[0], self.options.label_smoothing
-        if not self.indices:
-            return eager._effective_target(target.to(self.compute), self.weight, smoothing).sum(1)
-        if self.weight is None:
-            return torch.ones_like(target, dtype=self.compute)
-        return (1 - smoothing) * self.weight[target] + smoothing / classes * self.weight.sum()
+    def without_weightless(self, block: _Block, of_block: Tensor) -> Tensor:
+        """The same with rows of 0 where the weight is 0, since 0 · nan is not."""
+        if block.sample_weight is None or not self.keep_weightless:
+            return of_block
+        return of_block.index_fill_(0, (block.sample_weight == 0).nonzero().squeeze(1), 0)
 
-    def _add_share(self, gradient: Tensor, target: Tensor, factor: Tensor) -> None:
-        """gradient += factor · a."""
-        classes, smoothing = self.linear_weight.shape[0], self.options.label_smoothing
-        factor = factor.unsqueeze(1)
-        if not self.indices:
-            share = eager._effective_target(target.to(self.compute), self.weight, smoothing)
-            gradient.add_((factor * share).to(gradient.dtype))
-            return
-        target = target.unsqueeze(1)
-        hard = factor * (1 - smoothing) * (1 if self.weight is None else self.weight[target])
-        gradient.scatter_add_(1, target, hard.to(gradient.dtype))
-        if smoothing:
-            everywhere = factor * (smoothing / classes)
-            gradient.add_((everywhere if self.weight is None else everywhere * self.weight).to(gradient.dtype))
+    def costs(self, block: _Block) -> Tensor:
+        """-log p of each class."""
+        y, cap = block.logits.to(self.compute), self.options.logit_softcap
+        if cap is not None:
+            y = (y / cap).tanh_().mul_(cap)
+        return block.rest.log1p().unsqueeze(1) - (y - block.maximum.unsqueeze(1))
 
     def smoothed(self, target: Tensor) -> Tensor:
         """(1-ε) t + ε/C, the share of each class before its weight."""
@@ -234,7 +212,7 @@ class _Problem:
                 target.shape[0], self.linear_weight.shape[0], dtype=self.compute, device=target.device
             )
             target = one_hot.scatter_(1, target.unsqueeze(1), 1)
-        return eager._effective_target(target.to(self.compute), None, self.options.label_smoothing)
+        return effective_target(target.to(self.compute), None, self.options.label_smoothing)
 
 
 class _Gradients:
@@ -292,7 +270,7 @@ class _Gradients:
 def linear_cross_entropy_forward(*arguments: Any) -> tuple[Tensor, ...]:
     """Losses one by one or summed, with the gradients of the sum and the rows' statistics as far as they are wanted."""
     tensors, (reduction, *options, wanted, statistics) = _Tensors(*arguments[:6]), arguments[6:]
-    problem = _Problem(tensors, _Options(*options), wanted[3], False)
+    problem = _Problem(tensors, _Options(*options), wanted[3], False, statistics)
     input, rows = tensors.input, tensors.input.shape[0]
     losses = input.new_zeros(rows, dtype=problem.compute)
     found = input.new_zeros((len(_options.RowStatistics._fields), rows if statistics else 0), dtype=problem.compute)
@@ -301,14 +279,14 @@ def linear_cross_entropy_forward(*arguments: Any) -> tuple[Tensor, ...]:
     for block in problem.blocks():
         losses[block.rows] = block.losses
         if statistics:
-            values = _options.row_statistics(block.logits, block.target, block.maximum, block.rest)
-            for row, value in zip(found, values, strict=True):
-                row[block.rows] = value.to(row.dtype)
+            found[:, block.rows] = problem.without_weightless(block, block.statistics.t()).t()
         if any(wanted[:3]):
             grad_rows = one.expand_as(block.losses) if block.sample_weight is None else block.sample_weight
             gradients.add(block, problem.write_gradient(block, grad_rows))
     unweighted = losses if wanted[3] else losses.new_empty(0)
-    loss = losses if problem.sample_weight is None else losses * problem.sample_weight
+    loss = losses
+    if problem.sample_weight is not None:
+        loss = (losses * problem.sample_weight).masked_fill(problem.sample_weight == 0, 0)
     loss = loss.sum() if reduction == "sum" else loss
     return loss, *gradients.finished(), unweighted, found
 
@@ -316,7 +294,7 @@ def linear_cross_entropy_forward(*arguments: Any) -> tuple[Tensor, ...]:
 def linear_cross_entropy_backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """The gradients of losses whose own gradients are given one by one; an empty tensor where one is not wanted."""
     tensors, (*options, wanted) = _Tensors(*arguments[:6]), arguments[6:]
-    problem = _Problem(tensors, _Options(*options), wanted[5], wanted[4])
+    problem = _Problem(tensors, _Options(*options), wanted[5], wanted[4], False)
     gradients = _Gradients(problem, wanted)
     input, linear_weight = tensors.input, tensors.linear_weight
     grad_target = torch.zeros_like(tensors.target) if wanted[3] else input.new_empty(0)
@@ -331,8 +309,7 @@ def linear_cross_entropy_backward(grad_output: Tensor, *arguments: Any) -> tuple
         if wanted[5]:
             grad_sample_weight[block.rows] = grad_losses * block.losses
         if wanted[3] or wanted[4]:
-            shifted = block.logits.to(problem.compute) - block.maximum.unsqueeze(1)
-            costs = (block.rest.log1p().unsqueeze(1) - shifted).mul_(grad_rows.unsqueeze(1))
+            costs = problem.without_weightless(block, problem.costs(block).mul_(grad_rows.unsqueeze(1)))
             if wanted[3]:
                 grad_target[block.rows] = (
                     costs * ((1 - smoothing) * (1 if problem.weight is None else problem.weight))
@@ -399,9 +376,9 @@ _IMPLEMENTATIONS = {
 }
 for _name, (_operator, _fake) in _IMPLEMENTATIONS.items():
     _library.define(_name + _SCHEMAS[_name], tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, _without_autocast(_operator), "CompositeExplicitAutograd")
+    _library.impl(_name, without_autocast(_operator), "CompositeExplicitAutograd")
     if _operator is not linear_cross_entropy_forward:
-        _library.impl(_name, _without_derivative(_name), "Autograd")
+        _library.impl(_name, without_derivative(_name), "Autograd")
     torch.library.register_fake(f"torchlosses::{_name}", _fake, lib=_library)
 
 forward = torch.ops.torchlosses.linear_cross_entropy_forward.default
