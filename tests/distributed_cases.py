@@ -266,6 +266,31 @@ def check_corners(rank: int, processes: int) -> None:
             class_parallel_cross_entropy(part(sure, split, rank, 1), torch.tensor([index]))
 
 
+def check_precision(rank: int, processes: int) -> None:
+    """To a few units in the last place of the larger of p and a, which for a probable class are those of the others."""
+    generator = torch.Generator().manual_seed(7)
+    many = 20_000
+    split = [many // processes + (process < many % processes) for process in range(processes)]
+    logits = torch.randn(4, many, generator=generator) / 100
+    # Surely the target, surely another class, and in between; the first row is sure of nothing.
+    logits[1:, 5] += torch.tensor([25.0, 25.0, 10.5])
+    target = (torch.randn(4, many, generator=generator) / 2).softmax(1)
+    target[1:3] /= 1000
+    target[1, 5], target[2, 7] = 1 - target[1].sum(), 1 - target[2].sum()
+    x, t = logits.double(), target.double()
+    largest = x.argmax(1, keepdim=True)
+    weighted = t.sum(1, keepdim=True) * x.softmax(1)
+    truth, size = weighted - t, torch.maximum(weighted, t)
+    truth.scatter_(1, largest, -truth.scatter(1, largest, 0).sum(1, keepdim=True))
+    of_others = size.scatter(1, largest, 0).sum(1, keepdim=True)
+    size.scatter_(1, largest, size.gather(1, largest).minimum(of_others))
+    leaf = part(logits, split, rank, 1).requires_grad_()
+    loss = class_parallel_cross_entropy(leaf, part(target, split, rank, 1), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    error = (gradient.double() - part(truth, split, rank, 1)).abs() / part(size, split, rank, 1)
+    assert error.max() < 8 * torch.finfo(torch.float32).eps
+
+
 def check_low_precision(rank: int, processes: int) -> None:
     split = splits(processes)[0]
     tensors = drawn("ignored")
@@ -372,6 +397,7 @@ CHECKS = [
     check_dtensor,
     check_against_loss_parallel,
     check_corners,
+    check_precision,
     check_low_precision,
     check_communication,
     check_groups,

@@ -61,6 +61,7 @@ class _Exchanged(NamedTuple):
     maximum: Tensor
     rest: Tensor
     total: Tensor  # A = Σ_c a_c
+    others: Tensor  # A - a, at the target of class indices or at the maximum; summed, not subtracted
     losses: Tensor
     statistics: Tensor  # (fields of RowStatistics, rows), or (0, rows)
 
@@ -89,7 +90,8 @@ class _Shares:
             of_target, of_all = wide[target.masked_fill(self.ignored, 0)], wide.sum()
         self.hard = ((1 - smoothing) * of_target).masked_fill(self.ignored, 0)
         self.smooth = torch.full_like(self.hard, smoothing / classes.total).masked_fill(self.ignored, 0)
-        self.total = self.hard + self.smooth * of_all
+        self.others = self.smooth * of_all
+        self.total = self.hard + self.others
 
     def dot(self, shifted: Tensor) -> Tensor:
         """Σ_c a_c (x_c - m) over this process's classes; a class without a share counts for nothing."""
@@ -103,20 +105,20 @@ class _Shares:
             result += (self.smooth * weighted.sum(1)).masked_fill(self.ignored, 0)
         return result
 
-    def gradient(self, shifted: Tensor, rest: Tensor, total: Tensor) -> Tensor:
+    def gradient(self, shifted: Tensor, rest: Tensor, total: Tensor, others: Tensor) -> Tensor:
         """A p - a for each of this process's classes."""
         sums = (1 + rest).unsqueeze(1)
         gradient = shifted.exp().mul_(total.unsqueeze(1) / sums)
         if not self.indices:
             gradient -= self.share
-            # At the maximum, (A - a) - A (1 - p) keeps the digits that A p - a loses.
-            at_maximum = (total.unsqueeze(1) - self.share) - (total * rest / (1 + rest)).unsqueeze(1)
-            return torch.where(shifted == 0, at_maximum, gradient)
+            # At a class that has more than half, (A - a) - A (1 - p) keeps the digits that A p - a loses.
+            at_most_probable = (others - total * rest / (1 + rest)).unsqueeze(1)
+            return torch.where((shifted == 0) & (rest < 1).unsqueeze(1), at_most_probable, gradient)
         hard, own = self.hard[self.rows], shifted[self.rows, self.places]
         e, one_plus_rest = own.exp(), 1 + rest[self.rows]
         # p_t - 1 = -Σ_{j≠t} p_j, likewise.
-        others = torch.where(own == 0, rest[self.rows], 1 + (rest[self.rows] - e))
-        at_target = (total[self.rows] - hard) * (e / one_plus_rest) - hard * (others / one_plus_rest)
+        other_classes = torch.where(own == 0, rest[self.rows], 1 + (rest[self.rows] - e))
+        at_target = others[self.rows] * (e / one_plus_rest) - hard * (other_classes / one_plus_rest)
         gradient[self.rows, self.places] = at_target
         if self.settings.label_smoothing:
             smooth = self.smooth.unsqueeze(1)
@@ -147,12 +149,18 @@ def _exchange(logits: Tensor, shares: _Shares, settings: _Settings) -> _Exchange
         exponentials[mine, largest[mine]] = 0
     sums = [exponentials.sum(1), shares.dot(shifted)]
     if not shares.indices:
-        sums.append(shares.share.sum(1))
+        others, at_maximum = shares.share, torch.zeros_like(sums[0])
+        if largest is not None:
+            at_maximum[mine] = others[mine, largest[mine]]
+            others = others.clone()
+            others[mine, largest[mine]] = 0
+        sums += [others.sum(1), at_maximum]
     if kept is not None:
         sums += _statistics_sums(shifted, kept, largest, mine, shares, settings)
     # A row in which some logit is nan or +inf is nan in each process that has such a logit, and so in the sum.
-    rest, dot, *others = _groups.sum_of(torch.stack(sums), classes.group).unbind()
-    total = shares.total if shares.indices else others.pop(0)
+    rest, dot, *further = _groups.sum_of(torch.stack(sums), classes.group).unbind()
+    others = shares.others if shares.indices else further.pop(0)
+    total = shares.total if shares.indices else others + further.pop(0)
     log_rest = rest.log1p()
     losses = total * log_rest - dot
     if settings.z_loss:
@@ -161,8 +169,8 @@ def _exchange(logits: Tensor, shares: _Shares, settings: _Settings) -> _Exchange
         losses = losses.masked_fill(shares.ignored, 0)
     statistics = losses.new_empty((0, rows))
     if settings.statistics:
-        statistics = _statistics(maximum, rest, others, shares, settings)
-    return _Exchanged(maximum, rest, total, losses, statistics)
+        statistics = _statistics(maximum, rest, further, shares, settings)
+    return _Exchanged(maximum, rest, total, others, losses, statistics)
 
 
 def _statistics_sums(
@@ -219,12 +227,13 @@ def _logits_gradient(
     maximum: Tensor,
     rest: Tensor,
     total: Tensor,
+    others: Tensor,
     grad_rows: Tensor,
     settings: _Settings,
 ) -> Tensor:
     """g d loss / d logits, before the soft cap, of capped logits."""
     shifted = logits - maximum.unsqueeze(1)
-    gradient = shares.gradient(shifted, rest, total)
+    gradient = shares.gradient(shifted, rest, total, others)
     if settings.z_loss:
         factor = (2 * settings.z_loss * (maximum + rest.log1p()) / (1 + rest)).masked_fill(total == 0, 0)
         gradient += shifted.exp().mul_(factor.unsqueeze(1))
@@ -265,7 +274,7 @@ class _Logits(Function):
         ctx.settings = settings
         ctx.mark_non_differentiable(found.statistics)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, target, weight, found.maximum, found.rest, found.total, hidden)
+        ctx.save_for_backward(logits, target, weight, found.maximum, found.rest, found.total, found.others, hidden)
         return losses, found.statistics
 
     @staticmethod
@@ -273,14 +282,14 @@ class _Logits(Function):
         _refuse_second_derivative()
         if grad_losses is None:
             return (None,) * 5
-        logits, target, weight, maximum, rest, total, hidden = ctx.saved_tensors
+        logits, target, weight, maximum, rest, total, others, hidden = ctx.saved_tensors
         settings: _Settings = ctx.settings
         shares = _Shares(target, weight, settings)
         capped = _capped(logits.to(settings.compute), settings.logit_softcap)
         grad_rows = grad_losses.to(settings.compute)
         grad_logits = grad_target = None
         if ctx.needs_input_grad[0]:
-            gradient = _logits_gradient(capped, shares, maximum, rest, total, grad_rows, settings)
+            gradient = _logits_gradient(capped, shares, maximum, rest, total, others, grad_rows, settings)
             grad_logits = gradient.masked_fill_(hidden.unsqueeze(1), 0).to(logits.dtype)
         if ctx.needs_input_grad[1]:
             gradient = _target_gradient(capped, shares, maximum, rest, grad_rows, settings)
@@ -327,7 +336,8 @@ class _Linear(Function):
         ctx.mark_non_differentiable(found.statistics)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
-            input, linear_weight, linear_bias, target, weight, found.maximum, found.rest, found.total, hidden
+            *(input, linear_weight, linear_bias, target, weight),
+            *(found.maximum, found.rest, found.total, found.others, hidden),
         )
         return losses, found.statistics
 
@@ -336,7 +346,7 @@ class _Linear(Function):
         _refuse_second_derivative()
         if grad_losses is None:
             return (None,) * 9
-        input, linear_weight, linear_bias, target, weight, maximum, rest, total, hidden = ctx.saved_tensors
+        input, linear_weight, linear_bias, target, weight, maximum, rest, total, others, hidden = ctx.saved_tensors
         settings: _Settings = ctx.settings
         wanted = ctx.needs_input_grad
         operands = _operands(linear_weight, linear_bias, ctx.product_dtype)
@@ -354,7 +364,7 @@ class _Linear(Function):
             if grad_target is not None:
                 gradient = _target_gradient(logits, shares, *stats, grad_rows, settings)
                 grad_target[rows] = gradient.masked_fill_(nowhere, 0).to(target.dtype)
-            gradient = _logits_gradient(logits, shares, *stats, total[rows], grad_rows, settings)
+            gradient = _logits_gradient(logits, shares, *stats, total[rows], others[rows], grad_rows, settings)
             narrow = gradient.masked_fill_(nowhere, 0).to(ctx.product_dtype)
             if grad_input is not None:
                 grad_input[rows] = (narrow @ operands[0]).to(settings.compute)
