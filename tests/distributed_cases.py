@@ -230,7 +230,12 @@ def check_forward_mode(rank: int, processes: int) -> None:
     split = splits(processes)[-1]
     for kind in ("ignored", "probability"):
         tensors = drawn(kind) | {"direction": torch.linspace(-1, 1, ROWS * CLASSES).double().reshape(ROWS, CLASSES)}
-        options = {"label_smoothing": 0.2, "z_loss": 0.1, "logit_softcap": 1.5, "sample_weight": tensors["sample_weight"]}
+        options = {
+            "label_smoothing": 0.2,
+            "z_loss": 0.1,
+            "logit_softcap": 1.5,
+            "sample_weight": tensors["sample_weight"],
+        }
         target, weight = tensors["target"], tensors["weight"]
         own_target = part(target, split, rank, 1) if kind == "probability" else target
 
@@ -242,12 +247,37 @@ def check_forward_mode(rank: int, processes: int) -> None:
 
         mine = tuple(part(tensors[name], split, rank, 1) for name in ("logits", "direction"))
         whole = (tensors["logits"], tensors["direction"])
-        for function, given, truth in ((ours, mine, whole),):
-            found = torch.func.jvp(function, (given[0], weight), (given[1], weight.square()))
-            assert_close(found, torch.func.jvp(plain, (truth[0], weight), (truth[1], weight.square())))
-            _, found = torch.func.jvp(torch.func.grad(lambda x: ours(x, weight)), given[:1], given[1:])
-            _, expected = torch.func.jvp(torch.func.grad(lambda x: plain(x, weight)), truth[:1], truth[1:])
-            assert_close(found, part(expected, split, rank, 1))
+        found = torch.func.jvp(ours, (mine[0], weight), (mine[1], weight.square()))
+        assert_close(found, torch.func.jvp(plain, (whole[0], weight), (whole[1], weight.square())))
+
+        def gradient(function: Any, weight: Tensor = weight) -> Any:
+            return torch.func.grad(lambda logits: function(logits, weight))
+
+        _, found = torch.func.jvp(gradient(ours), mine[:1], mine[1:])
+        _, expected = torch.func.jvp(gradient(plain), whole[:1], whole[1:])
+        assert_close(found, part(expected, split, rank, 1))
+    names = ("input", "linear_weight", "linear_bias")
+    tensors = drawn("ignored")
+
+    def of_layer(x: Tensor, layer: Tensor, bias: Tensor) -> Any:
+        return class_parallel_linear_cross_entropy(x, layer, tensors["target"], linear_bias=bias, block_rows=4)
+
+    def plain_layer(x: Tensor, layer: Tensor, bias: Tensor) -> Any:
+        return linear_cross_entropy(x, layer, tensors["target"], linear_bias=bias)
+
+    layer = [tensors[name] for name in names]
+    own_layer = [layer[0], *(part(tensor, split, rank, 0) for tensor in layer[1:])]
+    for order in (1, 2):
+        found = directional(of_layer, own_layer, order)
+        assert_close(found, directional(plain_layer, layer, order))
+
+
+def directional(function: Any, point: list[Tensor], order: int) -> Tensor:
+    """The derivative, or the second one, along tensors' sines."""
+    if not order:
+        return function(*point)
+    along = tuple(tensor.sin() for tensor in point)
+    return torch.func.jvp(lambda *point: directional(function, list(point), order - 1), tuple(point), along)[1]
 
 
 def check_dtensor(rank: int, processes: int) -> None:
@@ -486,6 +516,7 @@ CHECKS = [
     check_logits,
     check_linear,
     check_higher_derivatives,
+    check_forward_mode,
     check_dtensor,
     check_against_loss_parallel,
     check_corners,

@@ -583,7 +583,7 @@ def _differentiable_gradients(
 ) -> tuple[Tensor | None, ...]:
     """The gradients by the arguments of a linear layer's losses, from logits that are computed again."""
     settings = settings._replace(statistics=False)
-    function, given, present = _linear_function(arguments, hidden, weight, settings, product_dtype)
+    function, given, present = _linear_function([*arguments, weight], hidden, settings, product_dtype)
     places = [position for position, place in enumerate(present) if wanted[place]]
     found = gradient_over_row_blocks(function, block_rows, given, places, [grad_losses])
     gradients: list[Tensor | None] = [None] * len(arguments)
@@ -595,32 +595,25 @@ def _differentiable_gradients(
 
 
 def _linear_function(
-    arguments: Sequence[Tensor | None],
-    hidden: Tensor,
-    weight: Tensor | None,
-    settings: _Settings,
-    product_dtype: torch.dtype,
+    arguments: Sequence[Tensor | None], hidden: Tensor, settings: _Settings, product_dtype: torch.dtype
 ) -> tuple[BlockFunction, list[Tensor], list[int]]:
     """The losses of a block of rows in differentiable steps, its arguments, and which of `arguments` they are."""
-    input, linear_weight, linear_bias, target, own_weight = arguments
+    input, linear_weight, _, target, *_ = arguments
     assert input is not None
     assert linear_weight is not None
     assert target is not None
     x = input.to(settings.compute).masked_fill(hidden.unsqueeze(1), 0)
     x = _groups.entering(x, settings.classes.group)
-    optional = {2: linear_bias, 4: own_weight}
-    shared = [(place, tensor) for place, tensor in optional.items() if tensor is not None]
+    optional = [place for place in (2, 4, 5) if arguments[place] is not None]
 
     def call(x: Tensor, target: Tensor, linear_weight: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        given = {place: tensor for (place, _), tensor in zip(shared, others, strict=True)}
-        operands = _operands(linear_weight, given.get(2), product_dtype)
-        losses, statistics, *_ = _Logits.apply(
-            _project(x, *operands, settings), target, given.get(4), weight, None, settings
-        )
+        linear_bias, own_weight, weight = (dict(zip(optional, others, strict=True)).get(place) for place in (2, 4, 5))
+        logits = _project(x, *_operands(linear_weight, linear_bias, product_dtype), settings)
+        losses, statistics, *_ = _Logits.apply(logits, target, own_weight, weight, None, settings)
         return losses, *statistics
 
-    given = [x, target, linear_weight, *(tensor for _, tensor in shared)]
-    return _block_function(call, settings), given, [0, 3, 1, *(place for place, _ in shared)]
+    given = [x, target, linear_weight, *(tensor for place in optional if (tensor := arguments[place]) is not None)]
+    return _block_function(call, 2, settings), given, [0, 3, 1, *optional]
 
 
 def _operands(linear_weight: Tensor, linear_bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -894,14 +887,18 @@ def _losses_of_logits(logits: Tensor, prepared: _Prepared) -> tuple[Tensor, Tens
         losses, statistics, *_ = _Logits.apply(logits, target, own_weight, weight, weightless, settings)
         return losses, statistics
 
-    def call(logits: Tensor, target: Tensor, *own_weight: Tensor) -> tuple[Tensor, ...]:
-        weight_of_classes = own_weight[0] if own_weight else None
-        losses, statistics, *_ = _Logits.apply(logits, target, weight_of_classes, weight, weightless, settings)
+    rows = [logits, target] if weightless is None else [logits, target, weightless]
+    shared = [] if own_weight is None or weight is None else [own_weight, weight]
+
+    def call(*given: Tensor) -> tuple[Tensor, ...]:
+        logits, target = given[:2]
+        nowhere = None if weightless is None else given[2]
+        weights = given[len(rows) :] if shared else (None, None)
+        losses, statistics, *_ = _Logits.apply(logits, target, *weights, nowhere, settings)
         return losses, *statistics
 
-    function = _block_function(call, settings)
-    given = [logits, target] if own_weight is None else [logits, target, own_weight]
-    losses, *found = over_row_blocks(function, max(1, logits.shape[0]), *given)
+    function = _block_function(call, len(rows), settings)
+    losses, *found = over_row_blocks(function, max(1, logits.shape[0]), *rows, *shared)
     return losses, torch.stack(found) if found else losses.new_empty((0, *losses.shape))
 
 
@@ -919,15 +916,15 @@ def _losses_of_linear(
     if weightless is not None:
         inactive = inactive | weightless
     hidden = inactive & input.isfinite().all(1).logical_not()
-    function, given, _ = _linear_function(arguments, hidden, weight, settings, product_dtype)
+    function, given, _ = _linear_function([*arguments, weight], hidden, settings, product_dtype)
     losses, *found = over_row_blocks(function, block_rows, *given)
     return losses, torch.stack(found) if found else losses.new_empty((0, *losses.shape))
 
 
-def _block_function(call: Callable[..., tuple[Tensor, ...]], settings: _Settings) -> BlockFunction:
-    """Losses, and beside them statistics if they are wanted, of rows that stand in the first two arguments."""
+def _block_function(call: Callable[..., tuple[Tensor, ...]], row_inputs: int, settings: _Settings) -> BlockFunction:
+    """Losses, and beside them statistics if they are wanted."""
     fields = len(RowStatistics._fields) if settings.statistics else 0
-    return BlockFunction(call, 2, 1 + fields, auxiliary=fields)
+    return BlockFunction(call, row_inputs, 1 + fields, auxiliary=fields)
 
 
 def _prepare(
