@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from torchlosses import linear_cross_entropy
+from torchlosses import cross_entropy, linear_cross_entropy
 from torchlosses.distributed import (
     class_parallel_cross_entropy,
     class_parallel_linear_cross_entropy,
@@ -159,6 +159,127 @@ def check_linear(rank: int, processes: int) -> None:
             assert_close(gradient, part(all_classes, split, rank, 0))
 
 
+def derivatives(loss: Tensor, leaves: list[Tensor], orders: int) -> list[Tensor]:
+    """The gradient, that of a penalty on the gradient, and so on.
+
+    A penalty on a gradient by a process's own classes is its own, one on a replicated gradient is replicated.
+    """
+    gradients: list[Tensor] = []
+    for order in range(orders):
+        last = order == orders - 1
+        found = torch.autograd.grad(loss, leaves, create_graph=not last, materialize_grads=True)
+        gradients += [gradient.detach() for gradient in found]
+        if not last:
+            loss = torch.stack([(gradient.square() + gradient**3).sum() for gradient in found]).sum()
+    return gradients
+
+
+TAKEN = ("weight", "sample_weight", "normalizer")
+HIGHER: list[tuple[str, str, dict[str, Any]]] = [
+    ("index", "mean", {}),
+    ("ignored", "mean", {"label_smoothing": 0.2, "weight": True, "sample_weight": True, "z_loss": 0.1}),
+    ("ignored", "none", {"weight": True, "logit_softcap": 1.5, "z_loss": 0.1, "normalizer": None}),
+    ("index", "mean", {"normalizer": True, "sample_weight": True, "logit_softcap": 1.5, "return_stats": True}),
+    ("probability", "sum", {"label_smoothing": 0.2, "weight": True, "sample_weight": True, "logit_softcap": 1.5}),
+    ("probability", "mean", {"weight": True, "normalizer": True, "z_loss": 0.1}),
+]
+
+
+def check_higher_derivatives(rank: int, processes: int) -> None:
+    """Of the first, second and third order, by every input, equal those of one process.
+
+    The dimension along which an input is split is -1 for those that each process has.
+    """
+    first, *others = splits(processes)
+    cases = [*itertools.product([first], HIGHER), *itertools.product(others, HIGHER[1:5:3])]
+    for split, (kind, reduction, options) in cases if processes < 4 else cases[1:2]:
+        for linear in (False, True):
+            tensors = drawn(kind) | {"normalizer": torch.tensor(3.5, dtype=torch.float64)}
+            along = {"input": -1} if linear else {"logits": 1}
+            along |= dict.fromkeys(TAKEN, -1) | ({"linear_weight": 0, "linear_bias": 0} if linear else {})
+            if kind == "probability":
+                along["target"] = 1
+            whole = {name: tensor.clone() for name, tensor in tensors.items()}
+            mine = {
+                name: part(tensor, split, rank, along[name]) if along.get(name, -1) >= 0 else tensor.clone()
+                for name, tensor in tensors.items()
+            }
+            results, leaves = [], []
+            for given, ours in ((mine, True), (whole, False)):
+                names = [name for name in along if options.get(name, name not in TAKEN)]
+                leaves.append([given[name].requires_grad_() for name in names])
+                keywords = {**chosen(given, options), "reduction": reduction}
+                if linear:
+                    layer = {name: given[name] for name in ("input", "linear_weight", "linear_bias", "target")}
+                    function: Any = class_parallel_linear_cross_entropy if ours else linear_cross_entropy
+                    loss = function(**layer, **keywords, block_rows=4)
+                elif ours:
+                    loss = class_parallel_cross_entropy(given["logits"], given["target"], **keywords)
+                else:
+                    loss = single(given, **keywords)
+                loss = loss[0] if isinstance(loss, tuple) else loss
+                incoming = torch.linspace(0.5, 2, loss.numel(), dtype=torch.float64).reshape(loss.shape)
+                results.append(derivatives((loss * incoming).sum(), leaves[-1], orders=3))
+            places = [along[name] for name in names] * 3
+            for found, truth, place in zip(*results, places, strict=True):
+                assert_close(found, part(truth, split, rank, place) if place >= 0 else truth)
+
+
+def check_forward_mode(rank: int, processes: int) -> None:
+    """The directional derivative, and that of the gradient, along the processes' parts of a direction."""
+    split = splits(processes)[-1]
+    for kind in ("ignored", "probability"):
+        tensors = drawn(kind) | {"direction": torch.linspace(-1, 1, ROWS * CLASSES).double().reshape(ROWS, CLASSES)}
+        options = {
+            "label_smoothing": 0.2,
+            "z_loss": 0.1,
+            "logit_softcap": 1.5,
+            "sample_weight": tensors["sample_weight"],
+        }
+        target, weight = tensors["target"], tensors["weight"]
+        own_target = part(target, split, rank, 1) if kind == "probability" else target
+
+        def ours(logits: Tensor, weight: Tensor, own_target: Any = own_target, options: Any = options) -> Any:
+            return class_parallel_cross_entropy(logits, own_target, weight, **options)
+
+        def plain(logits: Tensor, weight: Tensor, target: Any = target, options: Any = options) -> Any:
+            return cross_entropy(logits, target, weight, **options)
+
+        mine = tuple(part(tensors[name], split, rank, 1) for name in ("logits", "direction"))
+        whole = (tensors["logits"], tensors["direction"])
+        found = torch.func.jvp(ours, (mine[0], weight), (mine[1], weight.square()))
+        assert_close(found, torch.func.jvp(plain, (whole[0], weight), (whole[1], weight.square())))
+
+        def gradient(function: Any, weight: Tensor = weight) -> Any:
+            return torch.func.grad(lambda logits: function(logits, weight))
+
+        _, found = torch.func.jvp(gradient(ours), mine[:1], mine[1:])
+        _, expected = torch.func.jvp(gradient(plain), whole[:1], whole[1:])
+        assert_close(found, part(expected, split, rank, 1))
+    names = ("input", "linear_weight", "linear_bias")
+    tensors = drawn("ignored")
+
+    def of_layer(x: Tensor, layer: Tensor, bias: Tensor) -> Any:
+        return class_parallel_linear_cross_entropy(x, layer, tensors["target"], linear_bias=bias, block_rows=4)
+
+    def plain_layer(x: Tensor, layer: Tensor, bias: Tensor) -> Any:
+        return linear_cross_entropy(x, layer, tensors["target"], linear_bias=bias)
+
+    layer = [tensors[name] for name in names]
+    own_layer = [layer[0], *(part(tensor, split, rank, 0) for tensor in layer[1:])]
+    for order in (1, 2):
+        found = directional(of_layer, own_layer, order)
+        assert_close(found, directional(plain_layer, layer, order))
+
+
+def directional(function: Any, point: list[Tensor], order: int) -> Tensor:
+    """The derivative, or the second one, along tensors' sines."""
+    if not order:
+        return function(*point)
+    along = tuple(tensor.sin() for tensor in point)
+    return torch.func.jvp(lambda *point: directional(function, list(point), order - 1), tuple(point), along)[1]
+
+
 def check_dtensor(rank: int, processes: int) -> None:
     mesh = init_device_mesh("cpu", (processes,))
     for kind in ("ignored", "probability"):
@@ -266,6 +387,31 @@ def check_corners(rank: int, processes: int) -> None:
             class_parallel_cross_entropy(part(sure, split, rank, 1), torch.tensor([index]))
 
 
+def check_precision(rank: int, processes: int) -> None:
+    """To a few units in the last place of the larger of p and a, which for a probable class are those of the others."""
+    generator = torch.Generator().manual_seed(7)
+    many = 20_000
+    split = [many // processes + (process < many % processes) for process in range(processes)]
+    logits = torch.randn(4, many, generator=generator) / 100
+    # Surely the target, surely another class, and in between; the first row is sure of nothing.
+    logits[1:, 5] += torch.tensor([25.0, 25.0, 10.5])
+    target = (torch.randn(4, many, generator=generator) / 2).softmax(1)
+    target[1:3] /= 1000
+    target[1, 5], target[2, 7] = 1 - target[1].sum(), 1 - target[2].sum()
+    x, t = logits.double(), target.double()
+    largest = x.argmax(1, keepdim=True)
+    weighted = t.sum(1, keepdim=True) * x.softmax(1)
+    truth, size = weighted - t, torch.maximum(weighted, t)
+    truth.scatter_(1, largest, -truth.scatter(1, largest, 0).sum(1, keepdim=True))
+    of_others = size.scatter(1, largest, 0).sum(1, keepdim=True)
+    size.scatter_(1, largest, size.gather(1, largest).minimum(of_others))
+    leaf = part(logits, split, rank, 1).requires_grad_()
+    loss = class_parallel_cross_entropy(leaf, part(target, split, rank, 1), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    error = (gradient.double() - part(truth, split, rank, 1)).abs() / part(size, split, rank, 1)
+    assert error.max() < 8 * torch.finfo(torch.float32).eps
+
+
 def check_low_precision(rank: int, processes: int) -> None:
     split = splits(processes)[0]
     tensors = drawn("ignored")
@@ -302,8 +448,8 @@ def check_communication(rank: int, processes: int) -> None:
             class_parallel_linear_cross_entropy(x, weight, target, block_rows=16).backward()
         else:
             class_parallel_cross_entropy(torch.ones(rows, classes).requires_grad_(), target).backward()
-        # Beside the rows, each process says how many classes it has.
-        return sum(sent) - 8 * processes * (processes > 1)
+        # Beside the rows, each process says how many classes it has, and what requires grad.
+        return sum(sent) - 16 * processes * (processes > 1)
 
     dist.all_reduce = counted
     try:
@@ -369,9 +515,12 @@ def check_data_parallel(rank: int, processes: int) -> None:
 CHECKS = [
     check_logits,
     check_linear,
+    check_higher_derivatives,
+    check_forward_mode,
     check_dtensor,
     check_against_loss_parallel,
     check_corners,
+    check_precision,
     check_low_precision,
     check_communication,
     check_groups,

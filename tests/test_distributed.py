@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from torchlosses.distributed import class_parallel_cross_entropy, class_parallel_linear_cross_entropy, global_normalizer
 
@@ -58,19 +60,30 @@ class TestAlone:
         with pytest.raises(ValueError, match="sample_weight must broadcast"):
             global_normalizer(target, sample_weight=torch.ones(3))
 
-    def test_a_second_derivative_and_a_gradient_of_the_weights_raise(self) -> None:
-        x, target = torch.randn(3, 4, requires_grad=True), torch.tensor([0, 1, 2])
-        weight = torch.ones(5, 4, requires_grad=True)
-        for loss in (
-            class_parallel_cross_entropy(x, target),
-            class_parallel_linear_cross_entropy(x, weight, target),
-        ):
-            with pytest.raises(RuntimeError, match="no second derivative: leave create_graph out"):
-                torch.autograd.grad(loss, x, create_graph=True)
-        with pytest.raises(RuntimeError, match=r"Function to be implemented|jvp"):
-            torch.func.jvp(lambda x: class_parallel_cross_entropy(x, target), (x.detach(),), (x.detach(),))
-        with pytest.raises(RuntimeError, match="weight takes no gradient here"):
-            class_parallel_cross_entropy(x, target, torch.ones(4, requires_grad=True))
+    def test_gradients_pass_gradcheck(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+        logits, x, layer, bias = normal(3, 4), normal(3, 2), normal(4, 2), normal(4)
+        probabilities = normal(3, 4).detach().softmax(1).requires_grad_()
+        weight, samples = (normal(size).detach().exp().requires_grad_() for size in (4, 3))
+        normalizer = torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
+        extras: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 2.0}
+
+        def of_logits(logits: Tensor, target: Tensor, weight: Tensor, samples: Tensor, normalizer: Tensor) -> Tensor:
+            options = {"weight": weight, "sample_weight": samples, "normalizer": normalizer}
+            return class_parallel_cross_entropy(logits, target, **options, **extras)
+
+        def of_layer(x: Tensor, layer: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+            target = torch.tensor([0, 3, -100])
+            options = {"linear_bias": bias, "weight": weight, "reduction": "none", "block_rows": 2}
+            return class_parallel_linear_cross_entropy(x, layer, target, **options, **extras)
+
+        for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+            assert check(of_logits, (logits, probabilities, weight, samples, normalizer))
+            assert check(of_layer, (x, layer, bias, weight))
 
     @pytest.mark.parametrize(
         ("options", "error", "message"),
