@@ -96,6 +96,13 @@ def only_autograd() -> bool:
     )
 
 
+def _number_of(grad_output: Tensor) -> float | None:
+    """The value of an incoming gradient that is one number, where nobody follows what is made of it; else None."""
+    if torch.is_grad_enabled() or not only_autograd() or _is_legacy_batched(grad_output):
+        return None
+    return grad_output.item()
+
+
 def with_gradient(
     name: str, operator: Callable[..., tuple[Tensor, Tensor]], gradient: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
@@ -122,13 +129,7 @@ def with_gradient(
         ready, ctx.gradient = ctx.gradient, None
         # Also where they are not needed: autograd checks here that they are still what they were.
         saved = ctx.saved_tensors
-        if (
-            ready is not None
-            and not torch.is_grad_enabled()
-            and only_autograd()
-            and not _is_legacy_batched(grad_output)
-        ):
-            factor = grad_output.item()
+        if ready is not None and (factor := _number_of(grad_output)) is not None:
             if factor == 1:
                 return ready, None, None
             # 0 · ∞ would be nan; the other way knows the rows that leave no trace.

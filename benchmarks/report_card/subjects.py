@@ -91,6 +91,13 @@ SUBJECTS = (
         nn.CrossEntropyLoss,
     ),
     Subject("torchlosses.CEELoss", "torchlosses", "torchlosses:CEELoss", "probabilities", textbook_cross_entropy),
+    Subject(
+        "torchlosses.linear_cross_entropy",
+        "torchlosses",
+        "torchlosses:linear_cross_entropy",
+        "linear classification",
+        linear_cross_entropy,
+    ),
     Subject("torch.nn.MSELoss", "torch", "torch.nn:MSELoss", "regression"),
     Subject("torch.nn.CrossEntropyLoss", "torch", "torch.nn:CrossEntropyLoss", "classification"),
     Subject("torch.nn.BCEWithLogitsLoss", "torch", "torch.nn:BCEWithLogitsLoss", "binary"),

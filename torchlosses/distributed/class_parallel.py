@@ -11,7 +11,8 @@ Each process has all rows and some of the classes. What a row's loss needs of th
 
 The gradient by a process's logits needs nothing more from the others. That by the input of a linear layer, whose
 weights are split, is a sum over the processes. So all that is sent is a few numbers a row (and with a linear layer one
-row of features), whatever the number of classes.
+row of features), whatever the number of classes. A derivative of the gradient along v needs one more: p·v, a sum over
+the processes. `_groups` says how derivatives go through such sums.
 """
 
 from __future__ import annotations
@@ -708,7 +709,7 @@ def class_parallel_cross_entropy(
             processes, any number of them in each; or a DTensor with `Shard` on the class dimension.
         target: Class indices of shape (), (N) or (N, d1, ...) that count over all classes, the same in each process; or
             this process's class probabilities, of the shape of `input`, split like it.
-        weight: One factor a class, of shape (C), for all classes, in each process. Takes no gradient.
+        weight: One factor a class, of shape (C), for all classes, in each process. Its gradient is the same in each.
         group: The processes that have the classes. None is all of them; for a DTensor, those of its mesh.
         ignore_index: As in `torchlosses.cross_entropy`, and so are all further options.
         reduction: 'mean', 'sum' or 'none'.
@@ -724,12 +725,14 @@ def class_parallel_cross_entropy(
         As `torchlosses.cross_entropy`; of a DTensor, a DTensor with `Replicate`. Dtypes as there.
 
     Raises:
-        RuntimeError: `weight` requires grad; a second derivative or forward-mode AD is asked for, which this does not
-            have; and as `torchlosses.cross_entropy`.
+        RuntimeError: `weight` or `sample_weight` requires grad in some of the processes only; or a tensor that is split
+            does, and a second derivative is asked for; and as `torchlosses.cross_entropy`.
         ValueError: The DTensor is not split along its class dimension; and as `torchlosses.cross_entropy`.
         IndexError: A class index is out of bounds (on the CPU).
 
-    Edge cases: as for `torchlosses.cross_entropy`. A process may have no class.
+    Edge cases: as for `torchlosses.cross_entropy`. A process may have no class. Differentiable to all orders,
+    in reverse and forward mode, where every process asks for the same derivatives in the same order; `torch.vmap`
+    raises.
 
     Example:
         >>> import torch
@@ -805,7 +808,7 @@ def class_parallel_linear_cross_entropy(
         target: Class indices of the shape of `input` without features that count over all classes; or this process's
             class probabilities, of shape (..., C_p).
         linear_bias: b of shape (C_p), split like `linear_weight`.
-        weight: One factor a class, of shape (C), for all classes, in each process. Takes no gradient.
+        weight: One factor a class, of shape (C), for all classes, in each process. Its gradient is the same in each.
         group: The processes that have the classes. None is all of them; for a DTensor, those of its mesh.
         ignore_index: As in `torchlosses.linear_cross_entropy`, and so are all further options.
         reduction: 'mean', 'sum' or 'none'.
@@ -822,12 +825,14 @@ def class_parallel_linear_cross_entropy(
         As `torchlosses.linear_cross_entropy`; of a DTensor, a DTensor with `Replicate`. Dtypes as there.
 
     Raises:
-        RuntimeError: `weight` requires grad; a second derivative or forward-mode AD is asked for, which this does not
-            have; and as `torchlosses.linear_cross_entropy`.
+        RuntimeError: A tensor that each process has whole requires grad in some of them only; or one that is split
+            does, and a second derivative is asked for; and as `torchlosses.linear_cross_entropy`.
         ValueError: The DTensor is not split along its classes; and as `torchlosses.linear_cross_entropy`.
         IndexError: A class index is out of bounds (on the CPU).
 
-    Edge cases: as for `torchlosses.linear_cross_entropy`. A process may have no class.
+    Edge cases: as for `torchlosses.linear_cross_entropy`. A process may have no class. Differentiable to all orders,
+    in reverse and forward mode, where every process asks for the same derivatives in the same order; `torch.vmap`
+    raises.
 
     Example:
         >>> import torch
