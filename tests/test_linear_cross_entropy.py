@@ -384,7 +384,8 @@ class TestRowsThatDoNotCount:
         for given in cases:
             input, linear_weight, target = (x.double() if x.is_floating_point() else x for x in given)
             leaves = [input.requires_grad_(), linear_weight.requires_grad_()]
-            loss = linear_cross_entropy(*leaves, target, reduction=reduction, sample_weight=sample_weight)
+            options: dict[str, Any] = {"reduction": reduction, "sample_weight": sample_weight}
+            loss = linear_cross_entropy(input, linear_weight, target, **options)
             losses = torch.full((3,), CLASSES, dtype=torch.float64).log() * (len(linear_weight) > 0)
             samples = torch.ones_like(losses) if sample_weight is None else sample_weight
             if target.dim() == 1:
