@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from benchmarks.report_card.references import (
     smoothed_cross_entropy,
     textbook_cross_entropy,
 )
+from torchlosses import LinearCrossEntropyLoss
 from torchlosses.testing import KINDS, Kind
 
 
@@ -73,6 +74,49 @@ def chunked_linear_cross_entropy(
     )
 
 
+class _Layer(NamedTuple):
+    weight: Tensor
+    bias: Tensor | None
+
+
+class _WithLayer:
+    """A module with another layer in place of its own."""
+
+    def __init__(self, module: nn.Module, linear: _Layer) -> None:
+        self.module, self.linear = module, linear
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
+class LinearCrossEntropyLossOfOperands(LinearCrossEntropyLoss):
+    """The module as a function of what its layer holds, which the kit draws."""
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        reduction: Literal["none", "mean", "sum"] = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(
+            0,
+            1 if weight is None else len(weight),
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+        self.linear.register_parameter("weight", None)
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None
+    ) -> Any:
+        """The loss of features and a layer's operands."""
+        with_layer: Any = _WithLayer(self, _Layer(linear_weight, linear_bias))
+        return LinearCrossEntropyLoss.forward(with_layer, input, target)
+
+
 # The focal losses define their formula for labels of 0 and 1; MONAI's `weight` is one number a class, not an element.
 LABELS = replace(
     KINDS["binary"],
@@ -97,6 +141,14 @@ SUBJECTS = (
         "torchlosses:linear_cross_entropy",
         "linear classification",
         linear_cross_entropy,
+    ),
+    Subject(
+        "torchlosses.LinearCrossEntropyLoss",
+        "torchlosses",
+        "benchmarks.report_card.subjects:LinearCrossEntropyLossOfOperands",
+        "linear classification",
+        linear_cross_entropy,
+        called="with the weight and the bias of its layer as arguments",
     ),
     Subject("torch.nn.MSELoss", "torch", "torch.nn:MSELoss", "regression"),
     Subject("torch.nn.CrossEntropyLoss", "torch", "torch.nn:CrossEntropyLoss", "classification"),
