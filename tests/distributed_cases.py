@@ -225,6 +225,31 @@ def check_higher_derivatives(rank: int, processes: int) -> None:
                 assert_close(found, part(truth, split, rank, place) if place >= 0 else truth)
 
 
+def check_who_requires_grad(rank: int, processes: int) -> None:
+    """Where the processes differ, what would leave one waiting for another raises in all that come to it."""
+    if processes == 1:
+        return
+    tensors = drawn("index")
+    mine = part(tensors["logits"], splits(processes)[0], rank, 1)
+    for name, wanted in (("weight", torch.ones(CLASSES).double()), ("sample_weight", torch.ones(ROWS).double())):
+        given: dict[str, Any] = {name: wanted.requires_grad_(rank == 0)}
+        with pytest.raises(RuntimeError, match=f"{name} requires grad in some of the processes"):
+            class_parallel_cross_entropy(mine, tensors["target"], **given)
+        with torch.no_grad():
+            assert class_parallel_cross_entropy(mine, tensors["target"], **given).isfinite()
+    # A part that is frozen: the others have their gradients, but no second derivative.
+    loss = class_parallel_cross_entropy(mine.requires_grad_(rank > 0), tensors["target"])
+    assert loss.requires_grad == (rank > 0)
+    layer = [tensors["input"].requires_grad_(), part(tensors["linear_weight"], splits(processes)[0], rank, 0)]
+    of_layer = class_parallel_linear_cross_entropy(layer[0], layer[1].requires_grad_(rank > 0), tensors["target"])
+    for total, leaves in ((loss, [mine]), (of_layer, layer)):
+        leaves = [leaf for leaf in leaves if leaf.requires_grad]
+        if leaves:
+            with pytest.raises(RuntimeError, match="requires grad in all processes or in none"):
+                torch.autograd.grad(total, leaves, create_graph=True)
+            assert all(gradient.any() for gradient in torch.autograd.grad(total, leaves))
+
+
 def check_forward_mode(rank: int, processes: int) -> None:
     """The directional derivative, and that of the gradient, along the processes' parts of a direction."""
     split = splits(processes)[-1]
@@ -253,8 +278,8 @@ def check_forward_mode(rank: int, processes: int) -> None:
         def gradient(function: Any, weight: Tensor = weight) -> Any:
             return torch.func.grad(lambda logits: function(logits, weight))
 
-        _, found = torch.func.jvp(gradient(ours), mine[:1], mine[1:])
-        _, expected = torch.func.jvp(gradient(plain), whole[:1], whole[1:])
+        found = torch.func.jvp(gradient(ours), mine[:1], mine[1:])[1]
+        expected = torch.func.jvp(gradient(plain), whole[:1], whole[1:])[1]
         assert_close(found, part(expected, split, rank, 1))
     names = ("input", "linear_weight", "linear_bias")
     tensors = drawn("ignored")
@@ -298,6 +323,13 @@ def check_dtensor(rank: int, processes: int) -> None:
         assert isinstance(logits.grad, DTensor)
         assert logits.grad.placements == (Shard(1),)
         assert_close(logits.grad.full_tensor(), leaf.grad)
+        # A penalty on the gradient, as DTensors and as one process's tensors.
+        for orders in (2, 3):
+            loss = class_parallel_cross_entropy(logits, target, label_smoothing=0.1)
+            found = derivatives(loss, [logits], orders)[-1]
+            assert isinstance(found, DTensor)
+            expected = single({**tensors, "logits": leaf}, label_smoothing=0.1)
+            assert_close(found.full_tensor(), derivatives(expected, [leaf], orders)[-1])
     tensors = drawn("ignored")
     weight = distribute_tensor(tensors["linear_weight"], mesh, [Shard(0)]).requires_grad_()
     x = distribute_tensor(tensors["input"], mesh, [Replicate()]).requires_grad_()
@@ -311,6 +343,11 @@ def check_dtensor(rank: int, processes: int) -> None:
     assert isinstance(weight.grad, DTensor)
     assert_close(x.grad.full_tensor(), leaves[0].grad)
     assert_close(weight.grad.full_tensor(), leaves[1].grad)
+    loss = class_parallel_linear_cross_entropy(x, weight, tensors["target"])
+    expected = linear_cross_entropy(leaves[0], leaves[1], tensors["target"])
+    second: Any = derivatives(loss, [x, weight], 2)[2:]
+    for found, truth in zip(second, derivatives(expected, leaves, 2)[2:], strict=True):
+        assert_close(found.full_tensor(), truth)
     for placement in (Replicate(), Shard(0)):
         other = distribute_tensor(tensors["logits"], mesh, [placement])
         with pytest.raises(ValueError, match=r"expected a DTensor with Shard\(1\)"):
@@ -517,6 +554,7 @@ CHECKS = [
     check_linear,
     check_higher_derivatives,
     check_forward_mode,
+    check_who_requires_grad,
     check_dtensor,
     check_against_loss_parallel,
     check_corners,
