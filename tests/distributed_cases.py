@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 import traceback
@@ -39,6 +40,8 @@ def main(rank: int, processes: int, folder: str) -> None:
     except BaseException:
         Path(folder, f"failure-{rank}").write_text(traceback.format_exc(), encoding="utf-8")
         sys.exit(1)
+    # What still holds the group when the interpreter ends, as DistributedDataParallel may, aborts the process.
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -738,7 +738,8 @@ def class_parallel_cross_entropy(
     Edge cases: as for `torchlosses.cross_entropy`. A process may have no class.
     Differentiable to all orders with respect to all floating-point tensors, also DTensors, and in forward mode
     (plain tensors); every process asks for the same derivatives. Each process calls backward on what it makes of its
-    own part of a gradient: together they count as the sum. vmap raises.
+    own part of a gradient: together they count as the sum. vmap raises. `torch.compile` breaks the graph where numbers
+    are sent; a second derivative of what it compiled raises.
 
     Example:
         >>> import torch
