@@ -11,8 +11,13 @@ Each process has all rows and some of the classes. What a row's loss needs of th
 
 The gradient by a process's logits needs nothing more from the others. That by the input of a linear layer, whose
 weights are split, is a sum over the processes. So all that is sent is a few numbers a row (and with a linear layer one
-row of features), whatever the number of classes. A derivative of the gradient along v needs one more: p·v, a sum over
-the processes. `_groups` says how derivatives go through such sums.
+row of features), whatever the number of classes. The gradient by the class weights is a sum of one number a class.
+
+Derivatives of the gradient need p·v and a·v of each row, v being each process's part of the gradient's own gradient: a
+few numbers a row more. `_groups` says how a derivative passes between what all processes have and what one has; with it
+all orders follow. So a penalty on a process's part of the gradient is a summand of the whole penalty, and each
+process calls backward on its own; a penalty on the gradient by what all processes have is the same in all, and counts
+once. All processes must ask for the same derivatives.
 """
 
 from __future__ import annotations
@@ -709,7 +714,7 @@ def class_parallel_cross_entropy(
             processes, any number of them in each; or a DTensor with `Shard` on the class dimension.
         target: Class indices of shape (), (N) or (N, d1, ...) that count over all classes, the same in each process; or
             this process's class probabilities, of the shape of `input`, split like it.
-        weight: One factor a class, of shape (C), for all classes, in each process. Its gradient is the same in each.
+        weight: One factor a class, of shape (C), for all classes, in each process.
         group: The processes that have the classes. None is all of them; for a DTensor, those of its mesh.
         ignore_index: As in `torchlosses.cross_entropy`, and so are all further options.
         reduction: 'mean', 'sum' or 'none'.
@@ -725,14 +730,16 @@ def class_parallel_cross_entropy(
         As `torchlosses.cross_entropy`; of a DTensor, a DTensor with `Replicate`. Dtypes as there.
 
     Raises:
-        RuntimeError: `weight` or `sample_weight` requires grad in some of the processes only; or a tensor that is split
-            does, and a second derivative is asked for; and as `torchlosses.cross_entropy`.
+        RuntimeError: `weight`, `sample_weight` or `normalizer` requires grad in some of the processes only; a second
+            derivative is asked for where `input` or `target` does; and as `torchlosses.cross_entropy`.
         ValueError: The DTensor is not split along its class dimension; and as `torchlosses.cross_entropy`.
         IndexError: A class index is out of bounds (on the CPU).
 
-    Edge cases: as for `torchlosses.cross_entropy`. A process may have no class. Differentiable to all orders,
-    in reverse and forward mode, where every process asks for the same derivatives in the same order; `torch.vmap`
-    raises.
+    Edge cases: as for `torchlosses.cross_entropy`. A process may have no class.
+    Differentiable to all orders with respect to all floating-point tensors, also DTensors, and in forward mode
+    (plain tensors); every process asks for the same derivatives. Each process calls backward on what it makes of its
+    own part of a gradient: together they count as the sum. vmap raises. `torch.compile` breaks the graph where numbers
+    are sent; a second derivative of what it compiled raises.
 
     Example:
         >>> import torch
@@ -808,7 +815,7 @@ def class_parallel_linear_cross_entropy(
         target: Class indices of the shape of `input` without features that count over all classes; or this process's
             class probabilities, of shape (..., C_p).
         linear_bias: b of shape (C_p), split like `linear_weight`.
-        weight: One factor a class, of shape (C), for all classes, in each process. Its gradient is the same in each.
+        weight: One factor a class, of shape (C), for all classes, in each process.
         group: The processes that have the classes. None is all of them; for a DTensor, those of its mesh.
         ignore_index: As in `torchlosses.linear_cross_entropy`, and so are all further options.
         reduction: 'mean', 'sum' or 'none'.
@@ -825,14 +832,15 @@ def class_parallel_linear_cross_entropy(
         As `torchlosses.linear_cross_entropy`; of a DTensor, a DTensor with `Replicate`. Dtypes as there.
 
     Raises:
-        RuntimeError: A tensor that each process has whole requires grad in some of them only; or one that is split
-            does, and a second derivative is asked for; and as `torchlosses.linear_cross_entropy`.
+        RuntimeError: `input`, `weight`, `sample_weight` or `normalizer` requires grad in some of the processes only; a
+            second derivative is asked for where `linear_weight`, `linear_bias` or `target` does; and as
+            `torchlosses.linear_cross_entropy`.
         ValueError: The DTensor is not split along its classes; and as `torchlosses.linear_cross_entropy`.
         IndexError: A class index is out of bounds (on the CPU).
 
-    Edge cases: as for `torchlosses.linear_cross_entropy`. A process may have no class. Differentiable to all orders,
-    in reverse and forward mode, where every process asks for the same derivatives in the same order; `torch.vmap`
-    raises.
+    Edge cases: as for `torchlosses.linear_cross_entropy`. A process may have no class.
+    Differentiable as `class_parallel_cross_entropy` is; beyond the gradient the logits are computed again, block by
+    block too.
 
     Example:
         >>> import torch
