@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import Function, forward_ad
 
 
@@ -47,7 +49,22 @@ class Variants:
 
     def apply_for_all(self, *arguments: Any) -> Any:
         """Call the Function, for all that `forward` returns."""
-        return (self._compiled if torch.compiler.is_compiling() else self._transformed).apply(*arguments)
+        if not torch.compiler.is_compiling():
+            return self._transformed.apply(*arguments)
+        if _derivatives_around() > 1:
+            raise RuntimeError(
+                "A derivative of a derivative by torch.func inside a compiled region would come out wrong: PyTorch "
+                "compiles the backward of a custom Function without a derivative of its own. Leave torch.compile out, "
+                "or compile the loss alone."
+            )
+        return self._compiled.apply(*arguments)
+
+
+@torch.compiler.assume_constant_result
+def _derivatives_around() -> int:
+    """How many derivatives by torch.func the compiler has entered where it traces this call."""
+    interpreters = retrieve_all_functorch_interpreters()
+    return sum(interpreter.key() in (TransformType.Grad, TransformType.Jvp) for interpreter in interpreters)
 
 
 def _result(output: Any) -> Tensor:
