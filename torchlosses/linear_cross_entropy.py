@@ -325,7 +325,7 @@ def linear_cross_entropy(
         z_loss: λ, which draws log Σ exp(y) to 0; 0 leaves it out. Class weights do not multiply it, sample weights do.
         logit_softcap: c of y -> c tanh(y / c), taken before everything else; None leaves it out.
         return_stats: Whether to return the rows' statistics too.
-        block_rows: How many rows are worked on at a time. None chooses so that the block's logits take about 36 MiB.
+        block_rows: How many rows are worked on at a time. None chooses so that the block's logits take about 42 MiB.
 
     Returns:
         A scalar, or with 'none' one loss a row: the shape of class indices. With `return_stats` a pair of that and a

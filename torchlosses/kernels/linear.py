@@ -58,7 +58,7 @@ _SCHEMAS = {
 }
 
 # A block's logits: large enough for the products to run at their full speed, small beside the gradients.
-BLOCK_BYTES = 36 << 20
+BLOCK_BYTES = 42 << 20
 # Fewer rows than this cost the products more than the memory is worth; more rows gain nothing.
 FEWEST_ROWS, MOST_ROWS = 128, 1024
 # Columns of the weight's gradient that are computed at a time where they are then added in a wider dtype.
@@ -66,10 +66,10 @@ _WIDENED_CLASSES = 4096
 
 
 def default_block_rows(classes: int, itemsize: int, logit_softcap: float | None = None) -> int:
-    """How many rows a block takes: a multiple of 32. A caller that caps them beside the logits gives its soft cap."""
+    """How many rows a block takes: a multiple of 8. A caller that caps them beside the logits gives its soft cap."""
     buffers = 1 if logit_softcap is None else 2
     rows = BLOCK_BYTES // max(1, classes * itemsize * buffers)
-    return max(FEWEST_ROWS, min(MOST_ROWS, rows // 32 * 32))
+    return max(FEWEST_ROWS, min(MOST_ROWS, rows // 8 * 8))
 
 
 class _Tensors(NamedTuple):
