@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import Unsupported
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -190,7 +191,7 @@ def test_nested_derivatives_in_a_compiled_region_raise(loss: Any) -> None:
 
     assert second(input).isfinite().all()
     torch.compiler.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="would come out wrong"):
+    with pytest.raises(Unsupported, match="would come out wrong"):
         torch.compile(second, backend="eager", fullgraph=True)(input)
     torch.compiler.reset()
     compiled = torch.compile(grad(loss), backend="eager", fullgraph=True)
