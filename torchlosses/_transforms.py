@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import Function, forward_ad
 
 
@@ -60,11 +58,16 @@ class Variants:
         return self._compiled.apply(*arguments)
 
 
-@torch.compiler.assume_constant_result
 def _derivatives_around() -> int:
     """How many derivatives by torch.func the compiler has entered where it traces this call."""
-    interpreters = retrieve_all_functorch_interpreters()
-    return sum(interpreter.key() in (TransformType.Grad, TransformType.Jvp) for interpreter in interpreters)
+    if _functorch.maybe_current_level() is None:
+        return 0
+    derivatives = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
+    return sum(interpreter.key() in derivatives for interpreter in _functorch.get_interpreter_stack())
+
+
+# What torch.compiler.assume_constant_result sets; that would import the whole compiler with this package.
+_derivatives_around._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _result(output: Any) -> Tensor:
