@@ -451,6 +451,18 @@ double sum_of(const Number* values, int64_t count) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
+double total_of(const void* losses, Dtype dtype, int64_t rows) {
+  return is_wide(dtype) ? sum_of(static_cast<const double*>(losses), rows)
+                        : sum_of(static_cast<const float*>(losses), rows);
+}
+
+// The incoming gradient of a loss that nothing is made of, as the kernels take it.
+const void* one(Dtype dtype) {
+  static constexpr float narrow = 1.0f;
+  static constexpr double wide = 1.0;
+  return is_wide(dtype) ? static_cast<const void*>(&wide) : &narrow;
+}
+
 // none: the losses themselves, in the dtype asked for; mean and sum: one number.
 Tensor reduce(const Tensor& losses, Dtype dtype, int64_t rows, const std::string& reduction, double count, ScalarType dtype_asked) {
   const View view(losses);
@@ -458,8 +470,7 @@ Tensor reduce(const Tensor& losses, Dtype dtype, int64_t rows, const std::string
   if (reduction == "none") {
     return view.dtype == code ? losses : torch::stable::to(losses, dtype_asked);
   }
-  const double total = is_wide(dtype) ? sum_of(static_cast<const double*>(view.data), rows)
-                                      : sum_of(static_cast<const float*>(view.data), rows);
+  const double total = total_of(view.data, dtype, rows);
   return number(reduction == "mean" ? total / count : total, code);
 }
 
@@ -621,37 +632,30 @@ std::tuple<Tensor, Tensor> cross_entropy_with_gradient(
     double label_smoothing) {
   const View x(input), t(target);
   CrossEntropyCall call;
-  bool covered = prepare(call, x, t, std::nullopt, ignore_index, label_smoothing);
+  std::optional<Tensor> gradient;
+  std::optional<Layout> layout;
   // Losses that are rounded to fewer digits go to the other operators, which know how to sum them.
-  covered = covered && x.dtype == compute_code(call.arguments.dtype);
-  if (!covered) {
+  if (prepare(call, x, t, std::nullopt, ignore_index, label_smoothing) && x.dtype == compute_code(call.arguments.dtype)) {
+    gradient = new_gradient(input, x, call.arguments.dtype);
+    layout = gradient_layout(call.plan, View(*gradient));
+  }
+  if (!layout) {
     auto stack = stack_of(input, target, reduction, ignore_index, label_smoothing);
     check_indices(x, t, ignore_index);
     call_eager("torchlosses::eager_cross_entropy_with_gradient", stack);
     return {tensor_at(stack[0]), tensor_at(stack[1])};
   }
-  Tensor gradient = new_gradient(input, x, call.arguments.dtype);
-  const View out(gradient);
-  const std::optional<Layout> layout = gradient_layout(call.plan, out);
-  if (!layout) {
-    auto stack = stack_of(input, target, reduction, ignore_index, label_smoothing);
-    call_eager("torchlosses::eager_cross_entropy_with_gradient", stack);
-    return {tensor_at(stack[0]), tensor_at(stack[1])};
-  }
   CrossEntropy& arguments = call.arguments;
-  const bool wide = is_wide(arguments.dtype);
   const int64_t rows = arguments.sizes.rows();
   std::vector<double> numbers(static_cast<size_t>(3 * rows));
   arguments.losses = numbers.data();
   arguments.maximum = numbers.data() + rows;
   arguments.rest = numbers.data() + 2 * rows;
   const double count = reduction == "mean" ? rows_in_mean(call, t) : 1.0;
-  const float narrow_one = 1.0f;
-  const double wide_one = 1.0;
-  arguments.grad_rows = wide ? static_cast<const void*>(&wide_one) : &narrow_one;
+  arguments.grad_rows = one(arguments.dtype);
   arguments.grad_stride = 0;
   arguments.scale = 1.0 / count;
-  arguments.grad_input = out.data;
+  arguments.grad_input = View(*gradient).data;
   arguments.grad_layout = *layout;
   in_parallel(units_of(call.plan, arguments.tile), 2 * x.elements(), [&](int64_t begin, int64_t end) {
     kernels().cross_entropy_forward(arguments, begin, end);
@@ -660,9 +664,7 @@ std::tuple<Tensor, Tensor> cross_entropy_with_gradient(
   if (call.out_of_bounds) {
     check_indices(x, t, ignore_index);
   }
-  const double total = wide ? sum_of(static_cast<const double*>(arguments.losses), rows)
-                            : sum_of(static_cast<const float*>(arguments.losses), rows);
-  return {number(total / count, x.dtype), gradient};
+  return {number(total_of(arguments.losses, arguments.dtype, rows) / count, x.dtype), *gradient};
 }
 
 namespace {
@@ -1031,10 +1033,8 @@ std::tuple<Tensor, Tensor> mse_with_gradient(const Tensor& input, const Tensor& 
   }
   Tensor gradient = new_gradient(input, x, arguments.dtype);
   const double count = reduction == "mean" ? static_cast<double>(arguments.elements) : 1.0;
-  const float narrow_one = 1.0f;
-  const double wide_one = 1.0;
   arguments.grad_is_scalar = true;
-  arguments.grad = is_wide(arguments.dtype) ? static_cast<const void*>(&wide_one) : &narrow_one;
+  arguments.grad = one(arguments.dtype);
   arguments.scale = 2.0 / count;
   arguments.grad_input = View(gradient).data;
   const int64_t blocks = blocks_of(arguments.elements);
