@@ -40,9 +40,9 @@ def draw_figures(results: Results, folder: Path) -> list[Path]:
     lookup = Lookup(results)
     planned: dict[str, Callable[[Lookup], Figure | None]] = {
         "benchmark-speed": _speed,
-        "benchmark-classes": lambda found: _curve(found, "cross_entropy", (CURVE_ROWS, None), "classes"),
-        "benchmark-rows": lambda found: _curve(found, "cross_entropy", (None, CURVE_CLASSES), "rows"),
-        "benchmark-linear": lambda found: _curve(found, "linear_cross_entropy", (*LINEAR_CURVE, None), "classes"),
+        "benchmark-classes": lambda found: _curve(found, "cross_entropy", (CURVE_ROWS, None)),
+        "benchmark-rows": lambda found: _curve(found, "cross_entropy", (None, CURVE_CLASSES)),
+        "benchmark-linear": lambda found: _curve(found, "linear_cross_entropy", (*LINEAR_CURVE, None)),
         "benchmark-memory": _memory,
     }
     written = []
@@ -102,7 +102,7 @@ def _plain_ticks(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _curve(lookup: Lookup, loss: str, shape: tuple[int | None, ...], label: str) -> Figure | None:
+def _curve(lookup: Lookup, loss: str, shape: tuple[int | None, ...]) -> Figure | None:
     """The time along the one dimension of `shape` that is left open, with the quartiles as a band."""
     along = shape.index(None)
     subjects = sorted(
@@ -128,9 +128,9 @@ def _curve(lookup: Lookup, loss: str, shape: tuple[int | None, ...], label: str)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())
-    axes.set_xlabel(label)
+    names = ("rows", "features", "classes") if loss == "linear_cross_entropy" else ("rows", "classes")
+    axes.set_xlabel(names[along])
     axes.set_ylabel("milliseconds a call")
-    names = ("rows", "features", "classes") if len(shape) == len(LINEAR_CURVE) + 1 else ("rows", "classes")
     fixed = ", ".join(f"{extent} {name}" for extent, name in zip(shape, names, strict=True) if extent is not None)
     axes.set_title(f"{loss}, forward and backward, {fixed}, float32")
     axes.legend(loc="upper left")

@@ -73,6 +73,26 @@ def mean_of(total: Tensor, denominator: Tensor | float, empty: str) -> Tensor:
     return torch.where(nothing, without_value, mean)
 
 
+class Change(NamedTuple):
+    """First and second derivative of one quantity by another."""
+
+    slope: Tensor
+    curvature: Tensor
+
+
+def soft_cap(x: Tensor, logit_softcap: float) -> tuple[Tensor, Change]:
+    """y = c tanh(x / c), and its derivatives by x; differentiable as they stand."""
+    tanh = torch.tanh(x / logit_softcap)
+    slope = 1 - tanh.square()
+    return logit_softcap * tanh, Change(slope, -2 / logit_softcap * tanh * slope)
+
+
+def drawn(log_sum_exp: Tensor, total: Tensor, z_loss: float) -> Change:
+    """The derivatives of λ l² by l, 0 in rows whose target has no share, A = 0."""
+    curvature = torch.full_like(total, 2 * z_loss).masked_fill(total == 0, 0)
+    return Change(curvature * log_sum_exp, curvature)
+
+
 def row_statistics(logits: Tensor, target: Tensor, maximum: Tensor, rest: Tensor) -> tuple[Tensor, ...]:
     """The fields of `RowStatistics` of (rows, classes) logits, where log Σ exp(x_j - maximum) = log1p(rest).
 

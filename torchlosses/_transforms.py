@@ -11,6 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+# Elements up to which a gradient is computed along with the loss: a batch that fits in the cache of a core.
+SMALL = 1 << 18
+
+_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+# The mapped gradients of `torch.autograd.grad(..., is_grads_batched=True)`, which are none of torch.func's.
+_is_legacy_batched: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
+
 
 class Variants:
     """One Function in the forms that PyTorch asks for; `apply` takes the one that fits the moment.
@@ -97,16 +104,7 @@ def _in_one(function: Any, tensors: int) -> type[Function]:
     return type(function.__name__.removesuffix("ForwardAD"), (function,), methods)
 
 
-# Elements up to which a gradient is computed along with the loss: a batch that fits in the cache of a core.
-SMALL = 1 << 18
-
-
-# The mapped gradients of `torch.autograd.grad(..., is_grads_batched=True)`, which are none of torch.func's.
-_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
-_is_legacy_batched: Callable[[Tensor], bool] = _functorch.is_legacy_batchedtensor
-
-
-def only_autograd() -> bool:
+def _only_autograd() -> bool:
     """Whether no compiler, transform of torch.func, forward-mode AD or dispatch mode is at work."""
     return (
         not torch.compiler.is_compiling()
@@ -116,9 +114,20 @@ def only_autograd() -> bool:
     )
 
 
+def is_small_training(input: Tensor, reduction: str) -> bool:
+    """Whether autograd, and nothing else, records a reduced loss whose gradient is computed along with it."""
+    return (
+        _only_autograd()
+        and input.requires_grad
+        and input.numel() <= SMALL
+        and reduction != "none"
+        and torch.is_grad_enabled()
+    )
+
+
 def _number_of(grad_output: Tensor) -> float | None:
     """The value of an incoming gradient that is one number, where nobody follows what is made of it; else None."""
-    if torch.is_grad_enabled() or not only_autograd() or _is_legacy_batched(grad_output):
+    if torch.is_grad_enabled() or not _only_autograd() or _is_legacy_batched(grad_output):
         return None
     return grad_output.item()
 
@@ -129,8 +138,8 @@ def with_gradient(
     """A Function for a small batch, whose gradient is computed along with the loss: calling costs more than computing.
 
     The first backward hands the gradient out. Whatever else is asked for, a derivative of the gradient or a second
-    backward, is computed from the saved input, as for a large batch. To be called where `only_autograd()` holds, with
-    an input that requires grad and a target that does not.
+    backward, is computed from the saved input, as for a large batch. To be called where `is_small_training()` holds,
+    with a target that does not require grad.
 
     Args:
         name: of the Function.

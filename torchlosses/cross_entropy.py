@@ -45,18 +45,25 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torchlosses import _validation
 from torchlosses._numerics import compute_dtype
-from torchlosses._options import RowStatistics, class_indices_denominator, mean_of, rows_denominator
+from torchlosses._options import (
+    Change,
+    RowStatistics,
+    class_indices_denominator,
+    drawn,
+    mean_of,
+    rows_denominator,
+    soft_cap,
+)
 from torchlosses._reduction import reduce_rows, reduce_samples, rows_in_mean, scale_gradient
 from torchlosses._shapes import from_rows, indices_to_rows, per_class, row_shape, to_rows
 from torchlosses._transforms import (
-    SMALL,
     Variants,
     autocast_enabled,
     batched,
     batched_gradient,
     forward_ad_rule,
+    is_small_training,
     loop,
-    only_autograd,
     result_dtype,
     save,
     with_gradient,
@@ -410,13 +417,6 @@ def _losses_without_sample_weight(
     return _LOSS.apply(input, target, weight, counted.to(dtype), *options)
 
 
-class _Change(NamedTuple):
-    """First and second derivative of one quantity by another."""
-
-    slope: Tensor
-    curvature: Tensor
-
-
 class _Rows(NamedTuple):
     """The quantities of the derivation, spelled out as (rows, classes) tensors for derivatives beyond the gradient."""
 
@@ -428,8 +428,8 @@ class _Rows(NamedTuple):
     d_share_d_target: Tensor | float  # w (1-ε)
     excluded: Tensor  # rows that leave no trace in any derivative: ignored and hidden ones
     hidden: Tensor  # rows without a weight whose logits are nan or infinite; they are computed as if they held zeros
-    drawing: _Change | None  # of λ l² by l
-    capping: _Change | None  # of y by x
+    drawing: Change | None  # of λ l² by l
+    capping: Change | None  # of y by x
 
 
 def _rows(
@@ -464,16 +464,10 @@ def _rows(
     x = input.to(compute).masked_fill(hidden, 0)
     capping = None
     if logit_softcap is not None:
-        tanh = torch.tanh(x / logit_softcap)
-        slope = 1 - tanh.square()
-        capping = _Change(slope, -2 / logit_softcap * tanh * slope)
-        x = logit_softcap * tanh
+        x, capping = soft_cap(x, logit_softcap)
     maximum, log_rest = _log_sum_exp(x)
     negative_log_probability = log_rest - (x - maximum)
-    drawing = None
-    if z_loss:
-        curvature = torch.full_like(total, 2 * z_loss).masked_fill(total == 0, 0)
-        drawing = _Change(curvature * (maximum + log_rest), curvature)
+    drawing = drawn(maximum + log_rest, total, z_loss) if z_loss else None
     return _Rows(
         negative_log_probability=negative_log_probability,
         probability=torch.exp(-negative_log_probability),
@@ -747,14 +741,7 @@ def cross_entropy(
         and input.dim() == 2
         and input.size(0) == target.size(0)
     ):
-        if (
-            input.requires_grad
-            and input.numel() <= SMALL
-            and reduction != "none"
-            and not inplace_backward
-            and only_autograd()
-            and torch.is_grad_enabled()
-        ):
+        if not inplace_backward and is_small_training(input, reduction):
             return _loss_with_gradient(input, target, (reduction, ignore_index, label_smoothing))
         options = (reduction, ignore_index, label_smoothing, dtype, inplace_backward, 0.0, None, False)
         return _LOSS.apply(input, target, None, None, *options)

@@ -27,12 +27,11 @@ from torchlosses._numerics import compute_dtype
 from torchlosses._options import mean_of
 from torchlosses._reduction import reduce_rows, reduce_samples, scale_gradient
 from torchlosses._transforms import (
-    SMALL,
     Variants,
     batched,
     batched_gradient,
     forward_ad_rule,
-    only_autograd,
+    is_small_training,
     result_dtype,
     save,
     with_gradient,
@@ -274,14 +273,7 @@ def mse_loss(
         _validation.check_broadcast_option(broadcast)
     is_plain = normalizer is sample_weight is None and empty == "nan"
     if is_plain and weight is None and _are_alike(input, target):
-        if (
-            only_autograd()
-            and input.requires_grad
-            and not target.requires_grad
-            and input.numel() <= SMALL
-            and reduction != "none"
-            and torch.is_grad_enabled()
-        ):
+        if not target.requires_grad and is_small_training(input, reduction):
             return _loss_with_gradient(input, target, (reduction,))
         return _LOSS.apply(input, target, None, reduction, input.dtype)
     if not is_plain:

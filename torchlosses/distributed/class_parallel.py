@@ -33,7 +33,15 @@ from torch.autograd import Function, forward_ad
 
 from torchlosses import _validation
 from torchlosses._numerics import compute_dtype
-from torchlosses._options import RowStatistics, class_indices_denominator, mean_of, rows_denominator
+from torchlosses._options import (
+    Change,
+    RowStatistics,
+    class_indices_denominator,
+    drawn,
+    mean_of,
+    rows_denominator,
+    soft_cap,
+)
 from torchlosses._row_blocks import BlockFunction, gradient_over_row_blocks, over_row_blocks
 from torchlosses._transforms import autocast_enabled, result_dtype
 from torchlosses.distributed import _dtensors, _groups
@@ -267,13 +275,6 @@ def _logits_gradient(
     return gradient.masked_fill_((hidden | (total == 0)).unsqueeze(1), 0)
 
 
-class _Change(NamedTuple):
-    """First and second derivative of one quantity by another."""
-
-    slope: Tensor
-    curvature: Tensor
-
-
 class _Rows(NamedTuple):
     """The quantities of the derivation for this process's classes, differentiable.
 
@@ -287,8 +288,8 @@ class _Rows(NamedTuple):
     total: Tensor  # A = Σ a
     d_share_d_target: Tensor | float  # w (1-ε)
     excluded: Tensor  # (rows, 1): rows that leave no trace in any derivative
-    drawing: _Change | None  # of λ l² by l
-    capping: _Change | None  # of y by x
+    drawing: Change | None  # of λ l² by l
+    capping: Change | None  # of y by x
 
 
 def _rows_of(logits: Tensor, target: Tensor, own_weight: Tensor | None, known: _Known, settings: _Settings) -> _Rows:
@@ -299,10 +300,7 @@ def _rows_of(logits: Tensor, target: Tensor, own_weight: Tensor | None, known: _
     x = logits.to(compute).masked_fill(hidden, 0)
     capping = None
     if settings.logit_softcap is not None:
-        tanh = torch.tanh(x / settings.logit_softcap)
-        slope = 1 - tanh.square()
-        capping = _Change(slope, -2 / settings.logit_softcap * tanh * slope)
-        x = settings.logit_softcap * tanh
+        x, capping = soft_cap(x, settings.logit_softcap)
     maximum = known.maximum.masked_fill(known.hidden, 0)
     shifted = x - maximum.unsqueeze(1)
     # Their values are known, so that nothing is sent; their derivatives are those of the sums.
@@ -311,10 +309,7 @@ def _rows_of(logits: Tensor, target: Tensor, own_weight: Tensor | None, known: _
     total = _groups.summed(share.sum(1), group, known.total)
     log_rest = rest.log1p()
     negative_log_probability = _groups.entering(log_rest, group).unsqueeze(1) - shifted
-    drawing = None
-    if settings.z_loss:
-        curvature = torch.full_like(known.total, 2 * settings.z_loss).masked_fill(known.total == 0, 0)
-        drawing = _Change(curvature * (maximum + log_rest), curvature)
+    drawing = drawn(maximum + log_rest, known.total, settings.z_loss) if settings.z_loss else None
     weight_of_class: Tensor | float = 1.0 if own_weight is None else own_weight.to(compute)
     return _Rows(
         negative_log_probability=negative_log_probability,
