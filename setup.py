@@ -25,7 +25,7 @@ SOURCES = Path("torchlosses") / "kernels" / "csrc"
 LIBRARY = "torchlosses.kernels._native"
 # 2.10: the oldest LibTorch that the library runs on.
 DEFINITIONS = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
-OPTIONS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fvisibility=hidden", "-g0", "-Wno-psabi"]
+OPTIONS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-g0", "-Wno-psabi"]
 INSTRUCTION_SETS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],

@@ -83,6 +83,7 @@ struct CrossEntropy : RowLoss {
   // and read where the gradient comes without it.
   void* maximum;
   void* rest;
+  bool copied;           // rows are brought into a buffer first
   bool with_statistics;  // also where only the gradient is made, whose way through the rows must not depend on it
   void* statistics;      // kRowStatistics numbers of each row, all rows of one after the other; or nullptr
 };

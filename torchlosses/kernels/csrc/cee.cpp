@@ -29,7 +29,8 @@ struct TextbookCall : RowCall<TextbookCrossEntropy> {
   bool prepare(const TextbookOptions& options) {
     arguments.delta = options.delta;
     arguments.not_probabilities = &not_probabilities;
-    return prepare_rows(*this, options.tensors, options.sample_weight) && arguments.shares_dtype == arguments.dtype;
+    return prepare_rows(*this, options.tensors, options.sample_weight) && suits &&
+           arguments.shares_dtype == arguments.dtype;
   }
 
   Denominator denominator(const TextbookOptions& options) const {
@@ -69,7 +70,8 @@ void cee_loss(StableIValue* stack, uint64_t count, uint64_t) {
   const Denominator denominator = work.denominator(options);
   Tensor gradient = options.common.gradient ? new_like(tensors.input, dtype) : no_elements(dtype);
   if (!denominator.covered ||
-      (options.common.gradient && !prepare_gradient(work, gradient.view(), std::nullopt, denominator.value))) {
+      (options.common.gradient && !prepare_gradient(work, gradient.view(), std::nullopt, denominator.value)) ||
+      !work.suits) {
     return leave();
   }
   RowLosses losses(tensors, options.common, compute_dtype(arguments.dtype));
@@ -99,7 +101,8 @@ bool write_gradient(const TextbookOptions& options, const View& out) {
     return false;
   }
   const Denominator denominator = work.denominator(options);
-  if (!denominator.covered || !prepare_gradient(work, out, options.tensors.grad_output, denominator.value)) {
+  if (!denominator.covered || !prepare_gradient(work, out, options.tensors.grad_output, denominator.value) ||
+      !work.suits) {
     return false;
   }
   if (denominator.value == 0) {

@@ -56,12 +56,24 @@ struct CrossEntropyCall : RowCall<CrossEntropy> {
     arguments.logit_scale = options.logit_scale;
     arguments.logit_softcap = options.logit_softcap.value_or(0);
     arguments.with_statistics = options.statistics;
-    if (arguments.logit_scale != 1 || arguments.logit_softcap != 0 || options.statistics ||
-        arguments.shares_dtype != arguments.dtype) {
-      // Rows that are copied: a cache line's worth of them together, if they are not too long.
+    return true;
+  }
+
+  void run() {
+    arguments.copied = !suits || arguments.logit_scale != 1 || arguments.logit_softcap != 0 ||
+                       arguments.shares_dtype != arguments.dtype ||
+                       (arguments.with_statistics && arguments.walk == Walk::across_positions);
+    if (!suits) {
+      arguments.walk = Walk::across_positions;
+    }
+    if (arguments.copied) {
+      // A cache line's worth of rows together, if they are not too long.
       arguments.tile = arguments.sizes.classes > 16384 ? 4 : 16;
     }
-    return true;
+    torchlosses::run(arguments, kernels().cross_entropy);
+    if (out_of_bounds) {
+      indices.check_bounds(arguments.sizes.classes, arguments.ignore_index);
+    }
   }
 
   Denominator denominator(const CrossEntropyOptions& options) const {
@@ -119,10 +131,7 @@ void cross_entropy(StableIValue* stack, uint64_t count, uint64_t) {
   if (denominator.value == 0) {
     arguments.grad_input = nullptr;
   }
-  run(arguments, kernels().cross_entropy);
-  if (work.out_of_bounds) {
-    work.indices.check_bounds(arguments.sizes.classes, options.ignore_index);
-  }
+  work.run();
   if (options.common.gradient && denominator.value == 0) {
     fill_with_zeros(gradient.view());
   }
@@ -147,10 +156,7 @@ bool write_gradient(const CrossEntropyOptions& options, const View& out) {
     return true;
   }
   work.put_state(state.data, false);
-  run(arguments, kernels().cross_entropy);
-  if (work.out_of_bounds) {
-    work.indices.check_bounds(arguments.sizes.classes, options.ignore_index);
-  }
+  work.run();
   return true;
 }
 

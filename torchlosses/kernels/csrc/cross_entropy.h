@@ -72,7 +72,7 @@ struct Shares {
   Vector<Number> at(const Stored* t, int64_t start, int64_t count) const {
     Vector<Number> share = all<Number>(spread);
     if (t != nullptr) {
-      share += load_part(t + start, count, Number(0)) * kept;
+      share = multiply_add(load_part(t + start, count, Number(0)), kept, share);
     }
     if (weight != nullptr) {
       share *= load_part(weight + start, count, Number(0));
@@ -85,8 +85,8 @@ struct Shares {
     Pair<Number> share{all<Number>(spread), all<Number>(spread)};
     if (t != nullptr) {
       const Pair<Number> given = load_pair(t + start);
-      share.first += given.first * kept;
-      share.second += given.second * kept;
+      share.first = multiply_add(given.first, kept, share.first);
+      share.second = multiply_add(given.second, kept, share.second);
     }
     if (weight != nullptr) {
       const Pair<Number> weights = load_pair_as<Stored>(weight + start);

@@ -274,11 +274,13 @@ inline void gradient_of_tile(
         constexpr Number kLowest = -std::numeric_limits<Number>::infinity();
         e = exp(load_part(x + c * step + i, width - i, Number(0)) - (m == kLowest ? Vector<Number>{} : m));
       }
-      Vector<Number> gradient = e * load(factor + i);
+      Vector<Number> gradient;
       if (shared) {
         const Vector<Number> share =
             shares.at(options.indices ? nullptr : t + c * target_step + i, 0, width - i) * w;
-        gradient = (gradient - share) * load(g + i);
+        gradient = multiply_add(e, load(factor + i), -share) * load(g + i);
+      } else {
+        gradient = e * load(factor + i);
       }
       store_part(out + c * out_step + i, width - i, gradient);
     }

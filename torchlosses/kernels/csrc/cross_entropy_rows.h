@@ -58,7 +58,7 @@ inline void write_chunk(
   using Number = Compute<Stored>;
   constexpr int64_t lanes = kLanes<Number>;
   const auto entry = [&](Vector<Number> e, Vector<Number> share) {
-    return kShares ? (e * factor - share) * g : e * factor;
+    return kShares ? multiply_add(e, factor, -share) * g : e * factor;
   };
   int64_t c = start;
   for (; c + 2 * lanes <= end; c += 2 * lanes) {

@@ -190,7 +190,7 @@ bool prepare(Elementwise& arguments, const ElementTensors& tensors, const View& 
   for (const View* view : operands) {
     const std::optional<Dtype> of_view = view == nullptr ? dtype : dtype_of(view->dtype);
     if (view != nullptr && (!view->has_shape_of(*input) || !of_view ||
-                            (*of_view == Dtype::float64 && *dtype != Dtype::float64))) {
+                            (view != grad && *of_view == Dtype::float64 && *dtype != Dtype::float64))) {
       return false;
     }
   }

@@ -93,11 +93,11 @@ Tensor new_number(double value, int32_t dtype);
 // The value of a tensor without dimensions, of any floating-point or integer dtype that is known here.
 std::optional<double> number_in(const View& view);
 
-// Numbers of any floating-point dtype that `compute` holds, as contiguous numbers of `compute`; data() is nullptr without a
-// view.
+// Numbers of any floating-point dtype, as contiguous numbers of `compute`; data() is nullptr without a view.
 class Numbers {
  public:
-  Numbers(const OptionalView& view, Dtype compute);
+  enum class Rounded { no, yes };  // whether float64 may become float32
+  Numbers(const OptionalView& view, Dtype compute, Rounded rounded = Rounded::no);
   // False where the dtype or the count is not one that the kernels cover.
   bool covered(int64_t count) const {
     return covered_ && (data_ == nullptr || count_ == count);

@@ -27,12 +27,9 @@ void with_dtype(Dtype dtype, const Function& function) {
 }
 
 void cross_entropy(const CrossEntropy& arguments, int64_t begin, int64_t end) {
-  const bool copied = arguments.logit_scale != 1 || arguments.logit_softcap != 0 ||
-                      (arguments.indices == nullptr && arguments.shares_dtype != arguments.dtype) ||
-                      (arguments.with_statistics && arguments.walk == Walk::across_positions);
   with_dtype(arguments.dtype, [&](auto stored) {
     using Stored = decltype(stored);
-    if (copied) {
+    if (arguments.copied) {
       with_dtype(arguments.shares_dtype, [&](auto share) {
         cross_entropy_buffered<Stored, decltype(share)>(arguments, begin, end);
       });

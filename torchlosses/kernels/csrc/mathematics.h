@@ -31,17 +31,17 @@ inline Floats exp(Floats x) {
   x = at_least(-104.0f, x);
   // Adding 1.5 · 2^23 leaves the nearest whole number in the low bits.
   constexpr float kRounding = 12582912.0f;
-  const Floats rounded = x * 1.44269504088896341f + kRounding;
+  const Floats rounded = multiply_add(x, 1.44269504088896341f, kRounding);
   const Floats n = rounded - kRounding;
-  Floats r = x - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
+  Floats r = multiply_add(n, -0.693359375f, x);
+  r = multiply_add(n, 2.12194440e-4f, r);
   Floats p = all<float>(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  p = multiply_add(p, r, 1.3981999507e-3f);
+  p = multiply_add(p, r, 8.3334519073e-3f);
+  p = multiply_add(p, r, 4.1665795894e-2f);
+  p = multiply_add(p, r, 1.6666665459e-1f);
+  p = multiply_add(p, r, 5.0000001201e-1f);
+  p = multiply_add(p, r * r, r) + 1.0f;
 #if defined(__AVX512F__)
   return bits<Floats>(_mm512_scalef_ps(bits<__m512>(p), bits<__m512>(n)));
 #else
@@ -59,18 +59,18 @@ inline Floats exp(Floats x) {
 inline Doubles exp(Doubles x) {
   x = x < -746.0 ? all<double>(-746.0) : x;
   constexpr double kRounding = 6755399441055744.0;
-  const Doubles rounded = x * 1.4426950408889634074 + kRounding;
+  const Doubles rounded = multiply_add(x, 1.4426950408889634074, kRounding);
   const Doubles n = rounded - kRounding;
-  Doubles r = x - n * 6.93145751953125e-1;
-  r = r - n * 1.42860682030941723212e-6;
+  Doubles r = multiply_add(n, -6.93145751953125e-1, x);
+  r = multiply_add(n, -1.42860682030941723212e-6, r);
   constexpr double kSeries[] = {
       1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
       1.0 / 5040,       1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      1.0 / 2};
   Doubles p = all<double>(kSeries[0]);
   for (int term = 1; term < 12; ++term) {
-    p = p * r + kSeries[term];
+    p = multiply_add(p, r, kSeries[term]);
   }
-  p = p * (r * r) + r + 1.0;
+  p = multiply_add(p, r * r, r) + 1.0;
   const Integers64 exponent = bits<Integers64>(rounded) - bits<int64_t>(kRounding);
   const Integers64 half = exponent >> 1;
   return p * bits<Doubles>((half + 1023) << 52) * bits<Doubles>((exponent - half + 1023) << 52);
@@ -88,20 +88,20 @@ inline Floats log(Floats x) {
   exponent = subnormal ? exponent - 25 : exponent;
   const Floats n = __builtin_convertvector(exponent, Floats);
   Floats p = all<float>(7.0376836292e-2f);
-  p = p * f - 1.1514610310e-1f;
-  p = p * f + 1.1676998740e-1f;
-  p = p * f - 1.2420140846e-1f;
-  p = p * f + 1.4249322787e-1f;
-  p = p * f - 1.6668057665e-1f;
-  p = p * f + 2.0000714765e-1f;
-  p = p * f - 2.4999993993e-1f;
-  p = p * f + 3.3333331174e-1f;
+  p = multiply_add(p, f, -1.1514610310e-1f);
+  p = multiply_add(p, f, 1.1676998740e-1f);
+  p = multiply_add(p, f, -1.2420140846e-1f);
+  p = multiply_add(p, f, 1.4249322787e-1f);
+  p = multiply_add(p, f, -1.6668057665e-1f);
+  p = multiply_add(p, f, 2.0000714765e-1f);
+  p = multiply_add(p, f, -2.4999993993e-1f);
+  p = multiply_add(p, f, 3.3333331174e-1f);
   const Floats square = f * f;
   Floats result = p * f * square;
-  result = result + n * -2.12194440e-4f;
-  result = result - square * 0.5f;
+  result = multiply_add(n, -2.12194440e-4f, result);
+  result = multiply_add(square, -0.5f, result);
   result = f + result;
-  result = result + n * 0.693359375f;
+  result = multiply_add(n, 0.693359375f, result);
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   result = original == kInfinity ? original : result;
   result = original == 0.0f ? all<float>(-kInfinity) : result;
@@ -151,22 +151,22 @@ struct Tanh {
 inline Floats tanh_next_to_0(Floats x) {
   const Floats square = x * x;
   Floats p = all<float>(-5.70498872745e-3f);
-  p = p * square + 2.06390887954e-2f;
-  p = p * square - 5.37397155531e-2f;
-  p = p * square + 1.33314422036e-1f;
-  p = p * square - 3.33332819422e-1f;
-  return p * square * x + x;
+  p = multiply_add(p, square, 2.06390887954e-2f);
+  p = multiply_add(p, square, -5.37397155531e-2f);
+  p = multiply_add(p, square, 1.33314422036e-1f);
+  p = multiply_add(p, square, -3.33332819422e-1f);
+  return multiply_add(p * square, x, x);
 }
 
 inline Doubles tanh_next_to_0(Doubles x) {
   const Doubles square = x * x;
   Doubles p = all<double>(-9.64399179425052238628e-1);
-  p = p * square - 9.92877231001918586564e1;
-  p = p * square - 1.61468768441708447952e3;
+  p = multiply_add(p, square, -9.92877231001918586564e1);
+  p = multiply_add(p, square, -1.61468768441708447952e3);
   Doubles q = square + 1.12811678491632931402e2;
-  q = q * square + 2.23548839060100448583e3;
-  q = q * square + 4.84406305325125486048e3;
-  return x * square * (p / q) + x;
+  q = multiply_add(q, square, 2.23548839060100448583e3);
+  q = multiply_add(q, square, 4.84406305325125486048e3);
+  return multiply_add(x * square, p / q, x);
 }
 
 template <typename Number>

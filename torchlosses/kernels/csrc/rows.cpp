@@ -145,7 +145,8 @@ bool prepare_rows(
     const OptionalView& sample_weight,
     Indices& indices,
     std::optional<Numbers>& weights,
-    bool& swapped) {
+    bool& swapped,
+    bool& suits) {
   const View &input = tensors.input, &target = tensors.target;
   const std::optional<Dtype> dtype = dtype_of(input.dtype);
   if (!is_enabled() || !dtype || (input.dimensions != 2 && input.dimensions != 3) || input.elements() == 0) {
@@ -171,9 +172,7 @@ bool prepare_rows(
     arguments.shares_dtype = *shares;
     arguments.target_layout = layout_of(target);
   }
-  if (!choose_walk(arguments, swapped, input.dimensions == 2)) {
-    return false;
-  }
+  suits = choose_walk(arguments, swapped, input.dimensions == 2);
   arguments.tile = tile_for(arguments.sizes);
   weights.emplace(sample_weight, compute_dtype(*dtype));
   arguments.sample_weight = weights->data();
@@ -186,14 +185,15 @@ bool prepare_gradient(
     const OptionalView& grad,
     double denominator,
     bool swapped,
+    bool& suits,
     std::optional<Numbers>& grad_rows) {
   Layout layout = layout_of(out);
   if (swapped) {
     layout = {0, layout.classes, layout.sample};
   }
-  const bool suits = arguments.walk == Walk::along_classes ? layout.classes == 1 || arguments.sizes.classes == 1
-                                                           : layout.position == 1 || arguments.sizes.positions == 1;
-  if (!suits || dtype_of(out.dtype) != arguments.dtype) {
+  suits = suits && (arguments.walk == Walk::along_classes ? layout.classes == 1 || arguments.sizes.classes == 1
+                                                           : layout.position == 1 || arguments.sizes.positions == 1);
+  if (dtype_of(out.dtype) != arguments.dtype) {
     return false;
   }
   arguments.grad_input = out.data;
@@ -208,7 +208,7 @@ bool prepare_gradient(
     return number.has_value();
   }
   const Dtype compute = compute_dtype(arguments.dtype);
-  grad_rows.emplace(grad, compute);
+  grad_rows.emplace(grad, compute, Numbers::Rounded::yes);
   arguments.grad_rows = grad_rows->data();
   return grad_rows->covered(arguments.sizes.rows());
 }

@@ -59,6 +59,7 @@ struct RowCall {
   std::optional<Numbers> sample_weight;
   std::optional<Numbers> grad_rows;
   bool swapped = false;  // samples take the place of positions: a 2-D tensor whose samples are neighbours in memory
+  bool suits = true;     // the walk suits how all tensors lie in memory
   std::atomic<bool> out_of_bounds{false};
 };
 
@@ -69,7 +70,8 @@ bool prepare_rows(
     const OptionalView& sample_weight,
     Indices& indices,
     std::optional<Numbers>& weights,
-    bool& swapped);
+    bool& swapped,
+    bool& suits);
 
 // Fills in the gradient's place, for an incoming gradient of 1 where `grad` is nothing; false if that is not covered.
 bool prepare_gradient(
@@ -78,18 +80,19 @@ bool prepare_gradient(
     const OptionalView& grad,
     double denominator,
     bool swapped,
+    bool& suits,
     std::optional<Numbers>& grad_rows);
 
 template <typename Arguments>
 bool prepare_rows(RowCall<Arguments>& call, const RowTensors& tensors, const OptionalView& sample_weight) {
   call.arguments.out_of_bounds = &call.out_of_bounds;
-  return prepare_rows(call.arguments, tensors, sample_weight, call.indices, call.sample_weight, call.swapped);
+  return prepare_rows(call.arguments, tensors, sample_weight, call.indices, call.sample_weight, call.swapped, call.suits);
 }
 
 template <typename Arguments>
 bool prepare_gradient(
     RowCall<Arguments>& call, const View& out, const OptionalView& grad, double denominator) {
-  return prepare_gradient(call.arguments, out, grad, denominator, call.swapped, call.grad_rows);
+  return prepare_gradient(call.arguments, out, grad, denominator, call.swapped, call.suits, call.grad_rows);
 }
 
 // The units that kernels divide the rows into.

@@ -211,12 +211,12 @@ std::optional<double> number_in(const View& view) {
   return std::nullopt;
 }
 
-Numbers::Numbers(const OptionalView& view, Dtype compute) : compute_(compute) {
+Numbers::Numbers(const OptionalView& view, Dtype compute, Rounded rounded) : compute_(compute) {
   if (!view) {
     return;
   }
   const std::optional<Dtype> dtype = dtype_of(view->dtype);
-  covered_ = dtype && (*dtype != Dtype::float64 || compute == Dtype::float64);
+  covered_ = dtype && (*dtype != Dtype::float64 || compute == Dtype::float64 || rounded == Rounded::yes);
   if (!covered_) {
     return;
   }
@@ -235,8 +235,8 @@ Numbers::Numbers(const OptionalView& view, Dtype compute) : compute_(compute) {
     if (compute == Dtype::float64) {
       room_[static_cast<size_t>(i)] = value;
     } else {
-      const float rounded = static_cast<float>(value);
-      std::memcpy(reinterpret_cast<char*>(room_.data()) + i * 4, &rounded, sizeof(rounded));
+      const float number = static_cast<float>(value);
+      std::memcpy(reinterpret_cast<char*>(room_.data()) + i * 4, &number, sizeof(number));
     }
     for (int64_t d = view->dimensions - 1; d >= 0; --d) {
       offset += view->strides[d];

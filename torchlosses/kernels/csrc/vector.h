@@ -78,6 +78,57 @@ inline To bits(From from) {
   return to;
 }
 
+// a b + c, in one rounding where the processor has an instruction for it. The compiler makes none by itself: whether it would
+// depends on what stands around, and a gradient must be the same to the bit wherever it is made.
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return bits<Floats>(_mm512_fmadd_ps(bits<__m512>(a), bits<__m512>(b), bits<__m512>(c)));
+#elif defined(__FMA__)
+  return bits<Floats>(_mm256_fmadd_ps(bits<__m256>(a), bits<__m256>(b), bits<__m256>(c)));
+#elif defined(__FP_FAST_FMAF)
+  for (int lane = 0; lane < kLanes<float>; ++lane) {
+    c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+  }
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
+inline Doubles multiply_add(Doubles a, Doubles b, Doubles c) {
+#if defined(__AVX512F__)
+  return bits<Doubles>(_mm512_fmadd_pd(bits<__m512d>(a), bits<__m512d>(b), bits<__m512d>(c)));
+#elif defined(__FMA__)
+  return bits<Doubles>(_mm256_fmadd_pd(bits<__m256d>(a), bits<__m256d>(b), bits<__m256d>(c)));
+#elif defined(__FP_FAST_FMA)
+  for (int lane = 0; lane < kLanes<double>; ++lane) {
+    c[lane] = __builtin_fma(a[lane], b[lane], c[lane]);
+  }
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
+inline Floats multiply_add(Floats a, Floats b, float c) {
+  return multiply_add(a, b, all<float>(c));
+}
+inline Floats multiply_add(Floats a, float b, Floats c) {
+  return multiply_add(a, all<float>(b), c);
+}
+inline Floats multiply_add(Floats a, float b, float c) {
+  return multiply_add(a, all<float>(b), all<float>(c));
+}
+inline Doubles multiply_add(Doubles a, Doubles b, double c) {
+  return multiply_add(a, b, all<double>(c));
+}
+inline Doubles multiply_add(Doubles a, double b, Doubles c) {
+  return multiply_add(a, all<double>(b), c);
+}
+inline Doubles multiply_add(Doubles a, double b, double c) {
+  return multiply_add(a, all<double>(b), all<double>(c));
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Loads and stores. bfloat16 is the upper half of a float32; both short dtypes are rounded to nearest even.
 // ---------------------------------------------------------------------------------------------------------------------
