@@ -118,7 +118,7 @@ class TestPage:
     def grade(findings: tuple[Finding, ...], problems: tuple[str, ...] = ()) -> Any:
         from benchmarks.report_card.grading import Grade
 
-        bad = KitFinding("it is wrong", "MSELoss()(x)", "1", "2", "a factor")
+        bad = KitFinding("it is wrong", "MSELoss()(x)", "1", "2", "a factor", "wrong value")
         results = (
             Result("values.reference", "Why.", "failed", finding=bad),
             Result("values.float32", "Why.", "passed"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchlosses.testing.kinds import Case, Kind
-from torchlosses.testing.registry import CannotRun, Failure
+from torchlosses.testing.outcomes import CannotRun, Failure
 
 ATTEMPTS = 80
 SECONDS = 3.0
@@ -90,7 +90,8 @@ def _normalised(case: Case, kind: Kind) -> dict[str, Tensor]:
     distributions = [n for n in kind.indices if case.tensors[n].is_floating_point()]
     if "unit sum" in kind.traits:
         distributions.append(kind.primary)
-    return {name: case.tensors[name] / case.tensors[name].sum(1, keepdim=True) for name in distributions}
+    sums = {name: case.tensors[name].sum(kind.classes.get(name, 1), keepdim=True) for name in distributions}
+    return {name: case.tensors[name] / total for name, total in sums.items()}
 
 
 def _simpler(case: Case, name: str) -> Iterator[Case]:
