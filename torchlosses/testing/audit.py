@@ -453,6 +453,12 @@ class Audit:
     def _case(
         self, form: str, options: Sequence[str], reduction: str | None, rows: int, classes: int, seed: int
     ) -> Case:
+        with torch.device("cpu"):
+            case = self._drawn(form, options, rows, classes, seed).to(self.dtype)
+        case = case.to(device=self.device)
+        return case if reduction is None else case.with_options(reduction=reduction)
+
+    def _drawn(self, form: str, options: Sequence[str], rows: int, classes: int, seed: int) -> Case:
         case = self.kind.draw(form, rows, classes, seed)
         generator = torch.Generator().manual_seed(seed + 1)
         if "ignore_index" in options:
@@ -472,8 +478,7 @@ class Audit:
             case = case.with_options(linear_bias=torch.randn(classes, generator=generator, dtype=torch.float64))
         if "pos_weight" in options and self.kind.pos_weight is not None:
             case = case.with_options(pos_weight=self.kind.pos_weight(case, generator))
-        case = case.to(self.dtype, self.device)
-        return case if reduction is None else case.with_options(reduction=reduction)
+        return case
 
     # Words ----------------------------------------------------------------------------------------------------------
 

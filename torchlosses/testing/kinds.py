@@ -131,8 +131,9 @@ class Kind:
         return self.differentiable[0]
 
     def draw(self, form: str, rows: int = 4, classes: int = 3, seed: int = 0) -> Case:
-        """A case with default options."""
-        return Case(form, self.forms[form](torch.Generator().manual_seed(seed), rows, classes))
+        """A case with default options, on the CPU whatever the default device is."""
+        with torch.device("cpu"):
+            return Case(form, self.forms[form](torch.Generator().manual_seed(seed), rows, classes))
 
     def size(self, case: Case) -> int:
         """The number of rows."""
@@ -155,7 +156,7 @@ class Kind:
     def ignored_rows(self, case: Case) -> Tensor:
         """Which rows have only ignored class indices."""
         if not self.has_indices(case):
-            return torch.zeros(self.size(case), dtype=torch.bool)
+            return torch.zeros(self.size(case), dtype=torch.bool, device=case.tensors[self.primary].device)
         ignored = self.judged(case) == case.options.get("ignore_index", IGNORED)
         return ignored.reshape(len(ignored), -1).all(1)
 

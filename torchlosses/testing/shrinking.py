@@ -57,13 +57,13 @@ def _smaller(case: Case, kind: Kind, droppable: Set[str]) -> Iterator[Case]:
     for name in [name for name in case.options if name in droppable]:
         yield case.without_option(name)
     if kind.rows:
-        rows = kind.size(case)
+        rows, device = kind.size(case), case.tensors[kind.primary].device
         if rows > 2:
-            yield kind.take_rows(case, torch.arange(rows // 2))
-            yield kind.take_rows(case, torch.arange(rows // 2, rows))
+            yield kind.take_rows(case, torch.arange(rows // 2, device=device))
+            yield kind.take_rows(case, torch.arange(rows // 2, rows, device=device))
         if rows > 1:
             for row in range(min(rows, 8)):
-                yield kind.take_rows(case, torch.arange(rows) != row)
+                yield kind.take_rows(case, torch.arange(rows, device=device) != row)
     if kind.classes:
         yield from _fewer_classes(case, kind)
     for name in kind.differentiable:
@@ -79,7 +79,10 @@ def _fewer_classes(case: Case, kind: Kind) -> Iterator[Case]:
             used |= set(case.tensors[name].flatten().tolist())
     for dropped in range(min(classes, 8)) if classes > 1 else ():
         if dropped not in used and dropped != case.options.get("ignore_index"):
-            smaller = kind.take_classes(case, torch.tensor([c for c in range(classes) if c != dropped]))
+            smaller = kind.take_classes(
+                case,
+                case.tensors[kind.primary].new_tensor([c for c in range(classes) if c != dropped], dtype=torch.int64),
+            )
             smaller = smaller.with_tensors(**_normalised(smaller, kind))
             if not any(t.isnan().any() for n, t in smaller.tensors.items() if not case.tensors[n].isnan().any()):
                 yield smaller

@@ -129,7 +129,7 @@ def _tangent_of_gradient(call: Callable[..., Tensor], leaves: tuple[Tensor, ...]
 
 def _directions(leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(3)
-    return tuple(torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in leaves)
+    return tuple(torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device) for x in leaves)
 
 
 def _moved(leaves: tuple[Tensor, ...], step: float) -> tuple[Tensor, ...]:

@@ -164,7 +164,7 @@ def empty_batch(audit: Audit, case: Case) -> None:
     """The last batch of a shard can be empty: its sum is 0, its losses are none, and nothing crashes."""
     if not audit.kind.rows:
         raise NotApplicable("the kind has no rows")
-    empty = audit.kind.take_rows(case, torch.arange(0))
+    empty = audit.kind.take_rows(case, torch.arange(0, device=audit.device))
     value, gradients = supported(lambda: audit.value_and_gradients(empty))
     cause = "a maximum or a division over nothing"
     if case.options.get("reduction") == "sum":

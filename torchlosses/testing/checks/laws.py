@@ -210,7 +210,7 @@ def _with_rows(audit: Audit) -> list[Case]:
 def micro_batches_add_up(audit: Audit, case: Case) -> None:
     """Gradient accumulation splits a batch: the parts, weighted by what each mean divides by, make the whole."""
     reduction = case.options.get("reduction") or _default_reduction(audit, case)
-    rows = torch.arange(audit.kind.size(case))
+    rows = torch.arange(audit.kind.size(case), device=audit.device)
     if len(rows) < 3:
         raise NotApplicable("too few rows to split")
     parts = [audit.kind.take_rows(case, some) for some in (rows[:2], rows[2:])]
@@ -246,7 +246,7 @@ def _default_reduction(audit: Audit, case: Case) -> str:
     value = audit.loss(case)
     if value.dim():
         return "none"
-    rows = torch.arange(audit.kind.size(case))
+    rows = torch.arange(audit.kind.size(case), device=audit.device)
     repeated = audit.loss(audit.kind.take_rows(case, torch.cat([rows, rows])))
     for reduction, factor in (("mean", 1.0), ("sum", 2.0)):
         if torch.allclose(repeated, factor * value, rtol=max(1e-6, 16 * audit.eps)):
@@ -257,7 +257,7 @@ def _default_reduction(audit: Audit, case: Case) -> str:
 @check("laws.rows_may_be_permuted", _with_rows)
 def rows_may_be_permuted(audit: Audit, case: Case) -> None:
     """The order of the samples in a batch means nothing."""
-    order = torch.arange(audit.kind.size(case)).flip(0)
+    order = torch.arange(audit.kind.size(case), device=audit.device).flip(0)
     permuted = audit.kind.take_rows(case, order)
     names = [audit.kind.primary]
     value, (gradient,) = audit.value_and_gradients(case, names=names)
@@ -279,7 +279,7 @@ def rows_may_be_permuted(audit: Audit, case: Case) -> None:
 )
 def classes_may_be_permuted(audit: Audit, case: Case) -> None:
     """The numbering of the classes means nothing, as long as weights and targets follow it."""
-    order = torch.arange(audit.kind.number_of_classes(case)).roll(1)
+    order = torch.arange(audit.kind.number_of_classes(case), device=audit.device).roll(1)
     permuted = audit.kind.take_classes(case, order)
     value = audit.loss(case)
     if value.dim() > 1 and value.shape[-1] == audit.kind.number_of_classes(case):

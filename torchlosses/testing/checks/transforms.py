@@ -48,9 +48,11 @@ def jvp_equals_vjp(audit: Audit, case: Case) -> None:
     call, leaves = audit.function(case)
     primals = tuple(leaf.detach() for leaf in leaves)
     generator = torch.Generator().manual_seed(3)
-    tangents = tuple(torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in primals)
+    tangents = tuple(
+        torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device) for x in primals
+    )
     value, forward = supported(lambda: jvp(call, primals, tangents))
-    incoming = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
+    incoming = torch.randn(value.shape, generator=generator, dtype=value.dtype, device="cpu").to(value.device)
     backward = supported(lambda: vjp(call, *primals)[1](incoming))
     expected = torch.stack([(g * t).sum() for g, t in zip(backward, tangents, strict=True)]).sum()
     cause = "jvp and backward are rules for different functions"
