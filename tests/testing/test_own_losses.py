@@ -68,6 +68,7 @@ BEHIND_A_PRODUCT = {
 CLASSIFICATION = ANY_SHAPES | NOT_SHIFTED | NO_POSITIVE_WEIGHT
 REGRESSION = NO_IGNORED_ROWS | NO_SMOOTHING | NO_LOGITS | NO_CLASSES | NOT_SHIFTED | NO_POSITIVE_WEIGHT
 PROBABILITIES = CLASSIFICATION | NO_IGNORED_ROWS | NO_SMOOTHING | NO_LOGITS | NO_WEIGHT | BOUNDED | NO_REFERENCE
+BINARY = NO_IGNORED_ROWS | NO_CLASSES | NOT_SHIFTED | {"values.masked_classes", "laws.logits_may_be_shifted"}
 LANGUAGE = (
     NO_POSITIVE_WEIGHT
     | ANY_SHAPES
@@ -99,6 +100,16 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 LOSSES = {
     "mse_loss": Audited(torchlosses.mse_loss, "regression", F.mse_loss, REGRESSION | FUNCTION),
     "MSELoss": Audited(torchlosses.MSELoss, "regression", nn.MSELoss, REGRESSION | NO_WEIGHT | NO_WEIGHT_TO_KEEP),
+    "huber_loss": Audited(torchlosses.huber_loss, "regression", F.huber_loss, REGRESSION | FUNCTION),
+    "HuberLoss": Audited(torchlosses.HuberLoss, "regression", nn.HuberLoss, REGRESSION | NO_WEIGHT | NO_WEIGHT_TO_KEEP),
+    "smooth_l1_loss": Audited(torchlosses.smooth_l1_loss, "regression", F.smooth_l1_loss, REGRESSION | FUNCTION),
+    "SmoothL1Loss": Audited(
+        torchlosses.SmoothL1Loss, "regression", nn.SmoothL1Loss, REGRESSION | NO_WEIGHT | NO_WEIGHT_TO_KEEP
+    ),
+    "binary_cross_entropy_with_logits": Audited(
+        torchlosses.binary_cross_entropy_with_logits, "binary", F.binary_cross_entropy_with_logits, BINARY | FUNCTION
+    ),
+    "BCEWithLogitsLoss": Audited(torchlosses.BCEWithLogitsLoss, "binary", nn.BCEWithLogitsLoss, BINARY),
     "cross_entropy": Audited(torchlosses.cross_entropy, "classification", F.cross_entropy, CLASSIFICATION | FUNCTION),
     "CrossEntropyLoss": Audited(torchlosses.CrossEntropyLoss, "classification", nn.CrossEntropyLoss, CLASSIFICATION),
     "cross_entropy of the next token": Audited(

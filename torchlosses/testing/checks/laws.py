@@ -178,7 +178,11 @@ def weights_of_one_are_no_weights(audit: Audit, case: Case) -> None:
         _equal(audit, case, case.without_option(name), f"a {name} of ones changes", cause)
 
 
-@check("laws.pos_weight_scales_the_positives", lambda audit: audit.cases(needs=("pos_weight",), reductions=("none",)))
+def _with_positive_weight(audit: Audit) -> list[Case]:
+    return audit.cases(needs=("pos_weight",), without=("label_smoothing",), reductions=("none",))
+
+
+@check("laws.pos_weight_scales_the_positives", _with_positive_weight)
 def pos_weight_scales_the_positives(audit: Audit, case: Case) -> None:
     """Rare positives are made to count: by pos_weight times the share of the positive label, the rest by 1."""
     positive_weight = case.options.get("pos_weight")
