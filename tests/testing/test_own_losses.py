@@ -73,7 +73,6 @@ LANGUAGE = (
     NO_POSITIVE_WEIGHT
     | ANY_SHAPES
     | {
-        "gradients.of_some_arguments",
         "gradients.by_targets",
         "inputs.images",
         "inputs.channels_last",

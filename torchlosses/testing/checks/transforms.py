@@ -140,7 +140,7 @@ def per_sample_gradients(audit: Audit, case: Case) -> None:
         raise NotApplicable("an elementwise weight belongs to its rows")
     torch.manual_seed(0)
     columns = case.tensors[name].shape[-1]
-    model = torch.nn.Sequential(torch.nn.Linear(columns, columns)).to(audit.device, case.dtype)
+    model = torch.nn.Sequential(torch.nn.Linear(columns, columns, device=audit.device, dtype=case.dtype))
     if "unit sum" in audit.kind.traits:
         model.append(torch.nn.Softmax(1))
     parameters = {key: parameter.detach() for key, parameter in model.named_parameters()}
