@@ -38,7 +38,7 @@ from torchlosses import cross_entropy as _inner
 from torchlosses._declare import Loss, autocast_enabled, result_dtype
 from torchlosses._module import LossModule, overridden
 from torchlosses._options import RowStatistics, statistics_of
-from torchlosses._row_blocks import BlockFunction, gradient_over_row_blocks, over_row_blocks
+from torchlosses._row_blocks import BlockFunction, over_row_blocks
 from torchlosses._rows import compute_dtype
 from torchlosses.cross_entropy import CrossEntropy, class_indices_denominator
 from torchlosses.kernels import linear
@@ -87,17 +87,11 @@ class LinearCrossEntropy(Loss):
 
     @staticmethod
     def backward(grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
-        """The gradients by the operands of the product, a block of rows at a time."""
+        """G W + r (G B) A by x, Gᵀ x by W, Σ G by b, r (G B)ᵀ x by A and r Gᵀ (x Aᵀ) by B, a block of rows at a time."""
         *tensors, options = tensors_and_options
-        function, present = _block_function(tensors, options._replace(statistics=False))
-        wanted = [position for position, place in enumerate(present) if place < 5 and options.gradients >> place & 1]
-        grad_rows = grad_output.expand(tensors[0].shape[0])
-        given = [tensors[place] for place in present]
-        found = gradient_over_row_blocks(function, options.block_rows, given, wanted, [grad_rows])
-        gradients: list[Tensor | None] = [None] * 5
-        for position, gradient in zip(wanted, found, strict=True):
-            gradients[present[position]] = gradient
-        return tuple(gradients)
+        function, arguments, wanted = _block_gradient(tensors, options, grad_output.expand(tensors[0].shape[0]))
+        found = iter(over_row_blocks(function, options.block_rows, *arguments))
+        return tuple(next(found) if place in wanted else None for place in range(5))
 
     @staticmethod
     def inner(options: Any) -> _inner.Options:
@@ -160,28 +154,80 @@ def _block_function(tensors: Sequence[Any], options: Any) -> tuple[BlockFunction
     """The losses of a block in differentiable steps; and which of the tensors it takes, those of the rows first."""
     present = [place for place in (*_ROWS, *_SHARED) if tensors[place] is not None]
     input, linear_weight, target, weight = tensors[0], tensors[1], tensors[5], tensors[6]
-    compute, product_dtype = compute_dtype(input, linear_weight, target, weight), options.product_dtype
+    compute = compute_dtype(input, linear_weight, target, weight)
     inner = LinearCrossEntropy.inner(options)._replace(reduction="none", dtype=compute, gradients=0)
 
     def call(*given: Tensor) -> tuple[Tensor, ...]:
-        some: list[Any] = [None] * 8
-        for place, tensor in zip(present, given, strict=True):
-            some[place] = tensor
-        x, linear_weight, linear_bias, a, b, t, w, s = some
-        # A row that leaves no trace: where it is not finite, it is computed as if it held zeros.
-        without = LinearCrossEntropy.without_trace(t, w, s, options)
-        if without is not None:
-            x = x.masked_fill((without & x.isfinite().all(1).logical_not()).unsqueeze(1), 0)
-        x, linear_weight = x.to(product_dtype), linear_weight.to(product_dtype)
-        y = F.linear(x, linear_weight, None if linear_bias is None else linear_bias.to(product_dtype))
-        if a is not None:
-            y = y + options.low_rank_scale * F.linear(F.linear(x, a.to(product_dtype)), b.to(product_dtype))
+        x, linear_weight, linear_bias, a, b, t, w, s = _placed(present, given)
+        y = _logits_of_block(x, linear_weight, linear_bias, a, b, t, w, s, options)[-1]
         losses, state = CrossEntropy.forward(y.to(compute), t, w, s, inner)
         return losses, *(state[2:].unbind() if options.statistics else ())
 
     rows = sum(place in _ROWS for place in present)
     auxiliary = LinearCrossEntropy.state_fields(options)
     return BlockFunction(call, rows, 1 + auxiliary, auxiliary=auxiliary), present
+
+
+def _block_gradient(
+    tensors: Sequence[Any], options: Any, grad_rows: Tensor
+) -> tuple[BlockFunction, list[Tensor], list[int]]:
+    """The gradients of a block in differentiable steps, by which of the operands, and what it takes."""
+    present = [place for place in (*_ROWS, *_SHARED) if tensors[place] is not None]
+    wanted = [place for place in range(5) if tensors[place] is not None and options.gradients >> place & 1]
+    input, linear_weight, target, weight = tensors[0], tensors[1], tensors[5], tensors[6]
+    compute, scale = compute_dtype(input, linear_weight, target, weight), options.low_rank_scale
+    inner = LinearCrossEntropy.inner(options)._replace(reduction="none", dtype=compute, gradients=0, statistics=False)
+    rows = sum(place in _ROWS for place in present)
+
+    def call(*given: Tensor) -> tuple[Tensor, ...]:
+        *given, g = (*given[:rows], *given[rows + 1 :], given[rows])
+        x, linear_weight, linear_bias, a, b, t, w, s = _placed(present, given)
+        x, linear_weight, a, b, y = _logits_of_block(x, linear_weight, linear_bias, a, b, t, w, s, options)
+        by_y = CrossEntropy.backward(g, y.to(compute), t, w, s, inner).to(y.dtype)
+        found = []
+        for place in wanted:
+            if place == 0:
+                by_x = by_y @ linear_weight
+                found.append(by_x if a is None else by_x + scale * (by_y @ b @ a))
+            elif place == 1:
+                found.append(by_y.t() @ x)
+            elif place == 2:
+                found.append(by_y.sum(0, dtype=compute))
+            elif place == 3:
+                found.append(scale * ((by_y @ b).t() @ x))
+            else:
+                found.append(scale * (by_y.t() @ (x @ a.t())))
+        return tuple(gradient.to(tensors[place].dtype) for gradient, place in zip(found, wanted, strict=True))
+
+    given = [tensors[place] for place in present]
+    by_rows = int(0 in wanted)
+    function = BlockFunction(call, rows + 1, by_rows, len(wanted) - by_rows)
+    return function, [*given[:rows], grad_rows, *given[rows:]], wanted
+
+
+def _placed(present: Sequence[int], given: Sequence[Tensor]) -> list[Any]:
+    some: list[Any] = [None] * 8
+    for place, tensor in zip(present, given, strict=True):
+        some[place] = tensor
+    return some
+
+
+def _logits_of_block(
+    x: Tensor, linear_weight: Tensor, linear_bias: Any, a: Any, b: Any, t: Tensor, w: Any, s: Any, options: Any
+) -> tuple[Any, ...]:
+    """The operands of the product in its dtype, and the logits."""
+    # A row that leaves no trace: where it is not finite, it is computed as if it held zeros.
+    without = LinearCrossEntropy.without_trace(t, w, s, options)
+    if without is not None:
+        x = x.masked_fill((without & x.isfinite().all(1).logical_not()).unsqueeze(1), 0)
+    dtype = options.product_dtype
+    x, linear_weight, linear_bias, a, b = (
+        None if operand is None else operand.to(dtype) for operand in (x, linear_weight, linear_bias, a, b)
+    )
+    y = F.linear(x, linear_weight, linear_bias)
+    if a is not None:
+        y = y + options.low_rank_scale * F.linear(F.linear(x, a), b)
+    return x, linear_weight, a, b, y
 
 
 @overload
