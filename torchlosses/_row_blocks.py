@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torchlosses._declare import forward_ad_rule, front_of, has_tangent, save
+from torchlosses._declare import forward_ad_rule, front_of, functions_apply, save, vjp
 from torchlosses._rows import compute_dtype
 
 
@@ -41,9 +41,9 @@ class BlockFunction(NamedTuple):
 
 def over_row_blocks(function: BlockFunction, block_rows: int, *arguments: Tensor) -> tuple[Tensor, ...]:
     """The outputs of `function` for all rows: row outputs one behind the other, the others summed over the blocks."""
-    if any(has_tangent(argument) for argument in arguments):
-        # Forward mode keeps nothing of a block: its steps may be followed one by one.
-        return _blocks(function, block_rows, arguments)
+    if not functions_apply():
+        # The same in plain operations, of which each has its own derivative there.
+        return _RowBlocks.forward(function, block_rows, *arguments)
     return _RowBlocks.apply(function, block_rows, *arguments)
 
 
@@ -154,7 +154,7 @@ def _gradient(function: BlockFunction, count: int, wanted: Sequence[int], given:
 
     def call(*arguments: Tensor) -> tuple[Tensor, ...]:
         own, grads = _separate(arguments, function.row_inputs, row_grads, count)
-        return torch.func.vjp(_restricted(function, own, wanted, given), *(own[place] for place in wanted))[1](grads)
+        return vjp(_restricted(function, own, wanted, given), *(own[place] for place in wanted))[1](grads)
 
     row_outputs = sum(place < function.row_inputs for place in wanted)
     return BlockFunction(call, function.row_inputs + row_grads, row_outputs, len(wanted) - row_outputs)
@@ -172,9 +172,9 @@ def _directional_derivative(function: BlockFunction, count: int, given: Sequence
     def call(*arguments: Tensor) -> tuple[Tensor, ...]:
         own, tangents = _separate(arguments, function.row_inputs, row_tangents, count)
         restricted = _restricted(function, own, given, range(row_outputs + function.sum_outputs))
-        values, pull_back = torch.func.vjp(restricted, *(own[place] for place in given))[:2]
+        values, pull_back = vjp(restricted, *(own[place] for place in given))
         zeros = tuple(torch.zeros_like(value) for value in values)
-        return torch.func.vjp(pull_back, zeros)[1](tangents)[0]
+        return vjp(pull_back, zeros)[1](tangents)[0]
 
     return BlockFunction(call, function.row_inputs + row_tangents, row_outputs, function.sum_outputs)
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, exponential, is_plain, recording, replaced, result_dtype
+from torchlosses._declare import Loss, autocast_enabled, exponential, may_look, replaced, result_dtype
 from torchlosses._module import LossModule, overridden
 from torchlosses._options import RowStatistics, row_statistics, statistics_of
 from torchlosses._rows import (
@@ -256,8 +256,7 @@ class _Shares:
         """The logits, with zeros in rows that leave no trace and are not finite; and which these are."""
         without = self.without_trace()
         # Where looking is free and nobody follows, most batches need no further pass.
-        may_look = y.device.type == "cpu" and not recording() and is_plain(y)
-        if may_look and not bool(without.any()):
+        if may_look(y) and not bool(without.any()):
             return y, None
         if maximum is None:
             maximum = y.detach().amax(1, keepdim=True)
