@@ -261,7 +261,7 @@ inline void process_row(
                                 : statistics<false>(row.y, options.classes, &kept);
   }
   const bool needs_log = losses != nullptr || options.z_loss != 0;
-  const double log_sum = needs_log ? std::log1p(static_cast<double>(of_row.rest)) : 0;
+  const double log_sum = needs_log ? log1p_of_rest(of_row.rest) : 0;
   const double log_sum_exp = static_cast<double>(of_row.maximum) + log_sum;
   int64_t place = options.classes;
   Weighed weighed;
