@@ -228,7 +228,7 @@ class Loss:
         cls.backward_operator = _define(
             f"{cls.name}_backward",
             f"(Tensor grad_output, {own}{state}, {record}) -> " + (gradients if cls.derived == 1 else f"({gradients})"),
-            lambda g, *a: cls.kernels.backward(cls, g, a[:n], cls.options(*a[m:])),
+            lambda g, *a: cls.kernels.backward(cls, g, a[:n], cls.options(*a[m:]), *a[n:m]),
             lambda g, *a: cls._fake_gradients(a[:n], cls.options(*a[m:])),
             lambda info, dims, *a: cls._fold_backward(info, dims, a[: 1 + m], cls.options(*a[1 + m :])),
             _Rules(cls.options, 1 + n, m - n, cls._gradient_of_rows, None),
@@ -237,7 +237,7 @@ class Loss:
             cls.backward_operator_ = _define(
                 f"{cls.name}_backward_",
                 f"(Tensor grad_output, Tensor(a!) gradient, {own}{state}, {record}) -> ()",
-                lambda g, out, *a: cls.kernels.backward_(cls, g, out, a[:n], cls.options(*a[m:])),
+                lambda g, out, *a: cls.kernels.backward_(cls, g, out, a[:n], cls.options(*a[m:]), *a[n:m]),
                 lambda *a: None,
                 None,
                 None,
@@ -503,6 +503,47 @@ def _define(
     if fold is not None:
         torch.library.register_vmap(f"torchlosses::{name}", fold, lib=LIBRARY)
     autograd = _without_derivative(operator) if rules is None else _with_derivative(operator, rules)
+    LIBRARY.impl(name, autograd, "Autograd")
+    return operator
+
+
+def define_linear(
+    name: str, schema: str, kernel: Callable[..., Tensor], transpose: Callable[..., Tensor] | None
+) -> Callable[..., Tensor]:
+    """An operator that is linear in its first argument, the only tensor, and gives a tensor of the same shape.
+
+    Its derivative along a direction is itself, and `transpose(grad, *others)` gives the gradient by the first argument.
+    Where there is no such function it has no derivative.
+    """
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    operator = getattr(torch.ops.torchlosses, name).default
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"torchlosses::{name}", lambda tensor, *_: tensor.new_empty(tensor.shape), lib=LIBRARY)
+
+    def forward(ctx: Any, tensor: Tensor, *others: Any) -> Tensor:
+        ctx.others = others
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
+            return operator(tensor, *others)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        assert transpose is not None
+        return transpose(grad, *ctx.others), *(None,) * len(ctx.others)
+
+    @forward_ad_rule
+    def jvp(ctx: Any, saved: tuple[Any, ...], tangent: Tensor, *_: None) -> Tensor:
+        return operator(tangent, *ctx.others)
+
+    methods = {"forward": forward, "backward": backward, "jvp": jvp}
+    methods["_compiled_autograd_key"] = Function._compiled_autograd_key
+    function: Any = type(name, (_SingleLevelFunction,), {key: staticmethod(value) for key, value in methods.items()})
+
+    def autograd(*arguments: Any) -> Tensor:
+        if transpose is None or not recording():
+            with _below_autograd():
+                return operator(*arguments)
+        with enable_single_level_autograd_function():
+            return function.apply(*arguments)
+
     LIBRARY.impl(name, autograd, "Autograd")
     return operator
 

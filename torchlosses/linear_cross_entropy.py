@@ -76,20 +76,22 @@ class LinearCrossEntropy(Loss):
     derived = 5
     kernels = linear
     scales = True
+    of_logits: type[CrossEntropy] = CrossEntropy
+    split = False  # whether each process has some of the classes
 
-    @staticmethod
-    def forward(*tensors_and_options: Any) -> tuple[Tensor, Tensor]:
+    @classmethod
+    def forward(cls, *tensors_and_options: Any) -> tuple[Tensor, Tensor]:
         """The rows' losses and statistics, a block of rows at a time."""
         *tensors, options = tensors_and_options
-        function, present = _block_function(tensors, options)
+        function, present = _block_function(cls, tensors, options)
         losses, *found = over_row_blocks(function, options.block_rows, *(tensors[place] for place in present))
         return losses, torch.stack(found) if found else losses.new_empty((0, losses.shape[0]))
 
-    @staticmethod
-    def backward(grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
+    @classmethod
+    def backward(cls, grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
         """The gradients by the operands of the product, a block of rows at a time."""
         *tensors, options = tensors_and_options
-        function, present = _block_function(tensors, options._replace(statistics=False))
+        function, present = _block_function(cls, tensors, options._replace(statistics=False))
         wanted = [position for position, place in enumerate(present) if place < 5 and options.gradients >> place & 1]
         grad_rows = grad_output.expand(tensors[0].shape[0])
         given = [tensors[place] for place in present]
@@ -99,10 +101,21 @@ class LinearCrossEntropy(Loss):
             gradients[present[position]] = gradient
         return tuple(gradients)
 
-    @staticmethod
-    def inner(options: Any) -> _inner.Options:
+    @classmethod
+    def inner(cls, options: Any) -> Any:
         """The options of the cross-entropy."""
-        return _inner.Options(*options[: len(_INNER)])
+        inner = cls.of_logits.options
+        return inner(*options[: len(inner._fields)])
+
+    @staticmethod
+    def entering(tensor: Tensor, options: Any) -> Tensor:
+        """What each process has, for use with what one has: its gradient is a sum over the processes."""
+        return tensor
+
+    @staticmethod
+    def summed(tensor: Tensor, options: Any) -> Tensor:
+        """The sum over the processes that have the classes."""
+        return tensor
 
     @staticmethod
     def rows(input: Tensor) -> Sequence[int]:
@@ -156,12 +169,15 @@ class LinearCrossEntropy(Loss):
         return found
 
 
-def _block_function(tensors: Sequence[Any], options: Any) -> tuple[BlockFunction, list[int]]:
+def _block_function(
+    loss: type[LinearCrossEntropy], tensors: Sequence[Any], options: Any
+) -> tuple[BlockFunction, list[int]]:
     """The losses of a block in differentiable steps; and which of the tensors it takes, those of the rows first."""
     present = [place for place in (*_ROWS, *_SHARED) if tensors[place] is not None]
     input, linear_weight, target, weight = tensors[0], tensors[1], tensors[5], tensors[6]
     compute, product_dtype = compute_dtype(input, linear_weight, target, weight), options.product_dtype
-    inner = LinearCrossEntropy.inner(options)._replace(reduction="none", dtype=compute, gradients=0)
+    inner = loss.inner(options)._replace(reduction="none", dtype=compute, gradients=0)
+    auxiliary = loss.state_fields(options)
 
     def call(*given: Tensor) -> tuple[Tensor, ...]:
         some: list[Any] = [None] * 8
@@ -172,15 +188,15 @@ def _block_function(tensors: Sequence[Any], options: Any) -> tuple[BlockFunction
         without = LinearCrossEntropy.without_trace(t, w, s, options)
         if without is not None:
             x = x.masked_fill((without & x.isfinite().all(1).logical_not()).unsqueeze(1), 0)
-        x, linear_weight = x.to(product_dtype), linear_weight.to(product_dtype)
+        x, linear_weight = loss.entering(x, options).to(product_dtype), linear_weight.to(product_dtype)
         y = F.linear(x, linear_weight, None if linear_bias is None else linear_bias.to(product_dtype))
         if a is not None:
-            y = y + options.low_rank_scale * F.linear(F.linear(x, a.to(product_dtype)), b.to(product_dtype))
-        losses, state = CrossEntropy.forward(y.to(compute), t, w, s, inner)
-        return losses, *(state[2:].unbind() if options.statistics else ())
+            a, b = loss.entering(a, options).to(product_dtype), b.to(product_dtype)
+            y = y + options.low_rank_scale * F.linear(F.linear(x, a), b)
+        losses, state = loss.of_logits.forward(y.to(compute), t, w, s, inner)
+        return losses, *(state[-auxiliary:].unbind() if auxiliary else ())
 
     rows = sum(place in _ROWS for place in present)
-    auxiliary = LinearCrossEntropy.state_fields(options)
     return BlockFunction(call, rows, 1 + auxiliary, auxiliary=auxiliary), present
 
 
