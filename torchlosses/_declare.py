@@ -695,17 +695,16 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
                     "differentiated again (create_graph=True). Leave inplace_backward at False for second derivatives."
                 )
             return *loss._gradients(grad_output, tensors, state, options._replace(gradients=0), needed), None
-        if ready is not None:
-            ready = loss.handed_over(grad_output, ready, tensors, state, options)
-            needed = (*(False,) * loss.derived, *needed[loss.derived :])
-        elif getattr(options, "inplace_backward", False) and needed[0]:
-            ready = (_in_place(loss, grad_output, tensors, state, options),)
-            needed = (False, *needed[1:])
+        in_place = getattr(options, "inplace_backward", False) and needed[0]
+        along = loss.derived if ready is not None else int(in_place)
+        needed = (*(False,) * along, *needed[along:])
         gradients = loss._gradients(grad_output, tensors, state, options._replace(gradients=0), needed)
         if ready is not None:
-            for i, gradient in enumerate(ready):
+            for i, gradient in enumerate(loss.handed_over(grad_output, ready, tensors, state, options)):
                 if ctx.needs_input_grad[i]:
                     gradients[i] = gradient
+        elif in_place:
+            gradients[0] = _in_place(loss, grad_output, tensors, state, options)
         return *gradients, None
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}

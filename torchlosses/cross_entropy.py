@@ -531,10 +531,13 @@ def cross_entropy(
     if weight is not None:
         _validation.check_class_weight(input, target, weight, autocast_enabled(input.device))
         dtype = torch.promote_types(dtype, weight.dtype)
+    wide = compute_dtype(input, None if indices else target, weight)
+    if weight is not None:
+        # Numerator and denominator share one wide weight, so that its gradient is rounded once.
+        weight = weight.to(wide)
     if sample_weight is not None:
         shape = row_shape(input)
         _validation.check_sample_weight("cross_entropy", sample_weight, shape)
-        wide = compute_dtype(input, None if indices else target, weight)
         sample_weight = indices_to_rows(sample_weight.to(wide).expand(shape))
     options = Options(
         reduction,

@@ -420,6 +420,9 @@ def linear_cross_entropy(
     input = input.movedim(dim, -1)
     if indices:
         target = target.reshape(shape).to(torch.int64)
+    if weight is not None:
+        # Numerator and denominator share one wide weight, so that its gradient is rounded once.
+        weight = weight.to(compute)
     if sample_weight is not None:
         sample_weight = sample_weight.to(compute).expand(shape)
     places = _each_place(input, linear_weight, linear_bias, target, sample_weight, indices)

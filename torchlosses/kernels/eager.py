@@ -37,6 +37,8 @@ def forward(loss: Any, tensors: Sequence[Tensor | None], options: Any) -> tuple[
         state = input.new_zeros([loss.state_fields(options), *loss.rows(input)], dtype=compute)
     # The blocks' sums meet in double precision.
     total = torch.zeros((), dtype=torch.float64 if on_cpu else compute, device=input.device)
+    if not input.numel():
+        loss.check(*own, options)
     for some, (g, out, kept, gradient) in _blocks(loss, own, (grad_rows, losses, state, gradients[0])):
         try:
             loss.check(*some, options)
