@@ -575,7 +575,7 @@ def check_data_parallel(rank: int, processes: int) -> None:
         )
         assert same == (reduction == "mean" or processes == 1)
     probabilities = torch.rand(rank + 1, CLASSES, 2)
-    assert global_normalizer(probabilities) == (processes + 1)
+    assert global_normalizer(probabilities, dim=1) == processes + 1
     assert global_normalizer(torch.full((3,), -100)) == 0
 
 

@@ -41,6 +41,7 @@ names is gone.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_type_hints
@@ -75,6 +76,8 @@ _SCHEMA_TYPES = {
     torch.dtype: "ScalarType",
 }
 
+# Tensors of several processes, by the name of their class, and who computes a loss of them: loaded when one is seen.
+_TAKEN_OVER = {"DTensor": "torchlosses.distributed._dtensors"}
 
 # Where the package is imported a second time in one process, the operators of the first are replaced.
 if (_former := getattr(torch.ops.torchlosses, "library_in_use", None)) is not None:
@@ -247,6 +250,9 @@ class Loss:
     @classmethod
     def apply(cls, *tensors: Tensor | None, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
         """The loss, and the rows' state (None where nothing is kept of it)."""
+        for tensor in (*tensors, normalizer):
+            if type(tensor) is not Tensor and (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
+                return importlib.import_module(module).apply(cls, tensors, normalizer, options)
         if options.reduction == "mean":
             if normalizer is None:
                 normalizer = cls.denominator(*tensors, options)
