@@ -663,7 +663,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
     def forward(ctx: Any, *arguments: Any) -> Any:
         *tensors, options = arguments
         if options.gradients:
-            wanted = options.reduction != "none" and not _saved_tensors_have_hooks()
+            wanted = options.reduction != "none" and not saved_tensors_have_hooks()
             bits = 0
             if wanted:
                 needed = ctx.needs_input_grad
@@ -741,7 +741,7 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _saved_tensors_have_hooks() -> bool:
+def saved_tensors_have_hooks() -> bool:
     """In a checkpointed forward, for one: nobody wants what is computed there ahead of time."""
     return _autograd._top_saved_tensors_default_hooks(True) is not None
 

@@ -18,11 +18,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchlosses._declare import saved_tensors_have_hooks
 from torchlosses.distributed import _groups
 
 # A line: whether an argument is wrong, how many classes, the tensors that require grad, and what has to be the same.
 _WRONG, _COUNT, _RECORDED, _SAME = range(4)
 _WIDTH = 48
+
+_not_compiled: Any = torch.compiler.disable
 
 
 class Classes(NamedTuple):
@@ -52,7 +55,7 @@ def telling(function: str, group: dist.ProcessGroup | None, *arguments: Any) -> 
         raise
 
 
-@torch.compiler.disable
+@_not_compiled
 def agree(
     function: str,
     group: dist.ProcessGroup | None,
@@ -80,7 +83,7 @@ def agree(
         return Classes(name, 0, count, count, False)
     tensors = {**replicated, **split}
     recorded = sum(1 << place for place, tensor in enumerate(tensors.values()) if _is_recorded(tensor))
-    same = {"the function": function, **same}
+    same = {"the function": function, **same, "what saved_tensors_hooks asks for": saved_tensors_have_hooks()}
     line = [0, count, recorded, *(zlib.crc32(repr(value).encode()) for value in same.values())]
     if not target.is_floating_point():
         same = {**same, "the class indices in target": "one thing"}
@@ -97,14 +100,14 @@ def agree(
         differing = [process for process, other in enumerate(told) if other[place] != told[rank][place]]
         if differing:
             raise RuntimeError(
-                f"{function}: {what} must be the same in each process of the group, but process {rank} has {value}, and "
-                f"process {_listed(differing)} another. Give each process the same."
+                f"{function}: {what} must be the same in each process of the group, but process {rank} has {value}, "
+                f"and process {_listed(differing)} another. Give each process the same."
             )
     for place, what in enumerate(tensors):
         if len({other[_RECORDED] >> place & 1 for other in told}) > 1 and (what in replicated or what == "target"):
             raise RuntimeError(
-                f"{function}: {what} requires grad in some of the processes, but its gradient needs all of them. Let it "
-                "require grad in each process or in none."
+                f"{function}: {what} requires grad in some of the processes, but its gradient needs all of them. Let "
+                "it require grad in each process or in none."
             )
     counts = [other[_COUNT] for other in told]
     uneven = len({other[_RECORDED] for other in told}) > 1

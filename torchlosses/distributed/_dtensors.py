@@ -50,9 +50,9 @@ def check_split(function: str, group: dist.ProcessGroup | None, tensor: Any, nam
     if placements is None or not any(p in (Shard(along), Shard(along - tensor.dim())) for p in placements):
         found = "a plain tensor" if placements is None else f"placements {placements}"
         raise ValueError(
-            f"{function}: expected a DTensor with Shard({along}), the class dimension, along a dimension of its mesh for "
-            f"{name}, as other arguments are DTensors, but got {found}. Use .redistribute(...), or the loss that is not "
-            "class-parallel; give plain tensors all through for each process's own part."
+            f"{function}: expected a DTensor with Shard({along}), the class dimension, along a dimension of its mesh "
+            f"for {name}, as other arguments are DTensors, but got {found}. Use .redistribute(...), or the loss that "
+            "is not class-parallel; or give plain tensors all through, each process its own part."
         )
     if group is not None:
         raise ValueError(f"{function}: a DTensor has the group of its mesh; leave group out.")
@@ -91,11 +91,13 @@ def apply(
         ]
     if options.reduction == "mean":
         if normalizer is None:
-            normalizer = loss.divisor((*own, loss.denominator(*own, options)), options)
+            of_all: Tensor = loss.divisor((*own, loss.denominator(*own, options)), options)
             for group in groups:
-                normalizer = _groups.summed(normalizer, group)
-        for group in groups if isinstance(normalizer, Tensor) else ():
-            normalizer = _groups.entering(normalizer, group)
+                of_all = _groups.summed(of_all, group)
+            normalizer = of_all
+        if isinstance(normalizer, Tensor):
+            for group in groups:
+                normalizer = _groups.entering(normalizer, group)
     dtype = options.dtype
     if groups and options.reduction != "none":
         options = options._replace(dtype=compute_dtype(*own))
@@ -185,14 +187,15 @@ def _placements(splits: Sequence[tuple[str | None, Any]], along: str) -> tuple[A
 
 def _own(tensor: Tensor, mesh: Any, placements: tuple[Any, ...]) -> Tensor:
     """The process's own part of a tensor that is made to lie like this."""
-    if not isinstance(tensor, DTensor):
-        tensor = _wrapped(tensor, mesh, (Replicate(),) * mesh.ndim, tensor.shape)
-    if tuple(tensor.placements) != placements:
-        tensor = tensor.redistribute(mesh, placements)
-    return _ToLocal.apply(tensor)
+    whole = tensor
+    if not isinstance(whole, DTensor):
+        whole = _wrapped(tensor, mesh, (Replicate(),) * mesh.ndim, tensor.shape)
+    if tuple(whole.placements) != placements:
+        whole = whole.redistribute(mesh, placements)
+    return _ToLocal.apply(whole)
 
 
-def _wrapped(own: Tensor, mesh: Any, placements: tuple[Any, ...], shape: Sequence[int]) -> Tensor:
+def _wrapped(own: Tensor, mesh: Any, placements: tuple[Any, ...], shape: Sequence[int]) -> Any:
     stride = torch.empty(tuple(shape), device="meta").stride()
     return _FromLocal.apply(own, (mesh, placements, tuple(shape), stride))
 

@@ -26,24 +26,26 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from torch import Tensor
 
-from torchlosses._declare import exponential, recording, replaced
+from torchlosses._declare import Loss, exponential, recording, replaced
 from torchlosses._options import RowStatistics
 from torchlosses._rows import along_classes, compute_dtype, per_class, soft_cap, soft_cap_slope
 from torchlosses.cross_entropy import CrossEntropy
 from torchlosses.distributed import _groups
 from torchlosses.linear_cross_entropy import LinearCrossEntropy
 
-_SPLIT = {"group": str, "first": int, "total": int, "uneven": bool}
-Options: Any = NamedTuple("Options", [*get_type_hints(CrossEntropy.options).items(), *_SPLIT.items()])
-LinearOptions: Any = NamedTuple(
-    "LinearOptions",
-    [
-        *get_type_hints(Options).items(),
-        ("product_dtype", torch.dtype),
-        ("low_rank_scale", float),
-        ("block_rows", torch.SymInt),
-    ],
-)
+_CLASSES = {"group": str, "first": int, "total": int, "uneven": bool}
+
+
+def _record(loss: Any) -> Any:
+    """The options of a loss, with which classes the process has behind those of the cross-entropy."""
+    known, of_all = get_type_hints(loss.options), get_type_hints(CrossEntropy.options)
+    fields = of_all | _CLASSES | {name: kind for name, kind in known.items() if name not in of_all}
+    make: Any = NamedTuple
+    return make("Options", list(fields.items()))
+
+
+Options: Any = _record(CrossEntropy)
+LinearOptions: Any = _record(LinearCrossEntropy)
 
 
 class _Known(NamedTuple):
@@ -93,7 +95,37 @@ class _Kernels:
         gradient.copy_(_Kernels.backward(loss, grad_output, tensors, options, state))
 
 
-class SplitCrossEntropy(CrossEntropy):
+class _OverProcesses(Loss, abstract=True):
+    """What does not go with the other processes' doing the same."""
+
+    @staticmethod
+    def check(*tensors_and_options: Any) -> None:  # type: ignore[override]
+        """Class indices are checked where the processes agree on their classes."""
+
+    @classmethod
+    def _gradients(cls, grad_output: Tensor, tensors: Any, state: Any, options: Any, needed: Any) -> Any:
+        if options.uneven and torch.is_grad_enabled():
+            # Those that have nothing to differentiate would be waited for for ever.
+            raise RuntimeError(
+                "The class-parallel losses have a second derivative only if a tensor that is split requires grad in "
+                "all processes or in none, but here it requires grad in some of them. Let it require grad in each "
+                "process, or leave create_graph out."
+            )
+        return super()._gradients(grad_output, tensors, state, options, needed)
+
+    @classmethod
+    def _fold(cls, info: Any, dims: Any, tensors: Any, options: Any) -> Any:
+        raise RuntimeError(
+            f"{cls.name}: vmap is not supported, as the processes would map over their own parts, of different sizes. "
+            "Call it with more rows."
+        )
+
+    @classmethod
+    def _fold_backward(cls, info: Any, dims: Any, arguments: Any, options: Any) -> Any:
+        return cls._fold(info, dims, arguments, options)
+
+
+class SplitCrossEntropy(_OverProcesses, CrossEntropy):  # type: ignore[misc]
     """loss = s (A log1p(rest) - d + λ l²) for each row; gradient s ((A + 2 λ l) p - a) dy/dx for the process's classes.
 
     The input has the process's classes, and so have class probabilities; `weight` is for all classes.
@@ -172,31 +204,15 @@ class SplitCrossEntropy(CrossEntropy):
         return len(_Known._fields) + (len(RowStatistics._fields) if options.statistics else 0)
 
     @staticmethod
-    def check(*tensors_and_options: Any) -> None:
-        """Class indices are checked where the processes agree on their classes."""
-
-    @staticmethod
-    def counted(input: Tensor, target: Tensor, *others: Any) -> Tensor | None:
+    def counted(*tensors_and_options: Any) -> Tensor | None:
         """Rows that are not ignored. Without classes there is no row that could have probabilities."""
+        input, target, *_, options = tensors_and_options
         if target.dim() < input.dim():
-            return target != others[-1].ignore_index
-        return None if others[-1].total else input.new_zeros(SplitCrossEntropy.rows(input), dtype=torch.bool)
-
-    @classmethod
-    def _gradients(cls, grad_output: Tensor, tensors: Any, state: Any, options: Any, needed: Any) -> Any:
-        _check_second_derivative(options)
-        return super()._gradients(grad_output, tensors, state, options, needed)
-
-    @classmethod
-    def _fold(cls, *_: Any) -> Any:
-        raise _no_vmap(cls.name)
-
-    @classmethod
-    def _fold_backward(cls, *_: Any) -> Any:
-        raise _no_vmap(cls.name)
+            return target != options.ignore_index
+        return None if options.total else input.new_zeros(SplitCrossEntropy.rows(input), dtype=torch.bool)
 
 
-class SplitLinearCrossEntropy(LinearCrossEntropy):
+class SplitLinearCrossEntropy(_OverProcesses, LinearCrossEntropy):
     """The cross-entropy of x Wᵀ + b + r (x Aᵀ) Bᵀ, where each process has some rows of W, b and B."""
 
     name = "class_parallel_linear_cross_entropy"
@@ -215,29 +231,12 @@ class SplitLinearCrossEntropy(LinearCrossEntropy):
         return _groups.summed(tensor, options.group)
 
     @staticmethod
-    def check(*tensors_and_options: Any) -> None:
-        """Class indices are checked where the processes agree on their classes."""
-
-    @staticmethod
     def counted(*tensors_and_options: Any) -> Tensor | None:
         """Rows that are not ignored. Without classes there is no row that could have probabilities."""
         input, *_, target, _, _, options = tensors_and_options
         if target.dim() == 1:
             return target != options.ignore_index
         return None if options.total else torch.zeros(input.shape[:1], dtype=torch.bool, device=input.device)
-
-    @classmethod
-    def _gradients(cls, grad_output: Tensor, tensors: Any, state: Any, options: Any, needed: Any) -> Any:
-        _check_second_derivative(options)
-        return super()._gradients(grad_output, tensors, state, options, needed)
-
-    @classmethod
-    def _fold(cls, *_: Any) -> Any:
-        raise _no_vmap(cls.name)
-
-    @classmethod
-    def _fold_backward(cls, *_: Any) -> Any:
-        raise _no_vmap(cls.name)
 
 
 class _Shares:
@@ -266,8 +265,8 @@ class _Shares:
                 share = (1 - smoothing) * share + self.smooth
             self.share = share if self.weight is None else share * self.weight
             return
-        self.ignored = (target == options.ignore_index).unsqueeze(1)
-        index = target.unsqueeze(1).masked_fill(self.ignored, 0)
+        ignored = (target == options.ignore_index).unsqueeze(1)
+        self.ignored, index = ignored, target.unsqueeze(1).masked_fill(ignored, 0)
         self.inside = (index >= first) & (index < first + self.own)
         self.place = (index - first).clamp(0, max(0, self.own - 1))
         ones = torch.ones_like(index, dtype=compute)
@@ -449,20 +448,3 @@ def _statistics(known: _Known, index: Tensor, sums: list[Tensor], shares: _Share
     # Which of nan or infinite logits is the largest says nothing.
     correct = (index == target) & rest.isfinite()
     return [known.maximum + log_rest, log_probability, correct, log_rest - weighted / (1 + rest)]
-
-
-def _check_second_derivative(options: Any) -> None:
-    """Where only some processes have something to differentiate, the others would wait for them for ever."""
-    if options.uneven and torch.is_grad_enabled():
-        raise RuntimeError(
-            "The class-parallel losses have a second derivative only if a tensor that is split requires grad in all "
-            "processes or in none, but here it requires grad in some of them. Let it require grad in each process, or "
-            "leave create_graph out."
-        )
-
-
-def _no_vmap(name: str) -> RuntimeError:
-    return RuntimeError(
-        f"{name}: vmap is not supported, as the processes would map over their own parts of different sizes. Call it "
-        "with more rows."
-    )

@@ -8,11 +8,10 @@ from typing import Any, Literal, overload
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchlosses import _validation
 from torchlosses._declare import autocast_enabled, result_dtype
-from torchlosses._module import LossModule
 from torchlosses._options import RowStatistics, statistics_of
 from torchlosses._rows import compute_dtype, from_rows, indices_to_rows, row_shape, to_rows
 from torchlosses.cross_entropy import cross_entropy
@@ -22,6 +21,7 @@ from torchlosses.kernels.linear import default_block_rows
 from torchlosses.linear_cross_entropy import LowRank, linear_cross_entropy
 
 _STATISTICS = len(RowStatistics._fields)
+_of_whole: Any = cross_entropy
 
 
 @overload
@@ -169,7 +169,7 @@ def class_parallel_cross_entropy(
     name = "class_parallel_cross_entropy"
     if _dtensors.any_of(input, target, weight, sample_weight, normalizer):
         _dtensors.check_split(name, group, input, "input", min(1, input.dim() - 1))
-        return cross_entropy(
+        return _of_whole(
             input, target, weight, reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
             normalizer=normalizer, sample_weight=sample_weight, empty=empty, z_loss=z_loss, logit_scale=logit_scale,
             logit_softcap=logit_softcap, loss_dtype=loss_dtype, return_stats=return_stats, gradient=gradient,
@@ -476,7 +476,9 @@ def _settings(
     dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
     if weight is not None:
         autocast = autocast_enabled(input.device)
-        _validation.check_weight_of_classes(weight.shape[0] if weight.dim() else 0, input.dtype, indices, weight, autocast, function)
+        _validation.check_weight_of_classes(
+            weight.shape[0] if weight.dim() else 0, input.dtype, indices, weight, autocast, function
+        )
         dtype = torch.promote_types(dtype, weight.dtype)
     if sample_weight is not None:
         _validation.check_sample_weight(function, sample_weight, shape)

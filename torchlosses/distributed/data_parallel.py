@@ -94,28 +94,28 @@ def _own(
     _validation.check_tensors(name, target=target)
     if _dtensors.any_of(target, weight, sample_weight):
         raise ValueError(
-            f"{name}: target, weight and sample_weight are each process's own, but a DTensor stands for all of them: the "
-            "losses divide by the whole's denominator themselves, so leave normalizer out. For a loss of each process's "
-            "own rows, give target.to_local()."
+            f"{name}: expected each process's own target, weight and sample_weight, but got a DTensor, which stands "
+            "for those of all: a loss of DTensors divides by the whole's denominator by itself, so leave normalizer "
+            "out. For a loss of each process's own rows, give target.to_local()."
         )
     shape, probabilities = target.shape, target.is_floating_point()
     if probabilities:
         if dim is None:
             if target.dim() > 2:
                 raise ValueError(
-                    f"{name}: dim must say which dimension of target, of shape {tuple(shape)}, has the classes: 1 as in "
-                    "cross_entropy, or -1 as in linear_cross_entropy."
+                    f"{name}: dim must say which dimension of target, of shape {tuple(shape)}, has the classes: 1 as "
+                    "in cross_entropy, or -1 as in linear_cross_entropy."
                 )
             dim = -1
-        dim = _validation.check_dimension(name, target, dim)
-        shape = torch.Size([*shape[:dim], *shape[dim + 1 :]])
+        classes = _validation.check_dimension(name, target, dim)
+        shape = torch.Size([*shape[:classes], *shape[classes + 1 :]])
     if sample_weight is not None:
         _validation.check_sample_weight(name, sample_weight, shape)
         sample_weight = sample_weight.expand(shape)
     if probabilities:
         if sample_weight is not None:
             return sample_weight.to(wide).sum()
-        return torch.tensor(shape.numel() if target.shape[dim] else 0)
+        return torch.tensor(shape.numel() if target.numel() else 0)
     if sample_weight is not None:
         sample_weight = sample_weight.to(wide)
     own = class_indices_denominator(target.to(torch.int64), weight, sample_weight, ignore_index, wide)
