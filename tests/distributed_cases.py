@@ -17,11 +17,19 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from torchlosses import cross_entropy, linear_cross_entropy
+from torchlosses import (
+    binary_cross_entropy_with_logits,
+    cee_loss,
+    cross_entropy,
+    huber_loss,
+    linear_cross_entropy,
+    mse_loss,
+    smooth_l1_loss,
+)
 from torchlosses.distributed import (
     _agreement,
     class_parallel_cross_entropy,
@@ -357,6 +365,130 @@ def check_dtensor(rank: int, processes: int) -> None:
         other = distribute_tensor(tensors["logits"], mesh, [placement])
         with pytest.raises(ValueError, match=r"expected a DTensor with Shard\(1\)"):
             class_parallel_cross_entropy(other, tensors["target"])
+
+
+def as_dtensor(tensor: Tensor, mesh: Any, placements: Any) -> Tensor:
+    """A leaf that lies like this; plain where there are no placements, and with Partial a part in each process."""
+    if placements is None:
+        leaf = tensor.clone()
+    elif Partial() in placements:
+        leaf = DTensor.from_local(tensor / mesh.size(), mesh, placements)
+    else:
+        leaf = distribute_tensor(tensor, mesh, placements)
+    return leaf.requires_grad_(tensor.is_floating_point())
+
+
+def whole(tensor: Any) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def compare_dtensors(function: Any, tensors: dict[str, Tensor], lie: dict[str, Any], mesh: Any, **given: Any) -> None:
+    """A loss of DTensors and plain tensors against the same of plain ones: values, placements, two derivatives."""
+    ours = {name: as_dtensor(tensor, mesh, lie.get(name)) for name, tensor in tensors.items()}
+    plain = {name: as_dtensor(tensor, mesh, None) for name, tensor in tensors.items()}
+    loss, expected = function(**ours, **given), function(**plain, **given)
+    if isinstance(loss, tuple):
+        for field, truth in zip(loss[1], expected[1], strict=True):
+            assert_close(whole(field), truth)
+        loss, expected = loss[0], expected[0]
+    assert isinstance(loss, DTensor)
+    assert_close(whole(loss), expected)
+    if not loss.dim():
+        assert all(placement == Replicate() for placement in loss.placements)
+        assert_close(loss.to_local(), expected)
+    elif function is not linear_cross_entropy and loss.dim() < tensors["input"].dim() and lie["input"][0] == Shard(0):
+        assert loss.placements[0] == Shard(0)
+    names = [name for name in ours if ours[name].requires_grad]
+    incoming = torch.linspace(0.5, 2, expected.numel(), dtype=torch.float64).reshape(expected.shape)
+    total, truth = (loss * distribute_tensor(incoming, mesh, loss.placements)).sum(), (expected * incoming).sum()
+    total = total.redistribute(placements=[Replicate()] * mesh.ndim) if isinstance(total, DTensor) else total
+    partial = {name for name in names if lie.get(name) is not None and Partial() in lie[name]}
+    # PyTorch adds no penalty on a plain tensor's gradient to one on a DTensor's.
+    orders = 2 if not partial and all(isinstance(ours[name], DTensor) for name in names) else 1
+    found = derivatives(total, [ours[name] for name in names], orders)
+    for position, (gradient, right) in enumerate(
+        zip(found, derivatives(truth, [plain[name] for name in names], orders), strict=True)
+    ):
+        name = names[position % len(names)]
+        if name in partial:
+            continue
+        if isinstance(ours[name], DTensor):
+            assert isinstance(gradient, DTensor)
+            assert position >= len(names) or gradient.placements == ours[name].placements  # type: ignore[attr-defined]
+        assert_close(whole(gradient), right, msg=lambda message, name=name: f"{function} {name} {lie}: {message}")
+
+
+def check_every_loss_of_dtensors(rank: int, processes: int) -> None:
+    """Rows and classes split over one dimension of a mesh or two, in every loss, evenly or not."""
+    one, two = init_device_mesh("cpu", (processes,)), None
+    meshes: list[tuple[Any, list[Any]]] = [(one, [[Shard(0)], [Replicate()], [Shard(1)], [Partial()]])]
+    if processes == 4:
+        two = init_device_mesh("cpu", (2, 2))
+        names = [(Shard(0), Shard(1)), (Shard(0), Replicate()), (Shard(1), Shard(0)), (Shard(0), Shard(0))]
+        meshes = [(two, [list(placements) for placements in names]), (one, meshes[0][1][:1])]
+    tensors = drawn("ignored")
+    logits, samples, indices = tensors["logits"], tensors["sample_weight"], tensors["target"]
+    probabilities = drawn("probability")["target"]
+    images, of_images = (drawn("ignored", (2, 3))[name] for name in ("logits", "target"))
+    for mesh, each in meshes:
+        everywhere = [Replicate()] * mesh.ndim
+        for lie in each:
+            rows = [placement if placement == Shard(0) else Replicate() for placement in lie]
+            elements = {"input": logits, "target": probabilities}
+            compare_dtensors(mse_loss, elements, {"input": lie, "target": lie}, mesh)
+            compare_dtensors(mse_loss, {**elements, "sample_weight": samples}, {"input": lie}, mesh, reduction="sum")
+            weighted = {**elements, "weight": probabilities + 1}
+            compare_dtensors(mse_loss, weighted, {"input": lie, "target": rows, "weight": everywhere}, mesh)
+            for function in (huber_loss, smooth_l1_loss, binary_cross_entropy_with_logits):
+                compare_dtensors(function, elements, {"input": lie, "target": lie}, mesh)
+            compare_dtensors(huber_loss, elements, {"input": lie, "target": rows}, mesh, reduction="none")
+            if Partial() not in lie:
+                either = {"input": probabilities, "target": logits.softmax(1)}
+                compare_dtensors(cee_loss, either, {"input": lie, "target": lie}, mesh)
+                compare_dtensors(cee_loss, {**either, "target": indices.abs() % CLASSES}, {"input": lie}, mesh)
+            full = {"input": logits, "target": indices, "weight": tensors["weight"], "sample_weight": samples}
+            options: dict[str, Any] = {"label_smoothing": 0.2, "z_loss": 0.1, "logit_softcap": 1.5}
+            placed = {"input": lie, "target": rows, "weight": everywhere, "sample_weight": rows}
+            compare_dtensors(cross_entropy, full, placed, mesh, **options, return_stats=True)
+            compare_dtensors(cross_entropy, full, {"input": lie}, mesh, **options, reduction="none")
+            soft = {"input": logits, "target": probabilities, "normalizer": torch.tensor(3.0).double()}
+            compare_dtensors(cross_entropy, soft, {"input": lie, "target": rows, "normalizer": everywhere}, mesh)
+            compare_dtensors(cross_entropy, {"input": images, "target": of_images}, {"input": lie}, mesh)
+            layer = {"input": tensors["input"], "linear_weight": tensors["linear_weight"], "target": indices}
+            biased = {**layer, "linear_bias": tensors["linear_bias"]}
+            for of_layer in each:
+                compare_dtensors(linear_cross_entropy, biased, {"input": lie, "linear_weight": of_layer}, mesh)
+            compare_dtensors(linear_cross_entropy, layer, {"linear_weight": lie}, mesh, reduction="none")
+    if two is not None:
+        # Rows split over one dimension and the classes of the layer over the other.
+        lie = {"input": [Shard(0), Replicate()], "target": [Shard(0), Replicate()]}
+        lie |= {"linear_weight": [Replicate(), Shard(0)], "linear_bias": [Replicate(), Shard(0)]}
+        for reduction in ("mean", "none"):
+            compare_dtensors(linear_cross_entropy, biased, lie, two, return_stats=True, reduction=reduction)
+            compare_dtensors(class_parallel_linear, biased, lie, two, reduction=reduction)
+    if processes == 1:
+        return
+    wrong = indices.clone()
+    wrong[-1] = CLASSES
+    bad = distribute_tensor(wrong, one, [Shard(0)])
+    last = rank == processes - 1
+    message = raised(
+        IndexError if last else RuntimeError, lambda: cross_entropy(as_dtensor(logits, one, [Shard(0)]), bad)
+    )
+    assert last or "rows of another process are wrong" in message
+    for calls, error, match in (
+        (lambda: global_normalizer(bad), ValueError, "give target.to_local"),
+        (lambda: class_parallel_cross_entropy(logits, bad), ValueError, "but got a plain tensor"),
+        (lambda: cross_entropy(as_dtensor(logits, one, [Shard(0)]), indices[:2]), ValueError, "batch_size"),
+    ):
+        with pytest.raises(error, match=match):
+            calls()
+
+
+def class_parallel_linear(**tensors: Any) -> Any:
+    """That of DTensors, and for plain tensors the loss of one process."""
+    split = any(isinstance(tensor, DTensor) for tensor in tensors.values())
+    return (class_parallel_linear_cross_entropy if split else linear_cross_entropy)(**tensors)
 
 
 def check_against_loss_parallel(rank: int, processes: int) -> None:
@@ -825,6 +957,7 @@ CHECKS = [
     check_forward_mode,
     check_who_requires_grad,
     check_dtensor,
+    check_every_loss_of_dtensors,
     check_against_loss_parallel,
     check_corners,
     check_precision,

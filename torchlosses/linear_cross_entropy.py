@@ -456,7 +456,7 @@ def linear_cross_entropy(
     loss = (loss.reshape(shape) if reduction == "none" else loss).to(dtype)
     if not return_stats:
         return loss
-    found = torch.stack([state for _, state in results], -1).reshape(-1, *shape)
+    found = torch.stack([state for _, state in results], -1).reshape(len(RowStatistics._fields), *shape)
     return loss, statistics_of(found.unbind())
 
 
