@@ -41,6 +41,7 @@ names is gone.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_type_hints
@@ -77,6 +78,8 @@ _SCHEMA_TYPES = {
     torch.dtype: "ScalarType",
 }
 
+# Tensors of several processes, by the name of their class, and who computes a loss of them: loaded when one is seen.
+_TAKEN_OVER = {"DTensor": "torchlosses.distributed._dtensors"}
 
 # Where the package is imported a second time in one process, the operators of the first are replaced.
 if (_former := getattr(torch.ops.torchlosses, "library_in_use", None)) is not None:
@@ -245,7 +248,7 @@ class Loss:
         cls.backward_operator = _define(
             f"{cls.name}_backward",
             f"(Tensor grad_output, {own}{state}, {record}) -> " + (gradients if cls.derived == 1 else f"({gradients})"),
-            lambda g, *a: cls.kernels.backward(cls, g, a[:n], cls.options(*a[m:])),
+            lambda g, *a: cls.kernels.backward(cls, g, a[:n], cls.options(*a[m:]), *a[n:m]),
             lambda g, *a: cls._fake_gradients(a[:n], cls.options(*a[m:])),
             lambda info, dims, *a: cls._fold_backward(info, dims, a[: 1 + m], cls.options(*a[1 + m :])),
             _Rules(cls.options, 1 + n, m - n, cls._gradient_of_rows, None),
@@ -254,7 +257,7 @@ class Loss:
             cls.backward_operator_ = _define(
                 f"{cls.name}_backward_",
                 f"(Tensor grad_output, Tensor(a!) gradient, {own}{state}, {record}) -> ()",
-                lambda g, out, *a: cls.kernels.backward_(cls, g, out, a[:n], cls.options(*a[m:])),
+                lambda g, out, *a: cls.kernels.backward_(cls, g, out, a[:n], cls.options(*a[m:]), *a[n:m]),
                 lambda *a: None,
                 None,
                 None,
@@ -264,6 +267,9 @@ class Loss:
     @classmethod
     def apply(cls, *tensors: Tensor | None, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
         """The loss, and the rows' state (None where nothing is kept of it)."""
+        for tensor in (*tensors, normalizer):
+            if type(tensor) is not Tensor and (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
+                return importlib.import_module(module).apply(cls, tensors, normalizer, options)
         if options.reduction == "mean":
             if normalizer is None:
                 normalizer = cls.denominator(*tensors, options)
@@ -524,6 +530,47 @@ def _define(
     return operator
 
 
+def define_linear(
+    name: str, schema: str, kernel: Callable[..., Tensor], transpose: Callable[..., Tensor] | None
+) -> Callable[..., Tensor]:
+    """An operator that is linear in its first argument, the only tensor, and gives a tensor of the same shape.
+
+    Its derivative along a direction is itself, and `transpose(grad, *others)` gives the gradient by the first argument.
+    Where there is no such function it has no derivative.
+    """
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    operator = getattr(torch.ops.torchlosses, name).default
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"torchlosses::{name}", lambda tensor, *_: tensor.new_empty(tensor.shape), lib=LIBRARY)
+
+    def forward(ctx: Any, tensor: Tensor, *others: Any) -> Tensor:
+        ctx.others = others
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
+            return operator(tensor, *others)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        assert transpose is not None
+        return transpose(grad, *ctx.others), *(None,) * len(ctx.others)
+
+    @forward_ad_rule
+    def jvp(ctx: Any, saved: tuple[Any, ...], tangent: Tensor, *_: None) -> Tensor:
+        return operator(tangent, *ctx.others)
+
+    methods = {"forward": forward, "backward": backward, "jvp": jvp}
+    methods["_compiled_autograd_key"] = Function._compiled_autograd_key
+    function: Any = type(name, (_SingleLevelFunction,), {key: staticmethod(value) for key, value in methods.items()})
+
+    def autograd(*arguments: Any) -> Tensor:
+        if transpose is None or not recording():
+            with _below_autograd():
+                return operator(*arguments)
+        with enable_single_level_autograd_function():
+            return function.apply(*arguments)
+
+    LIBRARY.impl(name, autograd, "Autograd")
+    return operator
+
+
 def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Autocast chose the dtype of the loss before the operator ran; it must not change the operator's own steps."""
 
@@ -634,7 +681,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
     def forward(ctx: Any, *arguments: Any) -> Any:
         *tensors, options = arguments
         if options.gradients:
-            wanted = options.reduction != "none" and not _saved_tensors_have_hooks()
+            wanted = options.reduction != "none" and not saved_tensors_have_hooks()
             bits = 0
             if wanted:
                 needed = ctx.needs_input_grad
@@ -712,7 +759,7 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _saved_tensors_have_hooks() -> bool:
+def saved_tensors_have_hooks() -> bool:
     """In a checkpointed forward, for one: nobody wants what is computed there ahead of time."""
     return not torch.compiler.is_compiling() and _autograd._top_saved_tensors_default_hooks(True) is not None
 
@@ -746,7 +793,7 @@ def _pulled_back(
 
 def vjp(function: Callable[..., Any], *values: Any) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
     """As `torch.func.vjp`, also where tensors are saved with hooks, which torch.func does not support."""
-    if transforms_active() or not _saved_tensors_have_hooks():
+    if transforms_active() or not saved_tensors_have_hooks():
         return torch.func.vjp(function, *values)[:2]
     with torch.enable_grad():
         # An alias of each, so that nothing further back is reached.

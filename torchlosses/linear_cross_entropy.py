@@ -74,49 +74,51 @@ class LinearCrossEntropy(Loss):
     derived = 5
     kernels = linear
     scales = True
+    of_logits: type[CrossEntropy] = CrossEntropy
+    split = False  # whether each process has some of the classes
 
-    @staticmethod
-    def forward(*tensors_and_options: Any) -> tuple[Tensor, Tensor]:
+    @classmethod
+    def forward(cls, *tensors_and_options: Any) -> tuple[Tensor, Tensor]:
         """The rows' losses and statistics, a block of rows at a time."""
         *tensors, options = tensors_and_options
-        inner, compute = _inner_options(tensors, options)
-        fields = LinearCrossEntropy.state_fields(options)
+        inner, compute = cls._inner_of_block(tensors, options)
+        fields = cls.state_fields(options)
 
         def of_block(target: Tensor, sample_weight: Any, weight: Any, *operands: Any) -> tuple[Tensor, ...]:
-            sample_weight, x, *shared = _visible(target, sample_weight, weight, operands, options)
-            losses, state = CrossEntropy.forward(
-                _logits(x, *shared, options).to(compute), target, weight, sample_weight, inner
-            )
-            return losses, *(state[2:].unbind() if fields else ())
+            sample_weight, *visible = cls._visible(target, sample_weight, weight, operands, options)
+            y = _logits(*visible, options).to(compute)
+            losses, state = cls.of_logits.forward(y, target, weight, sample_weight, inner)
+            return losses, *(state[-fields:].unbind() if fields else ())
 
         losses, *found = _over_row_blocks(of_block, tensors, options, (), 1 + fields, 0, fields)
         return losses, torch.stack(found) if found else losses.new_empty((0, losses.shape[0]))
 
-    @staticmethod
-    def backward(grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
+    @classmethod
+    def backward(cls, grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
         """The gradients by x, W, b, A and B, a block of rows at a time."""
         *tensors, options = tensors_and_options
-        inner, compute = _inner_options(tensors, options._replace(statistics=False))
+        inner, compute = cls._inner_of_block(tensors, options._replace(statistics=False))
         scale, dtype = options.low_rank_scale, options.product_dtype
         wanted = [place for place in range(5) if options.gradients >> place & 1]
 
         def of_block(g: Tensor, target: Tensor, sample_weight: Any, weight: Any, *operands: Any) -> tuple[Tensor, ...]:
-            sample_weight, *visible = _visible(target, sample_weight, weight, operands, options)
-            x, linear_weight, linear_bias, a, b = visible
-            y = _logits(x, linear_weight, linear_bias, a, b, options)
-            by_logits = CrossEntropy.backward(g, y.to(compute), target, weight, sample_weight, inner)
+            sample_weight, *visible = cls._visible(target, sample_weight, weight, operands, options)
+            x, linear_weight, _, a, b = visible
+            y = _logits(*visible, options).to(compute)
+            by_logits = cls.of_logits.backward(g, y, target, weight, sample_weight, inner)
             narrow = by_logits.to(dtype)
             found: list[Any] = [None] * 5
             if 0 in wanted:
                 found[0] = narrow @ linear_weight
                 if a is not None:
                     found[0] = found[0] + scale * ((narrow @ b) @ a)
+                found[0] = cls.summed(found[0], options)
             if 1 in wanted:
                 found[1] = narrow.t() @ x
             if 2 in wanted:
                 found[2] = by_logits.sum(0)
             if 3 in wanted:
-                found[3] = scale * ((narrow @ b).t() @ x)
+                found[3] = cls.summed(scale * ((narrow @ b).t() @ x), options)
             if 4 in wanted:
                 found[4] = scale * (narrow.t() @ (x @ a.t()))
             return tuple(found[place] for place in wanted)
@@ -129,10 +131,46 @@ class LinearCrossEntropy(Loss):
             gradients[place] = gradient
         return tuple(gradients)
 
-    @staticmethod
-    def inner(options: Any) -> _inner.Options:
+    @classmethod
+    def inner(cls, options: Any) -> Any:
         """The options of the cross-entropy."""
-        return _inner.Options(*options[: len(_INNER)])
+        inner = cls.of_logits.options
+        return inner(*options[: len(inner._fields)])
+
+    @classmethod
+    def _inner_of_block(cls, tensors: Sequence[Any], options: Any) -> tuple[Any, torch.dtype]:
+        """The options of the cross-entropy of a block, and the dtype it is computed in."""
+        input, linear_weight, *_, target, weight, _ = tensors
+        compute = compute_dtype(input, linear_weight, target, weight)
+        return cls.inner(options)._replace(reduction="none", dtype=compute, gradients=0), compute
+
+    @classmethod
+    def _visible(
+        cls, target: Tensor, sample_weight: Any, weight: Any, operands: Sequence[Any], options: Any
+    ) -> list[Any]:
+        """The sample weights, and the operands in the dtype of the product.
+
+        Both with zeros in rows that leave no trace and are not finite.
+        """
+        x, linear_weight, linear_bias, a, b = operands
+        without = cls.without_trace(target, weight, sample_weight, options)
+        if without is not None:
+            hidden = without & x.isfinite().all(1).logical_not()
+            x = x.masked_fill(hidden.unsqueeze(1), 0)
+            sample_weight = None if sample_weight is None else sample_weight.masked_fill(hidden, 0)
+        x, a = cls.entering(x, options), None if a is None else cls.entering(a, options)
+        operands = (x, linear_weight, linear_bias, a, b)
+        return [sample_weight, *(None if t is None else t.to(options.product_dtype) for t in operands)]
+
+    @staticmethod
+    def entering(tensor: Tensor, options: Any) -> Tensor:
+        """What each process has, for use with what one has: its gradient is a sum over the processes."""
+        return tensor
+
+    @staticmethod
+    def summed(tensor: Tensor, options: Any) -> Tensor:
+        """The sum over the processes that have the classes."""
+        return tensor
 
     @staticmethod
     def rows(input: Tensor) -> Sequence[int]:
@@ -184,27 +222,6 @@ class LinearCrossEntropy(Loss):
             if weight is not None and weight.numel() and not options.label_smoothing:
                 found = found | (weight[target.masked_fill(ignored, 0)] == 0)
         return found
-
-
-def _inner_options(tensors: Sequence[Any], options: Any) -> tuple[_inner.Options, torch.dtype]:
-    """Those of the cross-entropy of a block, and the dtype it is computed in."""
-    input, linear_weight, *_, target, weight, _ = tensors
-    compute = compute_dtype(input, linear_weight, target, weight)
-    return LinearCrossEntropy.inner(options)._replace(reduction="none", dtype=compute, gradients=0), compute
-
-
-def _visible(target: Tensor, sample_weight: Any, weight: Any, operands: Sequence[Any], options: Any) -> list[Any]:
-    """The sample weights, and the operands in the dtype of the product.
-
-    Both with zeros in rows that leave no trace and are not finite.
-    """
-    x, *shared = operands
-    without = LinearCrossEntropy.without_trace(target, weight, sample_weight, options)
-    if without is not None:
-        hidden = without & x.isfinite().all(1).logical_not()
-        x = x.masked_fill(hidden.unsqueeze(1), 0)
-        sample_weight = None if sample_weight is None else sample_weight.masked_fill(hidden, 0)
-    return [sample_weight, *(None if t is None else t.to(options.product_dtype) for t in (x, *shared))]
 
 
 def _logits(x: Tensor, linear_weight: Tensor, linear_bias: Any, a: Any, b: Any, options: Any) -> Tensor:
@@ -496,7 +513,7 @@ def linear_cross_entropy(
     loss = (loss.reshape(shape) if reduction == "none" else loss).to(dtype)
     if not return_stats:
         return loss
-    found = torch.stack([state for _, state in results], -1).reshape(-1, *shape)
+    found = torch.stack([state for _, state in results], -1).reshape(len(RowStatistics._fields), *shape)
     return loss, statistics_of(found.unbind())
 
 
