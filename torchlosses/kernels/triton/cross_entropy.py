@@ -76,18 +76,15 @@ def _run(
     probabilities = target.dim() == input.dim()
     adjacent = classes == 1 or input.stride(1) == 1 and (gradient is None or gradient.stride(1) == 1)
     along_rows = adjacent and classes > launches.SHORT
-    # Two dimensions of rows: tiles have the inner one's neighbours.
-    order = (0, 2)
-    if not along_rows and (positions == 1 or (samples > positions and _step(input, 2) != 1)):
-        order = (2, 0)
-    outer, inner = (_size(input, dimension) for dimension in order)
+    order = (0, 2) if along_rows else row_order(input, adjacent)
+    outer, inner = (size_along(input, dimension) for dimension in order)
 
     alone = total * classes <= launches.SMALL
     mean = reduction == "mean" and normalizer is None
     counted = mean and not probabilities
     held = grad_output is not None and bool(options.gradients & 1)
     counts, parts = None, 1
-    target_steps = _row_steps(target, order, probabilities)
+    target_steps = row_steps(target, order, probabilities)
     if counted and not alone:
         parts = launches.parts_of(total)
         counts = torch.empty(parts, dtype=torch.int64, device=device)
@@ -117,17 +114,17 @@ def _run(
         options.label_smoothing, options.z_loss, options.logit_scale, options.logit_softcap or 1.0, options.empty,
     )  # fmt: skip
     weight_step = 0 if weight is None else weight.stride(0)
-    sample_steps = _row_steps(sample_weight, order, False)
-    grad_steps = _row_steps(grad_output, order, False) if reduction == "none" else (0, 0)
-    gradient_steps = (0, 0) if gradient is None else _row_steps(gradient, order, True)
-    input_steps = _row_steps(input, order, True)
+    sample_steps = row_steps(sample_weight, order, False)
+    grad_steps = row_steps(grad_output, order, False) if reduction == "none" else (0, 0)
+    gradient_steps = row_steps(gradient, order, True)
+    input_steps = row_steps(input, order, True)
 
     if along_rows:
-        vector = launches.VECTOR // input.element_size()
-        offset = input.data_ptr() // input.element_size() % vector
+        vector = launches.VECTOR // input.elementsize_along()
+        offset = input.data_ptr() // input.elementsize_along() % vector
         aligned = not any(number % vector for number in (offset, classes, *input_steps))
         choice = launches.rows(
-            device, total, classes, input.element_size(), aligned, gradient is not None, loss is not None
+            device, total, classes, input.elementsize_along(), aligned, gradient is not None, loss is not None
         )
         programs, warps = choice.programs, choice.warps
     else:
@@ -176,16 +173,25 @@ def _run(
         )  # fmt: skip
 
 
-def _size(tensor: Tensor, dimension: int) -> int:
+def size_along(tensor: Tensor, dimension: int) -> int:
+    """The size of a dimension, 1 where there is none."""
     return tensor.shape[dimension] if dimension < tensor.dim() else 1
+
+
+def row_order(input: Tensor, adjacent: bool) -> tuple[int, int]:
+    """The dimensions of rows, outer and inner; a tile has neighbours along the inner one."""
+    samples, positions = input.shape[0], size_along(input, 2)
+    if positions == 1 or (samples > positions and (adjacent or input.stride(2) != 1)):
+        return 2, 0
+    return 0, 2
 
 
 def _step(tensor: Tensor, dimension: int) -> int:
     """The stride, 0 where there is nothing to step to."""
-    return tensor.stride(dimension) if _size(tensor, dimension) > 1 else 0
+    return tensor.stride(dimension) if size_along(tensor, dimension) > 1 else 0
 
 
-def _row_steps(tensor: Tensor | None, order: tuple[int, ...], has_classes: bool) -> tuple[int, ...]:
+def row_steps(tensor: Tensor | None, order: tuple[int, ...], has_classes: bool) -> tuple[int, ...]:
     """The strides along the outer and the inner dimension of rows."""
     if tensor is None:
         return (0, 0)
@@ -194,9 +200,9 @@ def _row_steps(tensor: Tensor | None, order: tuple[int, ...], has_classes: bool)
 
 def _alike(input: Tensor, other: Tensor, vector: int) -> int:
     """The bytes on whose boundaries the other tensor's rows begin where the input's whole vectors do; 0 if not so."""
-    size = other.element_size()
+    size = other.elementsize_along()
     together = min(vector, launches.VECTOR // size)
-    distances = [input.data_ptr() // input.element_size() - other.data_ptr() // size]
+    distances = [input.data_ptr() // input.elementsize_along() - other.data_ptr() // size]
     distances += [_step(input, dimension) - _step(other, dimension) for dimension in (0, 2)]
     if other.stride(1) != 1 or other.data_ptr() % size or any(distance % together for distance in distances):
         return 0

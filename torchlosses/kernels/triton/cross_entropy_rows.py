@@ -16,11 +16,14 @@ import triton.language as tl
 from torchlosses.kernels.triton.functions import (
     accumulated,
     denominator,
+    ends,
     exponentials,
+    fast_exp,
     logits,
     merged,
     nothing_yet,
     number,
+    places,
     quotient,
     row_gradient,
     row_loss,
@@ -29,25 +32,8 @@ from torchlosses.kernels.triton.functions import (
     seeded,
     share_of_mean,
     shares,
-    fast_exp,
 )
 from torchlosses.kernels.triton.reduction import counted
-
-
-@triton.jit
-def places(start, GROUPS: tl.constexpr, VEC: tl.constexpr):
-    return start + tl.arange(0, GROUPS)[:, None] * VEC + tl.arange(0, VEC)[None, :]
-
-
-@triton.jit
-def ends(shift, end, VEC: tl.constexpr):
-    """The places of a row before its first whole vector and behind its last one, and which of them it has."""
-    low = (shift + VEC - 1) // VEC * VEC
-    high = end // VEC * VEC
-    lane = tl.arange(0, VEC)[None, :]
-    behind = tl.arange(0, 2)[:, None] == 1
-    place = tl.where(behind, high + lane, lane)
-    return place, tl.where(behind, (place >= low) & (place < end), (place >= shift) & (place < low) & (place < end))
 
 
 @triton.jit

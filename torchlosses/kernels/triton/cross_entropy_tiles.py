@@ -235,8 +235,8 @@ def tiles_kernel(
                     gradient = tl.where(c.to(tl.int64)[None, :] == target[:, None], special[:, None], gradient)
                 gradient = gradient * (slope * row_scale[:, None])
                 stored = scaled(tl.where(active[:, None], gradient, 0.0), factor, DTYPE, UNIT_FIRST)
-                at = gradient_rows[:, None] + (c * gradient_class)[None, :]
-                tl.store(at, stored, mask=exists[:, None] & (c < classes)[None, :])
+                gradient_tile = gradient_rows[:, None] + (c * gradient_class)[None, :]
+                tl.store(gradient_tile, stored, mask=exists[:, None] & (c < classes)[None, :])
 
     if FORWARD and REDUCTION != "none":
         if ALONE:

@@ -24,6 +24,23 @@ def number(value, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def places(start, GROUPS: tl.constexpr, VEC: tl.constexpr):
+    """The places of a tile [GROUPS, VEC] of neighbours."""
+    return start + tl.arange(0, GROUPS)[:, None] * VEC + tl.arange(0, VEC)[None, :]
+
+
+@triton.jit
+def ends(shift, end, VEC: tl.constexpr):
+    """The places of a row, or run, from `shift` to `end` before its first whole vector and behind its last one, and which of them it has."""
+    low = (shift + VEC - 1) // VEC * VEC
+    high = end // VEC * VEC
+    lane = tl.arange(0, VEC)[None, :]
+    behind = tl.arange(0, 2)[:, None] == 1
+    place = tl.where(behind, high + lane, lane)
+    return place, tl.where(behind, (place >= low) & (place < end), (place >= shift) & (place < low) & (place < end))
+
+
+@triton.jit
 def fast_exp(x):
     """exp(x) by the device's own exp2: as good as x is small, and the fastest."""
     return tl.exp(x) if x.dtype == tl.float64 or INTERPRETED else tl.exp2(x * LOG2E)
@@ -33,13 +50,14 @@ def fast_exp(x):
 def accurate_exp(x):
     """exp(x), right to a few units in the last place for every x: what rounding took from x log2(e) is put back."""
     if x.dtype == tl.float64 or INTERPRETED:
-        return tl.exp(x)
-    power = x * LOG2E
-    remainder = tl.fma(x, LOG2E, -power) + x * LOG2E_LOW
-    # Beyond that the result is 0 or inf, and inf - inf would make it nan.
-    remainder = tl.where(tl.abs(power) < 200.0, remainder, 0.0)
-    result = tl.exp2(power)
-    return tl.where(tl.abs(power) < 200.0, tl.fma(result, remainder * LN2, result), result)
+        result = tl.exp(x)
+    else:
+        power = x * LOG2E
+        remainder = tl.fma(x, LOG2E, -power) + x * LOG2E_LOW
+        result = tl.exp2(power)
+        # Beyond that the result is 0 or inf, and inf - inf would make it nan.
+        result = tl.where(tl.abs(power) < 200.0, tl.fma(result, remainder * LN2, result), result)
+    return result
 
 
 @triton.jit
@@ -49,11 +67,13 @@ def exponentials(x, shift, along_shift):
     exp2(x log2(e) - s) with s = shift log2(e) rounded; exp2 of what the rounding took is the same for the whole group.
     """
     if x.dtype == tl.float64 or INTERPRETED:
-        return tl.exp(x - along_shift), tl.full(shift.shape, 1.0, x.dtype)
-    top = shift * LOG2E
-    lost = tl.fma(shift, LOG2E, -top) * LN2
-    # exp(-lost), which is next to 1; what is infinite stays so in the exponentials themselves.
-    return tl.exp2(tl.fma(x, LOG2E, -(along_shift * LOG2E))), 1.0 - lost * (1.0 - 0.5 * lost)
+        e = tl.exp(x - along_shift)
+        correction = tl.zeros_like(shift) + 1.0
+    else:
+        lost = tl.fma(shift, LOG2E, -(shift * LOG2E)) * LN2
+        e = tl.exp2(tl.fma(x, LOG2E, -(along_shift * LOG2E)))
+        correction = 1.0 - lost * (1.0 - 0.5 * lost)  # exp(-lost), next to 1
+    return e, correction
 
 
 @triton.jit
@@ -98,10 +118,12 @@ def logits(x, logit_scale, logit_softcap, SCALED: tl.constexpr, CAPPED: tl.const
     """y = logit_scale x, then c tanh(y / c); and dy / dx, as one number where it is the same for all."""
     if CAPPED:
         bent = tanh(x * (logit_scale / logit_softcap))
-        return logit_softcap * bent, logit_scale * (1.0 - bent * bent)
-    if SCALED:
-        return x * logit_scale, logit_scale
-    return x, logit_scale
+        y, slope = logit_softcap * bent, logit_scale * (1.0 - bent * bent)
+    elif SCALED:
+        y, slope = x * logit_scale, logit_scale
+    else:
+        y, slope = x, logit_scale
+    return y, slope
 
 
 @triton.jit

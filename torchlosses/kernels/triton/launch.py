@@ -7,6 +7,9 @@ under way stay in the second-level cache between the look that sums them and the
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -61,11 +64,36 @@ class Elements(NamedTuple):
     programs: int
 
 
-@functools.cache
+class Rehearsal(NamedTuple):
+    """What is done with kernels in place of starting them, and the device that tensors on `meta` stand for."""
+
+    start: Callable[[Any, int, int, tuple[Any, ...], dict[str, Any]], None]
+    device: Device
+
+
+_rehearsal: ContextVar[Rehearsal | None] = ContextVar("rehearsal", default=None)
+
+
+@contextmanager
+def rehearsing(rehearsal: Rehearsal) -> Iterator[None]:
+    """Kernels are handed to `rehearsal.start`, with the arguments and constants they would start with."""
+    token = _rehearsal.set(rehearsal)
+    try:
+        yield
+    finally:
+        _rehearsal.reset(token)
+
+
 def of_device(device: torch.device) -> Device:
-    """The properties of a GPU; for the interpreter's CPU few enough that its programs take several turns."""
-    if device.type == "cpu":
-        return Device(2, 32)
+    """What the tables depend on; for the interpreter's CPU few multiprocessors, so that its programs take several turns."""
+    if device.type == "meta" and (rehearsal := _rehearsal.get()) is not None:
+        return rehearsal.device
+    return Device(2, 32) if device.type == "cpu" else of_gpu(device)
+
+
+@functools.cache
+def of_gpu(device: torch.device) -> Device:
+    """The properties of a GPU."""
     properties = torch.cuda.get_device_properties(device)
     return Device(properties.multi_processor_count, 1024 // properties.warp_size)
 
@@ -111,14 +139,20 @@ def elements(device: torch.device, count: int, itemsize: int) -> Elements:
     return Elements(block, min(4, most_warps), min(-(-count // block), multiprocessors * 16))
 
 
+# Debugging is what makes Triton keep assertions; those of its own, of integers that overflow, are left out.
+_OPTIONS = {"debug": True, "sanitize_overflow": False}
+
+
 def launch(kernel: Any, device: torch.device, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
     """Start a kernel on the current stream of the device, whichever device is the current one."""
+    if (rehearsal := _rehearsal.get()) is not None:
+        rehearsal.start(kernel, max(programs, 1), warps, arguments, {**constants, **_OPTIONS})
+        return
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             launch(kernel, device, programs, warps, *arguments, **constants)
         return
-    # Debugging is what makes Triton keep assertions; those of its own, of integers that overflow, are left out.
-    kernel[(max(programs, 1),)](*arguments, num_warps=warps, debug=True, sanitize_overflow=False, **constants)
+    kernel[(max(programs, 1),)](*arguments, num_warps=warps, **constants, **_OPTIONS)
 
 
 def parts_of(count: int) -> int:
