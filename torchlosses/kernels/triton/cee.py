@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchlosses import _validation
 from torchlosses.kernels.triton import launch as launches
-from torchlosses.kernels.triton.cross_entropy import row_order, row_steps, size_along
+from torchlosses.kernels.triton.cross_entropy import row_order, row_steps, size_along, vector_of
 from torchlosses.kernels.triton.functions import denominator, log1p, number, quotient, scaled, share_of_mean
 from torchlosses.kernels.triton.launch import launch
 from torchlosses.kernels.triton.reduction import finish
@@ -40,11 +40,13 @@ def textbook_kernel(
     delta_value: "fp64", empty: "fp64",
     COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, WITHOUT_DELTA: tl.constexpr,
     FORWARD: tl.constexpr, GRADIENT: tl.constexpr, HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
+    ALIGNED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
     """Loss and gradient, or the gradient alone."""
     MEAN: tl.constexpr = REDUCTION == "mean"
     DTYPE: tl.constexpr = p_ptr.dtype.element_ty
+    if ALIGNED > 1:
+        classes = classes // ALIGNED * ALIGNED
     delta = number(delta_value, COMPUTE)
     rows = outer.to(tl.int64) * inner
     blocks = (inner + ROWS - 1) // ROWS
@@ -66,6 +68,10 @@ def textbook_kernel(
         active = exists
         p_rows = p_ptr + sample * p_outer + position * p_inner
         t_rows = target_ptr + sample * target_outer + position * target_inner
+        if ALIGNED > 1:
+            p_rows = tl.multiple_of(p_rows, 16)
+            if PROBABILITIES:
+                t_rows = tl.multiple_of(t_rows, 16)
         row_scale = tl.zeros([ROWS], COMPUTE) + unit
         if GRADIENT and REDUCTION == "none":
             at = grad_output_ptr + sample * grad_outer + position * grad_inner
@@ -93,6 +99,8 @@ def textbook_kernel(
         gradient_rows = gradient_ptr
         if GRADIENT:
             gradient_rows = gradient_ptr + sample * gradient_outer + position * gradient_inner
+            if ALIGNED > 1:
+                gradient_rows = tl.multiple_of(gradient_rows, 16)
         for first in range(0, classes if PROBABILITIES or GRADIENT else 0, CLASSES):
             c = first + lane
             valid = active[:, None] & (c < classes)[None, :]
@@ -214,7 +222,8 @@ def _run(
         COMPUTE=launches.compute_type(input, target, sample_weight)[1], REDUCTION=reduction, PROBABILITIES=probabilities,
         WITHOUT_DELTA=options.delta == 0, FORWARD=loss is not None, GRADIENT=gradient is not None,
         HELD=grad_output is not None and bool(options.gradients & 1),
-        UNIT_FIRST=grad_output is not None and launches.unit_first(input, reduction), ALONE=alone, WIDE=reach >= 2**31,
+        UNIT_FIRST=grad_output is not None and launches.unit_first(input, reduction), ALONE=alone,
+        ALIGNED=vector_of((input, target if probabilities else None, gradient)), WIDE=reach >= 2**31,
         ROWS=rows, CLASSES=size,
     )  # fmt: skip
     if partials is not None:

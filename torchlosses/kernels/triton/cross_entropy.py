@@ -163,7 +163,7 @@ def _run(
             tiles_kernel, device, programs, warps, *tensors,
             outer, inner, classes, *row_steps, *input_steps, input.stride(1), *target_steps, target_class, weight_step,
             *sample_steps, *grad_steps, *gradient_steps, gradient_class, options.ignore_index, *numbers,
-            WIDE=reach >= 2**31, ROWS=choice.rows, CLASSES=choice.classes, SINGLE=choice.single, **constants,
+            ALIGNED=vector_of((input, target if probabilities else None, gradient)), WIDE=reach >= 2**31, ROWS=choice.rows, CLASSES=choice.classes, SINGLE=choice.single, **constants,
         )  # fmt: skip
 
     if partials is not None:
@@ -171,6 +171,17 @@ def _run(
             finish, device, 1, 4, partials, normalizer, counts, loss, programs, total if classes else 0, options.empty,
             MEAN=reduction == "mean", PARTS=parts, BLOCK=1024,
         )  # fmt: skip
+
+
+def vector_of(tensors: tuple[Tensor | None, ...]) -> int:
+    """The classes of a vector if each row of each tensor is whole 16-byte vectors of them, else 1."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    vector = launches.VECTOR // min(tensor.element_size() for tensor in present)
+    for tensor in present:
+        sizes = tensor.data_ptr() // tensor.element_size(), tensor.shape[1], _step(tensor, 0), _step(tensor, 2)
+        if tensor.stride(1) != 1 or any(size % vector for size in sizes):
+            return 1
+    return vector
 
 
 def size_along(tensor: Tensor, dimension: int) -> int:

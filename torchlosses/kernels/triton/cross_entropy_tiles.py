@@ -64,7 +64,7 @@ def tiles_kernel(
     COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, Z_LOSS: tl.constexpr,
     SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, FORWARD: tl.constexpr, GRADIENT: tl.constexpr,
     HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, SINGLE: tl.constexpr,
+    ALIGNED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
     """Loss, state and gradient, or with the state of an earlier call the gradient alone."""
     SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
@@ -72,6 +72,8 @@ def tiles_kernel(
     MEAN: tl.constexpr = REDUCTION == "mean"
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
+    if ALIGNED > 1:
+        classes = classes // ALIGNED * ALIGNED
 
     z_loss = number(z_loss_factor, COMPUTE)
     logit_scale = number(scale_of_logits, COMPUTE)
@@ -105,6 +107,8 @@ def tiles_kernel(
         exists = position < inner
         row = sample * row_outer + position.to(tl.int64) * row_inner
         x_rows = x_ptr + sample * x_outer + position * x_inner
+        if ALIGNED > 1:
+            x_rows = tl.multiple_of(x_rows, 16)
         t_rows = x_rows
 
         # The rows' targets, and which rows take part.
@@ -115,6 +119,8 @@ def tiles_kernel(
         row_scale = tl.zeros([ROWS], COMPUTE) + unit
         if PROBABILITIES:
             t_rows = target_ptr + sample * target_outer + position * target_inner
+            if ALIGNED > 1:
+                t_rows = tl.multiple_of(t_rows, 16)
         else:
             at = target_ptr + sample * target_outer + position * target_inner
             target = tl.load(at, mask=exists, other=0).to(tl.int64)
@@ -214,6 +220,8 @@ def tiles_kernel(
             )
             factor = grad_output
             gradient_rows = gradient_ptr + sample * gradient_outer + position * gradient_inner
+            if ALIGNED > 1:
+                gradient_rows = tl.multiple_of(gradient_rows, 16)
             # The gradient may take the memory of the logits: the targets' are read by now.
             tl.debug_barrier()
             for first in range(0, CLASSES if SINGLE else classes, CLASSES):
