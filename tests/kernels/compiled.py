@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
@@ -61,7 +62,9 @@ def compiling(target: str) -> Iterator[list[Compiled]]:
     gpu = TARGETS[target]
     backend = make_backend(gpu)
 
-    def start(kernel: Any, programs: int, warps: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    def start(
+        kernel: Any, device: torch.device, programs: int, warps: int, arguments: tuple[Any, ...], constants: dict[str, Any]
+    ) -> None:
         options = {**constants, "num_warps": warps}
         bind = create_function_from_signature(kernel.signature, kernel.params, backend)
         bound, specialization, rest = bind(*arguments, **options)

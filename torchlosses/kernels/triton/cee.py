@@ -15,7 +15,7 @@ from torch import Tensor
 from torchlosses import _validation
 from torchlosses.kernels.triton import launch as launches
 from torchlosses.kernels.triton.cross_entropy import row_order, row_steps, size_along, vector_of
-from torchlosses.kernels.triton.functions import denominator, log1p, number, quotient, scaled, share_of_mean
+from torchlosses.kernels.triton.functions import denominator, log1p, number, quotient, rounded, scaled, share_of_mean
 from torchlosses.kernels.triton.launch import launch
 from torchlosses.kernels.triton.reduction import finish
 
@@ -123,12 +123,12 @@ def textbook_kernel(
             loss = tl.where(active, loss * sample_weight, 0.0)
             if REDUCTION == "none":
                 row = sample * row_outer + position.to(tl.int64) * row_inner
-                tl.store(loss_ptr + row, loss.to(loss_ptr.dtype.element_ty), mask=exists)
+                tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty), mask=exists)
             else:
                 losses += tl.sum(loss.to(tl.float64), 0)
     if FORWARD and REDUCTION != "none":
         if ALONE:
-            tl.store(loss_ptr, quotient(losses, divisor, empty).to(loss_ptr.dtype.element_ty))
+            tl.store(loss_ptr, rounded(quotient(losses, divisor, empty), loss_ptr.dtype.element_ty))
         else:
             tl.store(partials_ptr + tl.program_id(0), losses)
 

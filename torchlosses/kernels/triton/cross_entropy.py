@@ -120,11 +120,13 @@ def _run(
     input_steps = row_steps(input, order, True)
 
     if along_rows:
-        vector = launches.VECTOR // input.elementsize_along()
-        offset = input.data_ptr() // input.elementsize_along() % vector
+        vector = launches.VECTOR // input.element_size()
+        offset = input.data_ptr() // input.element_size() % vector
         aligned = not any(number % vector for number in (offset, classes, *input_steps))
+        # A backward that sums shares again does it in the forward's tiles, so that every bit is the same.
+        shares = probabilities or (options.label_smoothing != 0 and weight is not None)
         choice = launches.rows(
-            device, total, classes, input.elementsize_along(), aligned, gradient is not None, loss is not None
+            device, total, classes, input.element_size(), aligned, gradient is not None, loss is not None or shares
         )
         programs, warps = choice.programs, choice.warps
     else:
@@ -158,10 +160,10 @@ def _run(
                 (sample_steps, 0), (grad_steps, 0), ((0, 0), weight_step),
             )
         )  # fmt: skip
-        row_steps = (positions, 1) if order == (0, 2) else (1, positions)
+        loss_steps = (positions, 1) if order == (0, 2) else (1, positions)
         launch(
             tiles_kernel, device, programs, warps, *tensors,
-            outer, inner, classes, *row_steps, *input_steps, input.stride(1), *target_steps, target_class, weight_step,
+            outer, inner, classes, *loss_steps, *input_steps, input.stride(1), *target_steps, target_class, weight_step,
             *sample_steps, *grad_steps, *gradient_steps, gradient_class, options.ignore_index, *numbers,
             ALIGNED=vector_of((input, target if probabilities else None, gradient)), WIDE=reach >= 2**31, ROWS=choice.rows, CLASSES=choice.classes, SINGLE=choice.single, **constants,
         )  # fmt: skip
@@ -211,9 +213,9 @@ def row_steps(tensor: Tensor | None, order: tuple[int, ...], has_classes: bool) 
 
 def _alike(input: Tensor, other: Tensor, vector: int) -> int:
     """The bytes on whose boundaries the other tensor's rows begin where the input's whole vectors do; 0 if not so."""
-    size = other.elementsize_along()
+    size = other.element_size()
     together = min(vector, launches.VECTOR // size)
-    distances = [input.data_ptr() // input.elementsize_along() - other.data_ptr() // size]
+    distances = [input.data_ptr() // input.element_size() - other.data_ptr() // size]
     distances += [_step(input, dimension) - _step(other, dimension) for dimension in (0, 2)]
     if other.stride(1) != 1 or other.data_ptr() % size or any(distance % together for distance in distances):
         return 0

@@ -25,6 +25,7 @@ from torchlosses.kernels.triton.functions import (
     number,
     places,
     quotient,
+    rounded,
     row_gradient,
     row_loss,
     row_statistics,
@@ -109,7 +110,7 @@ def gradient_of(
     x, t, place, shift, valid, weight_ptr, weight_stride, m, rest, total, multiplier, special, kept, even, row_scale,
     logit_scale, logit_softcap, grad_output,
     PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr, SCALED: tl.constexpr,
-    CAPPED: tl.constexpr, COMPUTE: tl.constexpr, DTYPE: tl.constexpr, UNIT_FIRST: tl.constexpr,
+    CAPPED: tl.constexpr, COMPUTE: tl.constexpr, DTYPE: tl.constexpr, UNIT_FIRST: tl.constexpr, MASKED: tl.constexpr,
 ):
     """A tile of the gradient, as it is stored."""
     y, slope = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
@@ -126,6 +127,8 @@ def gradient_of(
         gradient = e * (multiplier * correction * row_scale) * slope
     else:
         gradient = e * (multiplier * correction * row_scale * slope)
+    if MASKED:
+        gradient = tl.where(valid, gradient, 0.0)
     return scaled(gradient, grad_output, DTYPE, UNIT_FIRST)
 
 
@@ -301,19 +304,19 @@ def rows_kernel(
                 tl.store(state_ptr + 4 * rows + row, tl.where(active, correct, 0.0))
                 tl.store(state_ptr + 5 * rows + row, tl.where(active, entropy, 0.0))
             if REDUCTION == "none":
-                tl.store(loss_ptr + row, loss.to(loss_ptr.dtype.element_ty))
+                tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty))
             else:
                 losses += loss.to(tl.float64)
         else:
             m = tl.load(state_ptr + row)
             rest = tl.load(state_ptr + rows + row)
             if PROBABILITIES or (SMOOTHED and WEIGHTED):
-                total = tl.full((), 0.0, COMPUTE)
+                # In the order of the forward, so that every bit is the same.
+                shares_of_groups = tl.zeros([GROUPS], COMPUTE)
                 if not ALIGNED:
                     weight = weights_of(weight_ptr, weight_stride, end_places - shift, end_valid, COMPUTE, WEIGHTED)
                     share = shares(t_ends.to(COMPUTE), weight, end_valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
-                    total += tl.sum(tl.sum(share, 1), 0)
-                shares_of_groups = tl.zeros([GROUPS], COMPUTE)
+                    shares_of_groups += tl.where(tl.arange(0, GROUPS) == 0, tl.sum(tl.sum(share, 1), 0), 0.0)
                 for first in range(low, high, BLOCK):
                     place = first + places(0, GROUPS, VEC)
                     weight = weights_of(weight_ptr, weight_stride, place - shift, place < high, COMPUTE, WEIGHTED)
@@ -322,7 +325,7 @@ def rows_kernel(
                         share = tl.load(t_base + place, mask=place < high, other=0.0, eviction_policy="evict_last").to(COMPUTE)
                     share = shares(share, weight, place < high, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
                     shares_of_groups += tl.sum(share, 1)
-                total += tl.sum(shares_of_groups, 0)
+                total = tl.sum(shares_of_groups, 0)
 
         # The second look: the gradient.
         if GRADIENT:
@@ -356,22 +359,19 @@ def rows_kernel(
                 gradient = gradient_of(
                     x, t, place, shift, place < high, weight_ptr, weight_stride, m, rest, total, multiplier, special,
                     kept, even, row_scale, logit_scale, logit_softcap, factor,
-                    PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, COMPUTE, DTYPE, UNIT_FIRST,
-                )
-                if SCALED:
                     # A logit that was not read is -inf, which a negative scale makes inf.
-                    gradient = tl.where(place < high, gradient, 0.0).to(DTYPE)
+                    PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, COMPUTE, DTYPE, UNIT_FIRST, SCALED,
+                )
                 tl.store(gradient_base + place, gradient, mask=place < whole, cache_modifier=CACHE)
                 if not SINGLE:
                     x, t = next_x, next_t
             if not ALIGNED:
                 end_places, written = ends(shift, shift + classes, VEC)
                 gradient = gradient_of(
-                    x_ends, t_ends, end_places, shift, end_valid, weight_ptr, weight_stride, m, rest, total, multiplier,
+                    x_ends, t_ends, end_places, shift, end_valid & active, weight_ptr, weight_stride, m, rest, total, multiplier,
                     special, kept, even, row_scale, logit_scale, logit_softcap, factor,
-                    PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, COMPUTE, DTYPE, UNIT_FIRST,
+                    PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, COMPUTE, DTYPE, UNIT_FIRST, True,
                 )
-                gradient = tl.where(active, gradient, 0.0).to(DTYPE)
                 tl.store(gradient_base + end_places, gradient, mask=written)
             if not PROBABILITIES:
                 # Behind all that other threads have written.
@@ -381,6 +381,6 @@ def rows_kernel(
 
     if FORWARD and REDUCTION != "none":
         if ALONE:
-            tl.store(loss_ptr, quotient(losses, divisor, empty).to(loss_ptr.dtype.element_ty))
+            tl.store(loss_ptr, rounded(quotient(losses, divisor, empty), loss_ptr.dtype.element_ty))
         else:
             tl.store(partials_ptr + tl.program_id(0), losses)

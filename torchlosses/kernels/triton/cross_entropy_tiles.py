@@ -18,6 +18,7 @@ from torchlosses.kernels.triton.functions import (
     nothing_yet,
     number,
     quotient,
+    rounded,
     row_gradient,
     row_loss,
     row_statistics,
@@ -191,7 +192,7 @@ def tiles_kernel(
                 tl.store(state_ptr + 4 * rows + row, tl.where(active, correct, 0.0), mask=exists)
                 tl.store(state_ptr + 5 * rows + row, tl.where(active, entropy, 0.0), mask=exists)
             if REDUCTION == "none":
-                tl.store(loss_ptr + row, loss.to(loss_ptr.dtype.element_ty), mask=exists)
+                tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty), mask=exists)
             else:
                 losses += tl.sum(loss.to(tl.float64), 0)
         else:
@@ -248,6 +249,6 @@ def tiles_kernel(
 
     if FORWARD and REDUCTION != "none":
         if ALONE:
-            tl.store(loss_ptr, quotient(losses, divisor, empty).to(loss_ptr.dtype.element_ty))
+            tl.store(loss_ptr, rounded(quotient(losses, divisor, empty), loss_ptr.dtype.element_ty))
         else:
             tl.store(partials_ptr + tl.program_id(0), losses)

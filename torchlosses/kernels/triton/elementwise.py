@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from torchlosses.kernels.triton import launch as launches
-from torchlosses.kernels.triton.functions import denominator, ends, number, places, quotient, scaled, share_of_mean
+from torchlosses.kernels.triton.functions import denominator, ends, number, places, quotient, rounded, scaled, share_of_mean
 from torchlosses.kernels.triton.launch import launch
 from torchlosses.kernels.triton.reduction import finish
 
@@ -127,7 +127,7 @@ def tile(
     loss = tl.where(active, loss, 0.0)
     if FORWARD and NONE:
         at = pointers(loss_ptr, first, lane, sizes, strides[6], (KINDS >> 12) & 3, WIDE, VEC)
-        tl.store(at, loss.to(loss_ptr.dtype.element_ty), mask=valid)
+        tl.store(at, rounded(loss, loss_ptr.dtype.element_ty), mask=valid)
     if GRADIENT:
         if NONE:
             unit = values(grad_ptr, first, lane, valid, sizes, strides[5], (KINDS >> 10) & 3, WIDE, VEC, COMPUTE)
@@ -200,7 +200,7 @@ def elements_kernel(
         total += tl.sum(of_ends, 0)
     if FORWARD and not NONE:
         if ALONE:
-            tl.store(loss_ptr, quotient(total, divisor, empty).to(loss_ptr.dtype.element_ty))
+            tl.store(loss_ptr, rounded(quotient(total, divisor, empty), loss_ptr.dtype.element_ty))
         else:
             tl.store(partials_ptr + tl.program_id(0), total)
 

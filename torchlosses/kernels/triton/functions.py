@@ -41,6 +41,20 @@ def ends(shift, end, VEC: tl.constexpr):
 
 
 @triton.jit
+def rounded(value, DTYPE: tl.constexpr):
+    """The value in the dtype it is stored in."""
+    if INTERPRETED and DTYPE == tl.bfloat16:
+        # The interpreter's own conversion loses the carry of a mantissa that rounds up to the next power of two.
+        wide = value.to(tl.float32)
+        bits = wide.to(tl.uint32, bitcast=True)
+        bits = tl.where(wide == wide, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        result = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        result = value.to(DTYPE)
+    return result
+
+
+@triton.jit
 def fast_exp(x):
     """exp(x) by the device's own exp2: as good as x is small, and the fastest."""
     return tl.exp(x) if x.dtype == tl.float64 or INTERPRETED else tl.exp2(x * LOG2E)
@@ -355,6 +369,6 @@ def scaled(gradient, grad_output, DTYPE: tl.constexpr, UNIT_FIRST: tl.constexpr)
     The second is what torch makes of a gradient that came along with the loss of a small batch.
     """
     if UNIT_FIRST:
-        unit = gradient.to(DTYPE).to(grad_output.dtype)
-        return tl.where(unit == 0.0, unit, unit * grad_output).to(DTYPE)
-    return gradient.to(DTYPE)
+        unit = rounded(gradient, DTYPE).to(grad_output.dtype)
+        gradient = tl.where(unit == 0.0, unit, unit * grad_output)
+    return rounded(gradient, DTYPE)

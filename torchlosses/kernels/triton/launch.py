@@ -67,8 +67,8 @@ class Elements(NamedTuple):
 class Rehearsal(NamedTuple):
     """What is done with kernels in place of starting them, and the device that tensors on `meta` stand for."""
 
-    start: Callable[[Any, int, int, tuple[Any, ...], dict[str, Any]], None]
-    device: Device
+    start: Callable[[Any, torch.device, int, int, tuple[Any, ...], dict[str, Any]], None]
+    of_meta: Device | None = None
 
 
 _rehearsal: ContextVar[Rehearsal | None] = ContextVar("rehearsal", default=None)
@@ -86,8 +86,8 @@ def rehearsing(rehearsal: Rehearsal) -> Iterator[None]:
 
 def of_device(device: torch.device) -> Device:
     """What the tables depend on; for the interpreter's CPU few multiprocessors, so that its programs take several turns."""
-    if device.type == "meta" and (rehearsal := _rehearsal.get()) is not None:
-        return rehearsal.device
+    if device.type == "meta" and (rehearsal := _rehearsal.get()) is not None and rehearsal.of_meta is not None:
+        return rehearsal.of_meta
     return Device(2, 32) if device.type == "cpu" else of_gpu(device)
 
 
@@ -146,7 +146,7 @@ _OPTIONS = {"debug": True, "sanitize_overflow": False}
 def launch(kernel: Any, device: torch.device, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
     """Start a kernel on the current stream of the device, whichever device is the current one."""
     if (rehearsal := _rehearsal.get()) is not None:
-        rehearsal.start(kernel, max(programs, 1), warps, arguments, {**constants, **_OPTIONS})
+        rehearsal.start(kernel, device, max(programs, 1), warps, arguments, {**constants, **_OPTIONS})
         return
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchlosses.kernels.triton.functions import denominator, quotient
+from torchlosses.kernels.triton.functions import denominator, quotient, rounded
 
 
 @triton.jit
@@ -67,4 +67,4 @@ def finish(
         place = first + tl.arange(0, BLOCK)
         total += tl.load(partials_ptr + place, mask=place < programs, other=0.0)
     loss = quotient(tl.sum(total, 0), denominator(normalizer_ptr, counts_ptr, rows, MEAN, PARTS), empty)
-    tl.store(loss_ptr, loss.to(loss_ptr.dtype.element_ty))
+    tl.store(loss_ptr, rounded(loss, loss_ptr.dtype.element_ty))
