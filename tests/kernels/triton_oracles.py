@@ -75,12 +75,14 @@ def cross_entropy(
         log_rest = np.log1p(e.sum())
         minus_log_p = log_rest - (y - m)
         p = np.exp(-minus_log_p)
-        p_minus_1 = np.where(np.arange(classes) == first, -e.sum() / (1 + e.sum()), p - 1)
+        # p - 1 of the most likely class, with its digits.
+        minus_rest = -e.sum() / (1 + e.sum())
         total = share.sum()
         used = share != 0
         drawn = options.z_loss if total != 0 else 0.0
         losses[n] = samples[n] * ((share[used] * minus_log_p[used]).sum() + drawn * (m + log_rest) ** 2)
-        by_y = total * p_minus_1 + (total - share) + 2 * drawn * (m + log_rest) * p
+        by_y = np.where(np.arange(classes) == first, total * minus_rest + (total - share), total * p - share)
+        by_y += 2 * drawn * (m + log_rest) * p
         gradients[n] = samples[n] * by_y * slope
         positive, shown = p > 0, raw != 0
         statistics[0, n] = m + log_rest

@@ -6,6 +6,7 @@ under way stay in the second-level cache between the look that sums them and the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +17,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.interpreter import interpreter_builder
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+# Debugging is what makes Triton keep assertions; those of its own, of integers that overflow, are left out.
+_OPTIONS = {"debug": True, "sanitize_overflow": False}
+if INTERPRETED:
+    # The interpreter takes no options of a launch.
+    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, **_OPTIONS)
 
 # A batch of up to so many elements is the work of one program, in one launch: loss, mean and gradient.
 SMALL = 1 << 15
@@ -101,6 +109,7 @@ def of_gpu(device: torch.device) -> Device:
 def rows(device: torch.device, count: int, classes: int, itemsize: int, aligned: bool, both: bool, sums: bool) -> Rows:
     """For rows of neighbouring classes; `sums`: a loss is computed, `both`: and the gradient along with it."""
     multiprocessors, most_warps = of_device(device)
+    count = max(count, 1)
     vector = VECTOR // itemsize
     whole = classes * itemsize
     size = triton.next_power_of_2(max(classes, vector * 2))
@@ -129,35 +138,31 @@ def tiles(device: torch.device, outer: int, inner: int, classes: int, adjacent: 
     count = max(2048 // size, 1 if adjacent else 32)
     count = min(count, triton.next_power_of_2(max(inner, 1)))
     warps = max(1, min(16, most_warps, count * size // 1024))
-    return Tiles(count, size, warps, min(outer * -(-inner // count), multiprocessors * 32), single)
+    return Tiles(count, size, warps, max(1, min(outer * -(-inner // count), multiprocessors * 32)), single)
 
 
 def elements(device: torch.device, count: int, itemsize: int) -> Elements:
     """For elementwise losses: 64 bytes of a tensor a thread and turn."""
     multiprocessors, most_warps = of_device(device)
     block = 8192 // min(itemsize, 4)
-    return Elements(block, min(4, most_warps), min(-(-count // block), multiprocessors * 16))
-
-
-# Debugging is what makes Triton keep assertions; those of its own, of integers that overflow, are left out.
-_OPTIONS = {"debug": True, "sanitize_overflow": False}
+    return Elements(block, min(4, most_warps), max(1, min(-(-count // block), multiprocessors * 16)))
 
 
 def launch(kernel: Any, device: torch.device, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
     """Start a kernel on the current stream of the device, whichever device is the current one."""
     if (rehearsal := _rehearsal.get()) is not None:
-        rehearsal.start(kernel, device, max(programs, 1), warps, arguments, {**constants, **_OPTIONS})
+        rehearsal.start(kernel, device, programs, warps, arguments, {**constants, **_OPTIONS})
         return
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             launch(kernel, device, programs, warps, *arguments, **constants)
         return
-    kernel[(max(programs, 1),)](*arguments, num_warps=warps, **constants, **_OPTIONS)
+    kernel[(programs,)](*arguments, num_warps=warps, **constants, **_OPTIONS)
 
 
 def parts_of(count: int) -> int:
     """By how many programs rows are counted: each kernel that needs the count sums as many numbers."""
-    return min(triton.next_power_of_2(-(-count // 4096)), 256)
+    return min(triton.next_power_of_2(max(1, -(-count // 4096))), 256)
 
 
 def compute_type(*tensors: Tensor | None) -> tuple[torch.dtype, Any]:
