@@ -23,6 +23,8 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
+# The address of the repository, once it has one: the package's URLs and the site's links are made of it.
+REPOSITORY = ""
 VARIABLE = "TORCHLOSSES_BUILD"
 SOURCES = Path("torchlosses") / "kernels" / "csrc"
 HEADERS = Path("third_party") / "torch" / "include"
@@ -185,7 +187,13 @@ class Wheel(bdist_wheel):
         return "py3", "none", tag
 
 
+URLS = {
+    "Repository": REPOSITORY,
+    "Issues": f"{REPOSITORY}/issues",
+    "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md",
+}
 setup(
+    project_urls=URLS if REPOSITORY else {},
     ext_modules=[Extension(LIBRARY, sorted({str(source) for source, _ in units()}))],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
 )
