@@ -94,7 +94,7 @@ def origin(tmp_path: Path) -> Path:
 
 def borrow_environment(clone: Path) -> None:
     """A virtual environment that has what the running one has, so that nothing is fetched from a registry."""
-    subprocess.run([sys.executable, "-m", "venv", clone / ".venv"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", clone / ".venv"], check=True)
     (site,) = (clone / ".venv").glob("lib/python*/site-packages")
     borrowed = [path for path in sys.path if Path(path).name == "site-packages"]
     (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n", encoding="utf-8")
@@ -157,7 +157,8 @@ def test_the_walk(origin: Path, tmp_path: Path) -> None:
     assert "backend: native" in said["make setup"]
     assert re.search(r"\d+ passed", said["make test"])
     assert re.search(r"\d+ passed", said['make test ARGS="tests/test_log_cosh.py"'])
-    assert "0 failed" in said[next(command for command in said if "torchlosses:log_cosh_loss" in command)]
+    audited = said[next(command for command in commands() if "torchlosses:log_cosh_loss" in command)]
+    assert re.search(r"^[1-9]\d+ passed, \d+ not applicable", audited, re.MULTILINE)
     page = (folder / "build" / "docs" / "reference" / "losses.html").read_text(encoding="utf-8")
     assert 'id="torchlosses.log_cosh_loss"' in page
     assert (folder / "build" / "docs" / "log_cosh.html").exists()
