@@ -34,7 +34,7 @@ LIBRARY = "torchlosses.lib.libtorchlosses"
 NOTICE = "not-built.txt"
 # 2.10: the oldest LibTorch that the library runs on.
 DEFINITIONS = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
-OPTIONS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fvisibility=hidden", "-g0", "-Wno-psabi"]
+OPTIONS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-g0", "-Wno-psabi"]
 INSTRUCTION_SETS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -80,13 +80,16 @@ def execute(command: list[str]) -> None:
         raise RuntimeError(f"`{shlex.join(command)}` failed with status {done.returncode}:\n{said}")
 
 
-def units() -> list[tuple[Path, str]]:
-    """Each source with the instruction set it is compiled for: the kernels for every one, all else for the baseline."""
-    sources = sorted(SOURCES.rglob("*.cpp"))
-    kernels = [source for source in sources if source.relative_to(SOURCES).parts[0] in ("kernels", "kernels.cpp")]
-    return [(source, name) for source in kernels for name in (INSTRUCTION_SETS if IS_X86 else ("baseline",))] + [
-        (source, "baseline") for source in sources if source not in kernels
-    ]
+def units() -> list[tuple[Path, str, list[str]]]:
+    """Each source, an instruction set and the options for it: all sets for kernels, the baseline for all else."""
+    sets = INSTRUCTION_SETS if IS_X86 else {"baseline": []}
+    kernels, others = [], []
+    for source in sorted(SOURCES.rglob("*.cpp")):
+        if source.relative_to(SOURCES).parts[0] in ("kernels", "kernels.cpp"):
+            kernels += [(source, name, ["-O3", *options]) for name, options in sets.items()]
+        else:
+            others.append((source, "baseline", ["-O2"]))
+    return kernels + others
 
 
 class BuildLibrary(build_ext):
@@ -120,12 +123,13 @@ class BuildLibrary(build_ext):
         if IS_X86:
             options.append("-DTORCHLOSSES_X86")
 
-        def compile_unit(unit: tuple[Path, str]) -> str:
-            source, name = unit
+        def compile_unit(unit: tuple[Path, str, list[str]]) -> str:
+            source, name, own = unit
             compiled = (folder / name / source.relative_to(SOURCES)).with_suffix(".o")
             compiled.parent.mkdir(parents=True, exist_ok=True)
-            own = [f"-DINSTRUCTION_SET={name}", *INSTRUCTION_SETS[name]]
-            execute([*command, *options, *own, *extra, "-c", str(source), "-o", str(compiled)])
+            execute(
+                [*command, *options, f"-DINSTRUCTION_SET={name}", *own, *extra, "-c", str(source), "-o", str(compiled)]
+            )
             return str(compiled)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -194,6 +198,6 @@ URLS = {
 }
 setup(
     project_urls=URLS if REPOSITORY else {},
-    ext_modules=[Extension(LIBRARY, sorted({str(source) for source, _ in units()}))],
+    ext_modules=[Extension(LIBRARY, sorted({str(source) for source, *_ in units()}))],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
 )
