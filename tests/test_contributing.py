@@ -75,6 +75,16 @@ def test_each_file_that_the_page_speaks_of_exists() -> None:
             assert (ROOT / name).exists(), name
 
 
+def test_the_citation_is_of_this_version() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    citation = dict(re.findall(r"^([\w-]+): (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE))
+    for field in ("version", "license"):
+        assert f'\n{field} = "{citation[field]}"\n' in project
+    # The address of the repository has one place; once it is filled in, the citation names it too.
+    (repository,) = re.findall(r'^REPOSITORY = "(.*)"$', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert citation.get("repository-code", "") == repository
+
+
 @pytest.fixture
 def origin(tmp_path: Path) -> Path:
     """The tracked files as a repository to clone."""
