@@ -234,7 +234,7 @@ void elementwise_loss(StableIValue* stack, uint64_t count, uint64_t) {
   const View& input = tensors.input;
   const bool none = options.reduction == Reduction::none;
   const std::optional<Dtype> dtype = dtype_of(input.dtype), asked = dtype_of(options.dtype);
-  if (!dtype || !asked || (none && *asked != *dtype && *asked != compute_dtype(*dtype))) {
+  if (!is_enabled() || !dtype || !asked || (none && *asked != *dtype && *asked != compute_dtype(*dtype))) {
     return call.pass_on(Loss::kEager[0]);
   }
   std::optional<Tensor> losses;
