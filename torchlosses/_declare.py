@@ -88,6 +88,11 @@ def recording() -> bool:
     return torch.is_grad_enabled() or transforms_active() or forward_ad._current_level >= 0
 
 
+def has_tangent(tensor: Tensor | None) -> bool:
+    """Whether forward-mode AD follows it at this level."""
+    return forward_ad._current_level >= 0 and tensor is not None and _unpack_dual(tensor, level=0)[1] is not None
+
+
 def save(ctx: Any, *tensors: Tensor | None) -> None:
     """Save for the backward, and for `jvp` where forward-mode AD is at work."""
     ctx.save_for_backward(*tensors)
@@ -254,7 +259,7 @@ class Loss:
                 normalizer = _number(normalizer, tensors[0])
         arguments = (*tensors, normalizer)
         shows_state = cls.shows_state(options)
-        if not _is_plain(tensors[0]):
+        if not is_plain(tensors[0]):
             bits = cls._wanted(arguments, options) if cls.scales and torch.compiler.is_compiling() else 0
             output = cls.operator(*arguments, *options._replace(gradients=bits))
             return output[0], output[-1] if shows_state else None
@@ -457,7 +462,7 @@ class Loss:
         flat = cls._flat([*front, grad.expand(shape)])
         kept = []
         if cls.keeps:
-            kept = [front_of(state[0], dims[-1], info.batch_size).movedim(0, 1).flatten(1, 2)]
+            kept = [front_of(state[0], dims[1 + cls.count], info.batch_size).movedim(0, 1).flatten(1, 2)]
         gradient = cls.backward_operator(flat[-1], *flat[:-1], None, *kept, *options._replace(reduction="none"))
         return gradient.reshape(input.shape), 0
 
@@ -583,7 +588,11 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
         ]
         result = rules.formula(*duals, ctx.options)
         outputs = result if isinstance(result, tuple) else (result,)
-        found = tuple(_unpack_dual(output, level=0)[1] for output in outputs)
+        found: tuple[Any, ...] = ()
+        for output in outputs:
+            primal, tangent = _unpack_dual(output, level=0)
+            # What does not depend on the direction.
+            found += (torch.zeros_like(primal) if tangent is None else tangent,)
         if rules.loss is not None:
             found += (None,) * (len(operator._schema.returns) - 1)
         return found if len(found) > 1 else found[0]
@@ -646,7 +655,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
         saved = ctx.saved_tensors
         tensors, state, needed, options = saved[:n], saved[n:], ctx.needs_input_grad, ctx.options
         ready, ctx.gradients = ctx.gradients, None
-        is_last = not recording() and _is_plain(grad_output) and not _functorch.is_legacy_batchedtensor(grad_output)
+        is_last = not recording() and is_plain(grad_output) and not _functorch.is_legacy_batchedtensor(grad_output)
         if not is_last:
             if getattr(options, "inplace_backward", False):
                 raise RuntimeError(
@@ -682,7 +691,7 @@ def _in_place(loss: type[Loss], grad_output: Tensor, tensors: Any, state: Any, o
     return input
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
     """Whether no compiler, transform, forward-mode AD, dispatch mode, tracer or subclass sees what is done to it."""
     return (
         not torch.compiler.is_compiling()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torchlosses._declare import forward_ad_rule, front_of, save
+from torchlosses._declare import forward_ad_rule, front_of, has_tangent, save
 from torchlosses._rows import compute_dtype
 
 
@@ -41,6 +41,9 @@ class BlockFunction(NamedTuple):
 
 def over_row_blocks(function: BlockFunction, block_rows: int, *arguments: Tensor) -> tuple[Tensor, ...]:
     """The outputs of `function` for all rows: row outputs one behind the other, the others summed over the blocks."""
+    if any(has_tangent(argument) for argument in arguments):
+        # Forward mode keeps nothing of a block: its steps may be followed one by one.
+        return _blocks(function, block_rows, arguments)
     return _RowBlocks.apply(function, block_rows, *arguments)
 
 
@@ -60,26 +63,30 @@ def gradient_over_row_blocks(
     return over_row_blocks(gradient, block_rows, *rows, *row_grads, *shared, *sum_grads)
 
 
+def _blocks(function: BlockFunction, block_rows: int, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    rows, shared = arguments[: function.row_inputs], arguments[function.row_inputs :]
+    count = rows[0].shape[0]
+    row_outputs: list[list[Tensor]] = [[] for _ in range(function.row_outputs)]
+    sums: list[Tensor] = []
+    dtypes: list[torch.dtype] = []
+    for start in range(0, max(1, count), block_rows):
+        outputs = function.call(*(tensor[start : start + block_rows] for tensor in rows), *shared)
+        for blocks, output in zip(row_outputs, outputs, strict=False):
+            blocks.append(output)
+        parts = outputs[function.row_outputs :]
+        if not start:
+            dtypes = [part.dtype for part in parts]
+            sums = [part.to(compute_dtype(part)) for part in parts]
+        else:
+            sums = [total + part for total, part in zip(sums, parts, strict=True)]
+    joined = (blocks[0] if len(blocks) == 1 else torch.cat(blocks) for blocks in row_outputs)
+    return *joined, *(total.to(dtype) for total, dtype in zip(sums, dtypes, strict=True))
+
+
 class _RowBlocks(Function):
     @staticmethod
     def forward(function: BlockFunction, block_rows: int, *arguments: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        rows, shared = arguments[: function.row_inputs], arguments[function.row_inputs :]
-        count = rows[0].shape[0]
-        row_outputs: list[list[Tensor]] = [[] for _ in range(function.row_outputs)]
-        sums: list[Tensor] = []
-        dtypes: list[torch.dtype] = []
-        for start in range(0, max(1, count), block_rows):
-            outputs = function.call(*(tensor[start : start + block_rows] for tensor in rows), *shared)
-            for blocks, output in zip(row_outputs, outputs, strict=False):
-                blocks.append(output)
-            parts = outputs[function.row_outputs :]
-            if not start:
-                dtypes = [part.dtype for part in parts]
-                sums = [part.to(compute_dtype(part)) for part in parts]
-            else:
-                sums = [total + part for total, part in zip(sums, parts, strict=True)]
-        joined = (blocks[0] if len(blocks) == 1 else torch.cat(blocks) for blocks in row_outputs)
-        return *joined, *(total.to(dtype) for total, dtype in zip(sums, dtypes, strict=True))
+        return _blocks(function, block_rows, arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
