@@ -219,7 +219,7 @@ def smooth_l1_loss(
         size_average: Not supported; here so that positional arguments keep their place. Use `reduction`.
         reduce: Not supported; here so that positional arguments keep their place. Use `reduction`.
         reduction: 'mean' divides the sum by the number of elements, or by the sum of the sample weights; 'sum'; or 'none'.
-        beta: β >= 0, where the loss turns from squared to straight; with 0 it is |e|.
+        beta: β >= 0, where the loss turns from squared to straight; with 0 it is the absolute error.
         broadcast: What to do when the shapes differ but broadcast: 'warn' (as torch does), 'error', or 'allow'.
         normalizer: What 'mean' divides by, a number or a tensor without dimensions.
         sample_weight: One weight a sample, as in `mse_loss`.

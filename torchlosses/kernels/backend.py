@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,9 @@ import torch
 
 VARIABLE = "TORCHLOSSES_BACKEND"
 CHOICES = ("auto", "native", "eager")
-LIBRARY = Path(__file__).with_name("_native.so")
+LIBRARY = Path(__file__).parents[1] / "lib" / "libtorchlosses.so"
+# In its place where building it failed; it says why.
+NOTICE = "not-built.txt"
 
 
 class Backend(NamedTuple):
@@ -53,6 +56,8 @@ class Native:
 def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
     """Follow the environment variable TORCHLOSSES_BACKEND: 'auto' (default), 'native' or 'eager'.
 
+    Where the installation was meant to have compiled operators and could not build them, 'auto' warns.
+
     Raises:
         ValueError: The variable has another value.
         ImportError: 'native' is asked for and this installation has no compiled operators; or it has, and they cannot
@@ -71,4 +76,14 @@ def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
             f"{VARIABLE}=native asks for compiled operators, which this installation does not have: build them with "
             f"`pip install --no-build-isolation -e .` and a C++ compiler, or set {VARIABLE} to auto or eager."
         )
-    return Backend("eager", "this installation has no compiled operators; they need a C++ compiler to be built"), None
+    notice = library.with_name(NOTICE)
+    if not notice.exists():
+        return Backend("eager", "this installation was made without compiled operators"), None
+    cause = notice.read_text(encoding="utf-8").strip()
+    warnings.warn(
+        f"torchlosses was installed without its compiled operators and runs on slower PyTorch operations: {cause}\n"
+        f"Install it again without pip's cache (pip install --no-cache-dir --force-reinstall --no-deps ...) once that "
+        f"is mended, or set {VARIABLE}=eager to keep it so.",
+        stacklevel=2,
+    )
+    return Backend("eager", f"the compiled operators could not be built: {cause}"), None
