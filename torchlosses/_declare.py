@@ -262,6 +262,8 @@ class Loss:
                 None,
                 None,
             )
+        for suffix, key, kernel in kernels.in_triton(cls):
+            LIBRARY.impl(f"{cls.name}{suffix}", _undisturbed(kernel), key)
         cls._direct = _direct_function(cls)
 
     @classmethod

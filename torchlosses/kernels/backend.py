@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 VARIABLE = "TORCHLOSSES_BACKEND"
-CHOICES = ("auto", "native", "eager")
+CHOICES = ("auto", "native", "triton", "eager")
 LIBRARY = Path(__file__).parents[1] / "lib" / "libtorchlosses.so"
 # In its place where building it failed; it says why.
 NOTICE = "not-built.txt"
@@ -54,7 +55,9 @@ class Native:
 
 
 def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
-    """Follow the environment variable TORCHLOSSES_BACKEND: 'auto' (default), 'native' or 'eager'.
+    """What runs on the CPU: follow TORCHLOSSES_BACKEND: 'auto' (default), 'native', 'triton' or 'eager'.
+
+    'triton' is about GPUs; only where Triton interprets (TRITON_INTERPRET=1) does it run on the CPU.
 
     Where the installation was meant to have compiled operators and could not build them, 'auto' warns.
 
@@ -68,6 +71,8 @@ def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
         raise ValueError(f"{VARIABLE}={wanted!r} is not a backend: expected one of {', '.join(CHOICES)}.")
     if wanted == "eager":
         return Backend("eager", f"{VARIABLE}=eager asks for it"), None
+    if wanted == "triton" and interprets():
+        return Backend("triton", f"{VARIABLE}=triton and TRITON_INTERPRET=1 ask for it"), None
     if library.exists():
         reason = f"{VARIABLE}=native asks for it" if wanted == "native" else "this installation has compiled operators"
         return Backend("native", reason), Native(library)
@@ -87,3 +92,27 @@ def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
         stacklevel=2,
     )
     return Backend("eager", f"the compiled operators could not be built: {cause}"), None
+
+
+def interprets() -> bool:
+    """Whether Triton runs its kernels in an interpreter, on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def choose_for_gpu() -> Backend:
+    """What runs on GPUs, under the same variable: Triton where it can be imported, and nobody wants another.
+
+    Raises:
+        ImportError: 'triton' is asked for and cannot be imported.
+    """
+    wanted = os.environ.get(VARIABLE, "auto")
+    if wanted == "eager":
+        return Backend("eager", f"{VARIABLE}=eager asks for it")
+    if importlib.util.find_spec("triton") is not None:
+        return Backend("triton", f"{VARIABLE}=triton asks for it" if wanted == "triton" else "Triton is installed")
+    if wanted == "triton":
+        raise ImportError(
+            f"{VARIABLE}=triton asks for Triton, which is not installed; PyTorch brings it along on Linux. Install it, "
+            f"or set {VARIABLE} to auto or eager."
+        )
+    return Backend("eager", "Triton is not installed")
