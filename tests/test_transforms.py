@@ -1,7 +1,8 @@
 """Every way PyTorch has to a derivative, for every loss, against the loss's formula in plain PyTorch operations.
 
-A way is a function of a loss and its tensors. What it gives for ours must be what plain autograd, or the same transform,
-gives for the formula. `make test` runs each way with each loss once; all reductions and backends are marked `thorough`.
+A way is a function of a loss and its tensors. What it gives for ours must be what plain autograd, or the same
+transform, gives for the formula. `make test` runs each way with each loss once; all reductions and backends are marked
+`thorough`.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@
             ...
 
 How that relates to `torch.autograd.Function`. forward and backward mean what they mean there, the loss and its gradient
-written out by hand. Three things differ. They are pure functions of their arguments: there is no ctx, and backward takes
-the tensors again. They are written in differentiable operations, and speak of rows only: what a reduction makes of the
-rows, and what a mean divides by, is the same for all losses and stands here. And each becomes an operator of the
+written out by hand. Three things differ. They are pure functions of their arguments: there is no ctx, and backward
+takes the tensors again. They are written in differentiable operations, and speak of rows only: what a reduction makes
+of the rows, and what a mean divides by, is the same for all losses and stands here. And each becomes an operator of the
 namespace `torchlosses`:
 
     NAME            (*tensors, normalizer, *options)                              -> loss, gradients, state
@@ -120,8 +120,8 @@ def forward_ad_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
 
     PyTorch switches forward-mode AD off while a `jvp` runs, so that a derivative of the derivative (`jacfwd` of
     `jacfwd`) would come out as 0 without an error. Here it stays on, and `saved` holds the saved tensors without the
-    tangents of this level, which `rule` is about to use up: a level is number 0, and torch.func gives each of its levels
-    a number 0 of its own.
+    tangents of this level, which `rule` is about to use up: a level is number 0, and torch.func gives each of its
+    levels a number 0 of its own.
     """
 
     @functools.wraps(rule)
@@ -189,7 +189,7 @@ class Loss:
 
     @staticmethod
     def state_fields(options: Any) -> int:
-        """How many numbers a row `forward` gives beside the losses, stacked in one tensor: what backward kernels keep."""
+        """How many numbers a row `forward` gives beside the losses, in one tensor: what backward kernels keep."""
         return 0
 
     @staticmethod
@@ -841,8 +841,8 @@ def _scaled(gradient: Tensor, grad_output: Tensor, tensor: Tensor) -> Tensor:
     return (gradient * grad_output).to(gradient.dtype)
 
 
-# The tensor by which the gradient is taken has no part in the product. It is there so that a compiled graph, which has no
-# second derivative, knows that one would be needed, and says so.
+# The tensor by which the gradient is taken has no part in the product. It is there so that a compiled graph, which has
+# no second derivative, knows that one would be needed, and says so.
 _SCALED = _define(
     "scaled_gradient",
     "(Tensor gradient, Tensor grad_output, Tensor tensor) -> Tensor",

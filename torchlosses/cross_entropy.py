@@ -89,8 +89,8 @@ class CrossEntropy(Loss):
         dot = shares.dot(shifted)
         i = shares.target if shares.indices else shifted.argmax(1, keepdim=True)
         at_i = shifted.gather(1, i)
-        # One class is left out of the sum and comes back as expm1: where it is the maximum, that is exactly 0, and log1p
-        # keeps the small remainder that 1 + remainder would round away.
+        # One class is left out of the sum and comes back as expm1: where it is the maximum, that is exactly 0, and
+        # log1p keeps the small remainder that 1 + remainder would round away.
         rest = exponential(replaced(shifted, i, -math.inf)).sum(1, keepdim=True) + torch.expm1(at_i)
         log_sum = torch.log1p(rest)
         losses = shares.losses(log_sum, at_i, dot)
@@ -460,8 +460,8 @@ def cross_entropy(
 
     Raises:
         ValueError: `reduction`, `label_smoothing`, `empty`, `z_loss`, `logit_scale`, `logit_softcap` or `gradient` is
-            none of its values; `normalizer` without 'mean', or not one number; `sample_weight` does not broadcast to the rows; the batch
-            sizes differ.
+            none of its values; `normalizer` without 'mean', or not one number; `sample_weight` does not broadcast to
+            the rows; the batch sizes differ.
         RuntimeError: The other sizes do not fit; class indices are no integers or class probabilities no floats;
             `weight` has the wrong length, or with class indices another dtype; `ignore_index` >= 0 with class
             probabilities; the tensors are on different devices. With `inplace_backward`: `input` is a leaf that

@@ -2,9 +2,9 @@
 
 The declarations of the losses (`torchlosses._declare`) make the operators of the torch.library namespace `torchlosses`,
 and register for every device the PyTorch operations that a loss is written in: `eager`. Two backends stand in front of
-it: the compiled one, `native`, registers itself for the CPU and passes on what it does not cover, and `triton` takes the
-tensors of GPUs where Triton can be imported. `BACKEND` and `GPU_BACKEND` say which one runs, and why; the environment
-variable TORCHLOSSES_BACKEND chooses, and `use` chooses for a while.
+it: the compiled one, `native`, registers itself for the CPU and passes on what it does not cover, and `triton` takes
+the tensors of GPUs where Triton can be imported. `BACKEND` and `GPU_BACKEND` say which one runs, and why; the
+environment variable TORCHLOSSES_BACKEND chooses, and `use` chooses for a while.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m torchlosses.kernels` prints which backend runs on which device, why, its instruction set, and the threads."""
+"""`python -m torchlosses.kernels` prints which backend runs where and why, its instruction set, and the threads."""
 
 import torch
 
