@@ -591,8 +591,8 @@ def _without_derivative(operator: Any) -> Callable[..., Any]:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             raise RuntimeError(
-                f"{operator.name()} has no derivative: call it under torch.no_grad(), or the operator of the loss, which "
-                "has one."
+                f"{operator.name()} has no derivative: call it under torch.no_grad(), or the operator of the loss, "
+                "which has one."
             )
         with _below_autograd():
             return operator(*arguments)

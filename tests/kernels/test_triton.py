@@ -29,7 +29,16 @@ pytestmark = pytest.mark.skipif(launch.INTERPRETED, reason="needs Triton's compi
 def test_interpreted() -> None:
     """Every kernel and option on CPU tensors against NumPy, in a process where Triton interprets."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "tests/kernels/triton_interpreted.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n0",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/kernels/triton_interpreted.py",
+    ]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-20000:] + result.stderr[-5000:]
     assert " passed" in result.stdout
@@ -74,7 +83,8 @@ FEW = ("aligned", "unaligned float32", "all options")
 
 
 @pytest.mark.parametrize(
-    ("target", "case"), [("sm_90", case) for case in ROWS] + [(target, case) for target in ("sm_80", "sm_100") for case in FEW]
+    ("target", "case"),
+    [("sm_90", case) for case in ROWS] + [(target, case) for target in ("sm_80", "sm_100") for case in FEW],
 )
 def test_rows_are_read_in_whole_vectors(target: str, case: str) -> None:
     kernels = compiled(target, "cross_entropy", *ROWS[case])
@@ -144,7 +154,9 @@ def test_a_small_batch_is_one_launch() -> None:
     input = meta(64, 10)
     with compiling("sm_90") as found:
         LOSSES["mse_loss"].forward(input, input, None, None, None, Options())
-        LOSSES["binary_cross_entropy_with_logits"].forward(input, input, None, None, None, None, Options(ignore_index=2))
+        LOSSES["binary_cross_entropy_with_logits"].forward(
+            input, input, None, None, None, None, Options(ignore_index=2)
+        )
     assert [kernel.name for kernel in found] == ["elements_kernel"] * 2
 
 
