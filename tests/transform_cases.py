@@ -211,9 +211,7 @@ PROBLEMS = [
         {"input": _logits, "target": probabilities(ROWS, CLASSES), "normalizer": positive()},
         reductions=("mean",),
     ),
-    Problem(
-        "cee_loss-index", torchlosses.cee_loss, _cee, {"input": probabilities(ROWS, CLASSES)}, {"target": INDEX}
-    ),
+    Problem("cee_loss-index", torchlosses.cee_loss, _cee, {"input": probabilities(ROWS, CLASSES)}, {"target": INDEX}),
     Problem(
         "cee_loss-probabilities",
         torchlosses.cee_loss,

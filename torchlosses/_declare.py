@@ -62,6 +62,7 @@ _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
 _is_excluded: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_excluded
+_frames: Any = torch._C._dynamo.eval_frame  # type: ignore[attr-defined]
 _FRONT_OF_TRANSFORMS: Any = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode  # type: ignore[attr-defined]
 _make_dual: Any = torch._VF._make_dual  # type: ignore[attr-defined]
 _unpack_dual: Any = torch._VF._unpack_dual  # type: ignore[attr-defined]
@@ -524,6 +525,13 @@ def _define(
     return operator
 
 
+def _not_compiled(function: Any) -> Any:
+    """Where torch.compile leaves a call to Python, it looks into every frame below; a kernel is none of its affairs."""
+    skip = _frames._FrameAction.SKIP
+    _frames.set_code_exec_strategy(function.__code__, _frames._FrameExecStrategy(skip, skip))
+    return function
+
+
 def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Autocast chose the dtype of the loss before the operator ran; it must not change the operator's own steps."""
 
@@ -534,7 +542,7 @@ def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
         with torch.autocast(device, enabled=False):
             return kernel(*arguments)
 
-    return call
+    return _not_compiled(call)
 
 
 def _without_derivative(operator: Any) -> Callable[..., Any]:
@@ -624,7 +632,7 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
         with _below_autograd():
             return operator(*arguments)
 
-    return kernel
+    return _not_compiled(kernel)
 
 
 def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
