@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
@@ -194,49 +193,6 @@ class TestRegistration:
                     promised.stride(),
                     promised.dtype,
                 )
-
-
-class TestDerivativesOfAnOperator:
-    """An operator has no derivative of its own; asked for one, it says so instead of giving zero."""
-
-    @staticmethod
-    def first_calls() -> list[Any]:
-        return [
-            pytest.param(operator, arguments, id=operator.name())
-            for calls in CALLS.values()
-            for operator, arguments in list(calls((4, 3), torch.float64, "sum"))[:2]
-        ]
-
-    @pytest.mark.parametrize(("operator", "arguments"), first_calls())
-    def test_reverse_mode(self, operator: Any, arguments: tuple[Any, ...]) -> None:
-        for position, argument in enumerate(arguments):
-            if isinstance(argument, Tensor) and argument.is_floating_point():
-                leaf = argument.clone().requires_grad_()
-                asked = (*arguments[:position], leaf, *arguments[position + 1 :])
-                with pytest.raises(RuntimeError, match="torchlosses"):
-                    operator(*asked)
-                with torch.no_grad():
-                    operator(*asked)
-
-    @pytest.mark.parametrize(("operator", "arguments"), first_calls())
-    def test_forward_mode(self, operator: Any, arguments: tuple[Any, ...]) -> None:
-        for position, argument in enumerate(arguments):
-            if isinstance(argument, Tensor) and argument.is_floating_point():
-                with forward_ad.dual_level():
-                    dual = forward_ad.make_dual(argument, torch.ones_like(argument))
-                    with pytest.raises(RuntimeError, match="torchlosses"):
-                        operator(*arguments[:position], dual, *arguments[position + 1 :])
-
-    @pytest.mark.parametrize(("operator", "arguments"), first_calls())
-    def test_functional_transforms(self, operator: Any, arguments: tuple[Any, ...]) -> None:
-        def call(input: Tensor) -> Tensor:
-            output = operator(input, *arguments[1:])
-            return (output[0] if isinstance(output, tuple) else output).sum()
-
-        with pytest.raises(RuntimeError, match="torchlosses"):
-            torch.func.grad(call)(arguments[0])
-        with pytest.raises(RuntimeError, match="torchlosses"):
-            torch.func.jvp(call, (arguments[0],), (torch.ones_like(arguments[0]),))
 
 
 class TestAutocast:

@@ -351,7 +351,7 @@ class Loss:
             return normalizer
         counted = cls.counted(*tensors, options)
         if counted is None:
-            return torch.full((), math.prod(cls.rows(tensors[0])), dtype=torch.int64, device=tensors[0].device)
+            return tensors[0].new_full((), math.prod(cls.rows(tensors[0])), dtype=torch.int64)
         return counted.sum()
 
     @classmethod
@@ -469,7 +469,7 @@ class Loss:
             elif (counted := cls.counted(*cls._flat(front), options)) is not None:
                 denominator = counted.reshape(info.batch_size, -1).sum(1)
             else:
-                denominator = torch.full((), math.prod(shape[1:]), dtype=torch.int64, device=input.device)
+                denominator = input.new_full((), math.prod(shape[1:]), dtype=torch.int64)
             grad = part_of_mean(grad, denominator)
         grad = grad.reshape(-1, *(1,) * (len(shape) - 1)) if grad.dim() == 1 else grad
         flat = cls._flat([*front, grad.expand(shape)])
@@ -728,7 +728,7 @@ def _saved_tensors_have_hooks() -> bool:
 def _number(value: float, like: Tensor) -> Tensor:
     """A number as a tensor; float32 would lose its digits."""
     dtype = torch.float32 if like.device.type == "mps" else torch.float64
-    return torch.full((), value, dtype=dtype, device=like.device)
+    return like.new_full((), value, dtype=dtype)
 
 
 def _pulled_back(

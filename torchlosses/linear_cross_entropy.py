@@ -87,7 +87,7 @@ class LinearCrossEntropy(Loss):
 
     @staticmethod
     def backward(grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
-        """G W + r (G B) A by x, Gᵀ x by W, Σ G by b, r (G B)ᵀ x by A and r Gᵀ (x Aᵀ) by B, a block of rows at a time."""
+        """By x, W, b, A and B: G W + r (G B) A, Gᵀ x, Σ G, r (G B)ᵀ x and r Gᵀ (x Aᵀ), a block of rows at a time."""
         *tensors, options = tensors_and_options
         function, arguments, wanted = _block_gradient(tensors, options, grad_output.expand(tensors[0].shape[0]))
         found = iter(over_row_blocks(function, options.block_rows, *arguments))
