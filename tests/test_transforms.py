@@ -11,12 +11,14 @@ import io
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.compiled_autograd
 from torch import Tensor, nn
+from torch._dynamo.backends.debugging import aot_eager
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
@@ -27,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import torchlosses
-from tests.transform_cases import CLASSES, FEATURES, IGNORED, INDEX, PROBLEMS, ROWS, Problem
+from tests.transform_cases import CLASSES, FEATURES, INDEX, PROBLEMS, ROWS, Problem
 from torchlosses import kernels
 
 Function = Callable[..., Tensor]
@@ -218,8 +220,11 @@ def jit_traced(loss: Function, values: Values) -> Any:
 def compiled_autograd(loss: Function, values: Values) -> Any:
     leaves = leaves_of(values)
     found = loss(*leaves)
-    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
-        found.backward()
+    with warnings.catch_warnings():
+        # Dynamo looks at each tensor's .grad, whatever it is.
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+            found.backward()
     return found.detach(), tuple(leaf.grad for leaf in leaves)
 
 
@@ -365,3 +370,189 @@ def test_a_way_to_a_derivative(problem: Problem, way: str, reduction: str) -> No
     ours, theirs = WAYS[way]
     expected = theirs(problem.truth(reduction), values)
     assert_close(ours(problem.loss(reduction), values), expected, rtol=1e-9, atol=1e-11)
+
+
+every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+
+
+def fake(mode: FakeTensorMode, values: Any) -> Any:
+    return torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, values)
+
+
+@every_problem
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
+@pytest.mark.usefixtures("each_backend")
+def test_fake_tensors(problem: Problem, inside: bool) -> None:
+    """Shapes without values, in their mode and out of it, as memory estimators use them."""
+    mode = FakeTensorMode(allow_non_fake_inputs=False)
+    values = fake(mode, problem.values())
+    for reduction in problem.reductions:
+        given = {**dict(zip(problem.draw, values, strict=True)), **fake(mode, problem.fixed), "reduction": reduction}
+        # Out of the mode, torch's own `where` mixes real tensors into its derivative: there, what training asks for.
+        leaves = [given[name].requires_grad_() for name in (problem.draw if inside else tuple(problem.draw)[:1])]
+        with mode if inside else nullcontext():
+            losses = problem.ours(**given)
+            assert losses.shape == ((ROWS,) if reduction == "none" else ()) or losses.shape == leaves[0].shape
+            found = torch.autograd.grad(losses, leaves, torch.ones_like(losses), create_graph=inside)
+            assert [f.shape for f in found] == [leaf.shape for leaf in leaves]
+            if inside:
+                squares = torch.stack([f.square().sum() for f in found]).sum()
+                again = torch.autograd.grad(squares, leaves, allow_unused=True)
+                assert all(a is None or a.shape == leaf.shape for a, leaf in zip(again, leaves, strict=True))
+
+
+@every_problem
+@pytest.mark.usefixtures("each_backend")
+def test_meta_tensors(problem: Problem) -> None:
+    to_meta: Any = lambda value: torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to("meta"), value)  # noqa: E731
+    values, fixed = to_meta(problem.values()), to_meta(problem.fixed)
+    for reduction in problem.reductions:
+        leaves = leaves_of(values)
+        losses = problem.ours(**dict(zip(problem.draw, leaves, strict=True)), **fixed, reduction=reduction)
+        found = torch.autograd.grad(losses, leaves, torch.ones_like(losses), create_graph=True)
+        assert all(f.is_meta and f.shape == leaf.shape for f, leaf in zip(found, leaves, strict=True))
+
+
+@every_problem
+@pytest.mark.usefixtures("each_backend")
+def test_inference_mode(problem: Problem) -> None:
+    for reduction in problem.reductions:
+        values = problem.values()
+        with torch.inference_mode():
+            found = problem.loss(reduction)(*problem.values())
+        assert found.is_inference()
+        assert_close(found.clone(), problem.truth(reduction)(*values), rtol=1e-9, atol=1e-11)
+
+
+@every_problem
+@pytest.mark.usefixtures("each_backend")
+def test_saved_tensors_have_their_version_checked(problem: Problem) -> None:
+    leaves = leaves_of(problem.values())
+    inputs = [leaf * 1.0 for leaf in leaves]
+    loss = problem.loss(problem.reductions[-1])(*inputs)
+    with torch.no_grad():
+        inputs[0].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, leaves)
+
+
+class Recording(TorchDispatchMode):
+    """What is called of this package's operators, and with what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "torchlosses":
+            self.calls.append((function, args))
+        return function(*args, **(kwargs or {}))
+
+
+@every_problem
+@pytest.mark.usefixtures("each_backend")
+def test_an_operator_called_directly_is_differentiated(problem: Problem) -> None:
+    """Both operators of a loss, against finite differences, in every mode that gradcheck knows."""
+    for reduction in (problem.reductions[0], problem.reductions[-1]):
+        with Recording() as recording:
+            plain_gradients(problem.loss(reduction), problem.values())
+        operators = dict(recording.calls)
+        assert len(operators) == 2
+        for operator, arguments in operators.items():
+            is_backward = operator.name().endswith("_backward")
+            places = [
+                place
+                for place, argument in enumerate(arguments)
+                # The state is a function of the tensors before it.
+                if isinstance(argument, Tensor) and argument.is_floating_point() and not is_state(operator, place)
+            ]
+
+            def call(*given: Tensor, operator: Any = operator, arguments: Any = arguments, places: Any = places) -> Any:
+                merged = list(arguments)
+                for place, value in zip(places, given, strict=True):
+                    merged[place] = value
+                outputs = operator(*merged)
+                if operator.name().endswith("_backward"):
+                    return outputs if isinstance(outputs, Tensor) else tuple(o for o in outputs if o.numel())
+                return outputs[0]
+
+            leaves = leaves_of([arguments[place] for place in places])
+            assert gradcheck(call, leaves, check_forward_ad=True, check_batched_grad=True)
+            if not is_backward:
+                assert gradgradcheck(call, leaves, check_fwd_over_rev=True)
+
+
+def is_state(operator: Any, place: int) -> bool:
+    return operator._schema.arguments[place].name == "state"
+
+
+@pytest.mark.usefixtures("each_backend")
+@pytest.mark.parametrize("batched", [(), (3,)], ids=["one row", "rows"])
+def test_one_row_of_the_linear_cross_entropy_reads_no_value(batched: tuple[int, ...]) -> None:
+    """Class weights and a mean look up the weight of the target, which may be mapped, fake or on no device."""
+    x = torch.randn(*batched, FEATURES, dtype=torch.float64)
+    w, weight = torch.randn(CLASSES, FEATURES, dtype=torch.float64), torch.rand(CLASSES, dtype=torch.float64) + 0.5
+    target = torch.zeros(batched, dtype=torch.int64)
+    loss = torchlosses.linear_cross_entropy
+    targets = torch.stack([target, target + 1])
+    found = torch.func.vmap(torch.func.grad(lambda t, x: loss(x, w, t, weight=weight), argnums=1), (0, None))(
+        targets, x
+    )
+    for index, one in enumerate(targets):
+        rows = x.reshape(-1, FEATURES).requires_grad_()
+        truth = nn.functional.cross_entropy(rows @ w.t(), one.reshape(-1), weight)
+        assert_close(found[index], torch.autograd.grad(truth, rows)[0].reshape(x.shape))
+    assert loss(x.to("meta"), w.to("meta"), target.to("meta"), weight=weight.to("meta")).shape == ()
+    mode = FakeTensorMode()
+    faked = fake(mode, (x, w, target, weight))
+    for context in (mode, nullcontext()):
+        with context:
+            assert loss(*faked[:3], weight=faked[3]).shape == ()
+
+
+@pytest.mark.usefixtures("each_backend")
+def test_a_program_with_a_batch_of_any_size() -> None:
+    """Exported at one number of rows, run and trained at another."""
+    for problem in PROBLEMS:
+        if "target" not in problem.draw or "weight" in problem.draw or problem.reductions == ("mean",):
+            continue
+        values = problem.values()
+        shapes = tuple({0: torch.export.Dim.AUTO} if v.shape[0] == ROWS else None for v in values)
+        program = torch.export.export(OfTensors(problem.loss("mean")), values, dynamic_shapes=(shapes,)).module()
+        doubled = tuple(torch.cat([v, 0.5 * v]) if v.shape[0] == ROWS else v for v in values)
+        assert_close(plain_gradients(program, doubled), plain_gradients(problem.truth("mean"), doubled))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_number_that_changes_is_compiled_twice(backend: str) -> None:
+    """`normalizer` and every other option that is a number: once as a constant, once as a variable."""
+    x, t = torch.randn(ROWS, CLASSES, dtype=torch.float64), torch.rand(ROWS, CLASSES, dtype=torch.float64)
+    p, w = t.softmax(1), torch.randn(CLASSES, CLASSES, dtype=torch.float64)
+    calls: dict[str, Callable[[float], Tensor]] = {
+        "mse_loss normalizer": lambda v: torchlosses.mse_loss(x, t, normalizer=v),
+        "huber_loss delta": lambda v: torchlosses.huber_loss(x, t, delta=v),
+        "smooth_l1_loss beta": lambda v: torchlosses.smooth_l1_loss(x, t, beta=v),
+        "cee_loss delta": lambda v: torchlosses.cee_loss(p, INDEX, delta=v),
+        "cross_entropy normalizer": lambda v: torchlosses.cross_entropy(x, INDEX, normalizer=v),
+        "cross_entropy label_smoothing": lambda v: torchlosses.cross_entropy(x, INDEX, label_smoothing=v / 20),
+        "cross_entropy z_loss": lambda v: torchlosses.cross_entropy(x, INDEX, z_loss=v),
+        "cross_entropy logit_scale": lambda v: torchlosses.cross_entropy(x, INDEX, logit_scale=v),
+        "cross_entropy logit_softcap": lambda v: torchlosses.cross_entropy(x, INDEX, logit_softcap=v),
+        "linear_cross_entropy z_loss": lambda v: torchlosses.linear_cross_entropy(x, w, INDEX, z_loss=v),
+        "binary label_smoothing": lambda v: torchlosses.binary_cross_entropy_with_logits(x, p, label_smoothing=v / 20),
+    }
+    for name, call in calls.items():
+        torch.compiler.reset()
+        graphs: list[Any] = []
+
+        def counting(module: Any, inputs: Any, graphs: list[Any] = graphs) -> Any:
+            graphs.append(module)
+            return module.forward if backend == "eager" else aot_eager(module, inputs)
+
+        function = torch.compile(call, backend=counting, fullgraph=True)
+        for step in range(12):
+            number = 1.5 + step
+            assert_close(
+                function(number), call(number), rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
+            )
+        assert len(graphs) <= 2, f"{name}: {len(graphs)} graphs"

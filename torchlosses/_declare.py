@@ -63,6 +63,7 @@ _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
 _is_excluded: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_excluded
+_frames: Any = torch._C._dynamo.eval_frame  # type: ignore[attr-defined]
 _FRONT_OF_TRANSFORMS: Any = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode  # type: ignore[attr-defined]
 _make_dual: Any = torch._VF._make_dual  # type: ignore[attr-defined]
 _unpack_dual: Any = torch._VF._unpack_dual  # type: ignore[attr-defined]
@@ -358,7 +359,7 @@ class Loss:
             return normalizer
         counted = cls.counted(*tensors, options)
         if counted is None:
-            return torch.full((), math.prod(cls.rows(tensors[0])), dtype=torch.int64, device=tensors[0].device)
+            return tensors[0].new_full((), math.prod(cls.rows(tensors[0])), dtype=torch.int64)
         return counted.sum()
 
     @classmethod
@@ -476,7 +477,7 @@ class Loss:
             elif (counted := cls.counted(*cls._flat(front), options)) is not None:
                 denominator = counted.reshape(info.batch_size, -1).sum(1)
             else:
-                denominator = torch.full((), math.prod(shape[1:]), dtype=torch.int64, device=input.device)
+                denominator = input.new_full((), math.prod(shape[1:]), dtype=torch.int64)
             grad = part_of_mean(grad, denominator)
         grad = grad.reshape(-1, *(1,) * (len(shape) - 1)) if grad.dim() == 1 else grad
         flat = cls._flat([*front, grad.expand(shape)])
@@ -573,6 +574,13 @@ def define_linear(
     return operator
 
 
+def _not_compiled(function: Any) -> Any:
+    """Where torch.compile leaves a call to Python, it looks into every frame below; a kernel is none of its affairs."""
+    skip = _frames._FrameAction.SKIP
+    _frames.set_code_exec_strategy(function.__code__, _frames._FrameExecStrategy(skip, skip))
+    return function
+
+
 def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Autocast chose the dtype of the loss before the operator ran; it must not change the operator's own steps."""
 
@@ -583,7 +591,7 @@ def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
         with torch.autocast(device, enabled=False):
             return kernel(*arguments)
 
-    return call
+    return _not_compiled(call)
 
 
 def _without_derivative(operator: Any) -> Callable[..., Any]:
@@ -673,7 +681,7 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
         with _below_autograd():
             return operator(*arguments)
 
-    return kernel
+    return _not_compiled(kernel)
 
 
 def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
@@ -769,7 +777,7 @@ def saved_tensors_have_hooks() -> bool:
 def _number(value: float, like: Tensor) -> Tensor:
     """A number as a tensor; float32 would lose its digits."""
     dtype = torch.float32 if like.device.type == "mps" else torch.float64
-    return torch.full((), value, dtype=dtype, device=like.device)
+    return like.new_full((), value, dtype=dtype)
 
 
 def _pulled_back(

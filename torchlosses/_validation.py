@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchlosses._declare import transforms_active
+
 REDUCTIONS = ("none", "mean", "sum")
 BROADCASTS = ("warn", "error", "allow")
 EMPTY = ("nan", "zero")
@@ -526,7 +528,7 @@ def check_inplace_backward(input: Tensor) -> bool:
     check_tensors("cross_entropy", input=input)
     if torch.compiler.is_compiling() or not (input.requires_grad and torch.is_grad_enabled()):
         return False
-    if torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(input).tangent is not None:
+    if transforms_active() or forward_ad.unpack_dual(input).tangent is not None:
         raise _inplace_error("input is given to a transform of torch.func or to forward-mode AD, which need it again")
     if input.is_leaf or (input._base is not None and input._base.is_leaf and input._base.requires_grad):
         raise _inplace_error("input is a leaf that requires grad, or a view of one, whose values would be lost")
