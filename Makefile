@@ -31,7 +31,7 @@ sanitize: $(READY)
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  $(ENVIRONMENT)/bin/pytest -o pythonpath= -p no:cacheprovider -q -k "not fork and not InstructionSets" -m "not large" \
-	    tests/test_native.py tests/test_inplace_backward.py tests/test_small_batches.py $(ARGS) || exit 1; \
+	    tests/test_native.py tests/test_inplace_backward.py tests/test_gradient_along.py $(ARGS) || exit 1; \
 	done
 
 # The losses in Lightning, Accelerate and skorch. Without this, `make test` says which of them it skips.
