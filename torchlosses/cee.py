@@ -166,7 +166,8 @@ def cee_loss(
     Raises:
         ValueError: `input` leaves [0, 1] by more than rounding (logits belong to `cross_entropy`), an integer target of
             the input's shape is not one-hot, `delta` is negative or not finite, `reduction`, `empty` or `gradient`
-            is none of its values, `normalizer` is given without 'mean', `sample_weight` does not fit, or the batch sizes differ.
+            is none of its values, `normalizer` is given without 'mean', `sample_weight` does not fit, or the batch
+            sizes differ.
         RuntimeError: The other sizes do not fit, class indices are no integers, or the devices differ.
         IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device).
         NotImplementedError: `input` is not floating-point.
