@@ -62,6 +62,8 @@ _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
+_is_excluded: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_excluded
+_FRONT_OF_TRANSFORMS: Any = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode  # type: ignore[attr-defined]
 _make_dual: Any = torch._VF._make_dual  # type: ignore[attr-defined]
 _unpack_dual: Any = torch._VF._unpack_dual  # type: ignore[attr-defined]
 
@@ -89,6 +91,21 @@ torch.ops.torchlosses.library_in_use = LIBRARY
 def recording() -> bool:
     """Whether somebody follows what is made of the tensors at hand: autograd, forward-mode AD, or torch.func."""
     return torch.is_grad_enabled() or transforms_active() or forward_ad._current_level >= 0
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Whether to read a value is free, and no one is to know of it: not of a fake, mapped or traced tensor."""
+    return tensor.device.type == "cpu" and not recording() and _is_plain(tensor)
+
+
+def functions_apply() -> bool:
+    """Whether a Function can be applied: not inside of an operator at a level of torch.func, nor in functionalize."""
+    if not transforms_active():
+        return True
+    levels = _functorch.get_interpreter_stack()
+    return not _is_excluded(_FRONT_OF_TRANSFORMS) and all(
+        level.key() != _functorch.TransformType.Functionalize for level in levels
+    )
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:
@@ -387,7 +404,7 @@ class Loss:
         gradients = cls._gradients(grad_output, tensors, state, options, others)
         for i, gradient in enumerate(ready):
             if needed[i]:
-                gradients[i] = gradient * grad_output
+                gradients[i] = _SCALED(gradient, grad_output, tensors[i])
         return gradients
 
     @classmethod
@@ -463,7 +480,7 @@ class Loss:
         flat = cls._flat([*front, grad.expand(shape)])
         kept = []
         if cls.keeps:
-            kept = [front_of(state[0], dims[-1], info.batch_size).movedim(0, 1).flatten(1, 2)]
+            kept = [front_of(state[0], dims[1 + cls.count], info.batch_size).movedim(0, 1).flatten(1, 2)]
         gradient = cls.backward_operator(flat[-1], *flat[:-1], None, *kept, *options._replace(reduction="none"))
         return gradient.reshape(input.shape), 0
 
@@ -572,8 +589,8 @@ def _without_derivative(operator: Any) -> Callable[..., Any]:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             raise RuntimeError(
-                f"{operator.name()} writes over one of its arguments and has no derivative: call it under "
-                f"torch.no_grad(), or call {operator.name().removesuffix('_')}."
+                f"{operator.name()} has no derivative: call it under torch.no_grad(), or the operator of the loss, which "
+                "has one."
             )
         with _below_autograd():
             return operator(*arguments)
@@ -630,7 +647,8 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
         ]
         result = rules.formula(*duals, ctx.options)
         outputs = result if isinstance(result, tuple) else (result,)
-        found = tuple(_unpack_dual(output, level=0)[1] for output in outputs)
+        parts = [_unpack_dual(output, level=0) for output in outputs]
+        found = tuple(torch.zeros_like(value) if tangent is None else tangent for value, tangent in parts)
         if rules.loss is not None:
             found += (None,) * (len(operator._schema.returns) - 1)
         return found if len(found) > 1 else found[0]
@@ -743,7 +761,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def saved_tensors_have_hooks() -> bool:
     """In a checkpointed forward, for one: nobody wants what is computed there ahead of time."""
-    return _autograd._top_saved_tensors_default_hooks(True) is not None
+    return not torch.compiler.is_compiling() and _autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _number(value: float, like: Tensor) -> Tensor:
@@ -767,10 +785,36 @@ def _pulled_back(
             merged[place] = value
         return formula(*merged, options)
 
-    output, pull_back = torch.func.vjp(call, *(tensors[place] for place in places))
+    output, pull_back = vjp(call, *(tensors[place] for place in places))
     if isinstance(grad, tuple):
         grad = tuple(torch.zeros_like(o) if g is None else g for g, o in zip(grad, output, strict=True))
     return dict(zip(places, pull_back(grad), strict=True))
+
+
+def vjp(function: Callable[..., Any], *values: Any) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
+    """As `torch.func.vjp`, also where tensors are saved with hooks, which torch.func does not support."""
+    if transforms_active() or not saved_tensors_have_hooks():
+        return torch.func.vjp(function, *values)[:2]
+    with torch.enable_grad():
+        # An alias of each, so that nothing further back is reached.
+        aliases = [value.view_as(value) for value in values]
+        for alias in aliases:
+            if not alias.requires_grad:
+                alias.requires_grad_()
+        output = function(*aliases)
+
+    def pull_back(grads: Any) -> tuple[Tensor, ...]:
+        outputs, grads = ((output,), (grads,)) if isinstance(output, Tensor) else (output, grads)
+        followed = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+        if not followed:
+            return tuple(torch.zeros_like(alias) for alias in aliases)
+        outputs, grads = zip(*followed, strict=True)
+        further = torch.is_grad_enabled()
+        return torch.autograd.grad(
+            outputs, aliases, grads, retain_graph=True, create_graph=further, materialize_grads=True
+        )
+
+    return output, pull_back
 
 
 def front_of(tensor: Any, dimension: int | None, size: int) -> Any:
@@ -789,3 +833,19 @@ def _loop(operator: Any, info: Any, dims: Sequence[int | None], arguments: Seque
     if isinstance(calls[0], Tensor):
         return torch.stack(calls), 0
     return tuple(torch.stack(outputs) for outputs in zip(*calls, strict=True)), (0,) * len(calls[0])
+
+
+def _scaled(gradient: Tensor, grad_output: Tensor, tensor: Tensor) -> Tensor:
+    return (gradient * grad_output).to(gradient.dtype)
+
+
+# The tensor by which the gradient is taken has no part in the product. It is there so that a compiled graph, which has no
+# second derivative, knows that one would be needed, and says so.
+_SCALED = _define(
+    "scaled_gradient",
+    "(Tensor gradient, Tensor grad_output, Tensor tensor) -> Tensor",
+    _scaled,
+    lambda gradient, grad_output, tensor: torch.empty_like(gradient),
+    None,
+    None,
+)
