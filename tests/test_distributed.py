@@ -46,7 +46,7 @@ def test_equals_one_process(processes: int, tmp_path: Path) -> None:
         for rank in range(processes)
     ]
     try:
-        errors = [process.communicate(timeout=240)[1] for process in started]
+        errors = [process.communicate(timeout=600)[1] for process in started]
     finally:
         for process in started:
             process.kill()
@@ -63,7 +63,7 @@ def test_programs_of_the_docs(name: str, processes: int, tmp_path: Path) -> None
     script.write_text(program, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=240)
+    ended = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
 
 

@@ -204,7 +204,7 @@ class SplitCrossEntropy(_OverProcesses, CrossEntropy):  # type: ignore[misc]
         return len(_Known._fields) + (len(RowStatistics._fields) if options.statistics else 0)
 
     @staticmethod
-    def counted(*tensors_and_options: Any) -> Tensor | None:
+    def counted(*tensors_and_options: Any) -> Tensor | None:  # type: ignore[override]
         """Rows that are not ignored. Without classes there is no row that could have probabilities."""
         input, target, *_, options = tensors_and_options
         if target.dim() < input.dim():
@@ -212,7 +212,7 @@ class SplitCrossEntropy(_OverProcesses, CrossEntropy):  # type: ignore[misc]
         return None if options.total else input.new_zeros(SplitCrossEntropy.rows(input), dtype=torch.bool)
 
     @staticmethod
-    def denominator(*tensors_and_options: Any) -> Tensor | None:
+    def denominator(*tensors_and_options: Any) -> Tensor | None:  # type: ignore[override]
         """As that of all classes."""
         input, target, _, sample_weight, options = tensors_and_options
         if target.dim() == input.dim():
