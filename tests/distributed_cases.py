@@ -498,7 +498,7 @@ def check_against_loss_parallel(rank: int, processes: int) -> None:
     mesh = init_device_mesh("cpu", (processes,))
     tensors = drawn("ignored")
     ours, theirs = (distribute_tensor(tensors["logits"], mesh, [Shard(1)]).requires_grad_() for _ in range(2))
-    loss = class_parallel_cross_entropy(ours, tensors["target"])
+    loss: Any = class_parallel_cross_entropy(ours, tensors["target"])
     loss.backward()
     with loss_parallel():
         builtin: Any = F.cross_entropy(theirs, distribute_tensor(tensors["target"], mesh, [Replicate()]))
