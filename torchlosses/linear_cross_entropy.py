@@ -128,7 +128,7 @@ class LinearCrossEntropy(Loss):
         found = _over_row_blocks(of_block, tensors, options, (grad_rows,), rows, len(wanted) - rows, 0)
         gradients: list[Tensor | None] = [None] * 5
         for place, gradient in zip(wanted, found, strict=True):
-            gradients[place] = gradient
+            gradients[place] = cls.summed(gradient, options) if place in (0, 3) else gradient
         return tuple(gradients)
 
     @classmethod

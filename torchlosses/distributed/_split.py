@@ -26,10 +26,10 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from torch import Tensor
 
-from torchlosses._declare import Loss, exponential, recording, replaced
+from torchlosses._declare import Loss, exponential, may_look, replaced
 from torchlosses._options import RowStatistics
 from torchlosses._rows import along_classes, compute_dtype, per_class, soft_cap, soft_cap_slope
-from torchlosses.cross_entropy import CrossEntropy, class_indices_denominator, probabilities_denominator
+from torchlosses.cross_entropy import CrossEntropy, probabilities_denominator
 from torchlosses.distributed import _groups
 from torchlosses.linear_cross_entropy import LinearCrossEntropy
 
@@ -157,7 +157,7 @@ class SplitCrossEntropy(_OverProcesses, CrossEntropy):  # type: ignore[misc]
         if options.z_loss:
             log_sum_exp = (known.maximum + log_rest).masked_fill(known.total == 0, 0)
             losses = losses + options.z_loss * log_sum_exp.square()
-        losses = shares.weighted(losses, known.total)
+        losses = shares.weighted(losses, known)
         state = [field.detach() for field in known]
         if options.statistics:
             without = shares.without_trace(known.total)
@@ -190,7 +190,7 @@ class SplitCrossEntropy(_OverProcesses, CrossEntropy):  # type: ignore[misc]
         drawn = torch.zeros_like(log_rest)
         if options.z_loss:
             drawn = (2 * options.z_loss * (known.maximum + log_rest)).masked_fill(known.total == 0, 0)
-        g = shares.incoming(per_class(grad_output), known.total).expand_as(known.rest)
+        g = shares.incoming(per_class(grad_output), known).expand_as(known.rest)
         # From here on it is about this process's classes.
         of_rows = [g, drawn, known.rest, known.total, known.others, shares.hard if shares.indices else g]
         gradient = shares.gradient(shifted, *_groups.entering(torch.stack(of_rows), options.group).unbind())
@@ -204,7 +204,7 @@ class SplitCrossEntropy(_OverProcesses, CrossEntropy):  # type: ignore[misc]
         return len(_Known._fields) + (len(RowStatistics._fields) if options.statistics else 0)
 
     @staticmethod
-    def counted(*tensors_and_options: Any) -> Tensor | None:
+    def counted(*tensors_and_options: Any) -> Tensor | None:  # type: ignore[override]
         """Rows that are not ignored. Without classes there is no row that could have probabilities."""
         input, target, *_, options = tensors_and_options
         if target.dim() < input.dim():
@@ -212,14 +212,12 @@ class SplitCrossEntropy(_OverProcesses, CrossEntropy):  # type: ignore[misc]
         return None if options.total else input.new_zeros(SplitCrossEntropy.rows(input), dtype=torch.bool)
 
     @staticmethod
-    def denominator(
-        input: Tensor, target: Tensor, weight: Tensor | None, sample_weight: Tensor | None, options: Any
-    ) -> Tensor | None:
-        """As that of the cross-entropy, with the classes of all processes."""
+    def denominator(*tensors_and_options: Any) -> Tensor | None:  # type: ignore[override]
+        """As that of all classes."""
+        input, target, _, sample_weight, options = tensors_and_options
         if target.dim() == input.dim():
             return probabilities_denominator(options.total, sample_weight)
-        compute = compute_dtype(input, weight)
-        return class_indices_denominator(target, weight, sample_weight, options.ignore_index, compute)
+        return CrossEntropy.denominator(*tensors_and_options)
 
 
 class SplitLinearCrossEntropy(_OverProcesses, LinearCrossEntropy):
@@ -250,9 +248,11 @@ class SplitLinearCrossEntropy(_OverProcesses, LinearCrossEntropy):
 
     @staticmethod
     def denominator(*tensors_and_options: Any) -> Tensor | None:
-        """As that of the cross-entropy, with the classes of all processes."""
-        input, *_, target, weight, sample_weight, options = tensors_and_options
-        return SplitCrossEntropy.denominator(input, target, weight, sample_weight, options)
+        """As that of all classes."""
+        *_, target, _, sample_weight, options = tensors_and_options
+        if target.dim() > 1:
+            return probabilities_denominator(options.total, sample_weight)
+        return LinearCrossEntropy.denominator(*tensors_and_options)
 
 
 class _Shares:
@@ -324,20 +324,20 @@ class _Shares:
         losses = self.hard * cost.masked_fill((self.hard == 0) & cost.isinf(), 0)
         return losses + (self.others * log_rest - self.smooth * sums[1]) if self.smooth else losses
 
-    def weighted(self, losses: Tensor, total: Tensor) -> Tensor:
+    def weighted(self, losses: Tensor, known: _Known) -> Tensor:
         """Times the sample weights; 0 where a row leaves no trace."""
         if self.sample_weight is not None:
             # The derivative by a weight of 0 is the loss, if there is one.
             without = (self.sample_weight == 0) & losses.isfinite().logical_not()
-            losses = losses.masked_fill(without, 0) * self.sample_weight
-        without = (total == 0) & losses.isfinite().logical_not()
+            losses = losses.masked_fill(without | (known.hidden != 0), 0) * self.sample_weight
+        without = (known.total == 0) & losses.isfinite().logical_not()
         return losses.masked_fill(without if self.ignored is None else without | self.ignored, 0)
 
-    def incoming(self, g: Tensor, total: Tensor) -> Tensor:
+    def incoming(self, g: Tensor, known: _Known) -> Tensor:
         """g s, and 0 for rows that leave no trace."""
-        g = g.masked_fill(self.without_trace(total) & g.isfinite().logical_not(), 0)
+        g = g.masked_fill(self.without_trace(known.total) & g.isfinite().logical_not(), 0)
         if self.sample_weight is not None:
-            g = g * self.sample_weight
+            g = (g * self.sample_weight).masked_fill(known.hidden != 0, 0)
         return g if self.ignored is None else g.masked_fill(self.ignored, 0)
 
     def gradient(
@@ -379,13 +379,13 @@ def _logits(x: Tensor, options: Any) -> Tensor:
 
 
 def _dot(factor: Tensor, shifted: Tensor) -> Tensor:
-    """A class without a share has no effect."""
-    return (factor * shifted).masked_fill(factor == 0, 0).sum(1, keepdim=True)
+    """A class without a share has no effect, also where it is infinite: 0 · ∞ = 0."""
+    return (factor * shifted.masked_fill((factor == 0) & shifted.isinf(), 0)).sum(1, keepdim=True)
 
 
 def _hide(y: Tensor, hidden: Tensor) -> Tensor:
-    # Where looking is free and nobody follows, most batches need no further pass.
-    if not recording() and y.device.type == "cpu" and not bool(hidden.any()):
+    # Where looking is free, most batches need no further pass.
+    if may_look(y) and not bool(hidden.any()):
         return y
     return y.masked_fill(hidden, 0)
 
