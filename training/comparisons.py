@@ -61,6 +61,11 @@ class Comparison:
         return self.measure.difference(self.by_seed.mean, self.by_seed.half_width)
 
     @property
+    def amount(self) -> str:
+        """The difference without its sign and interval."""
+        return "not compared" if self.by_seed is None else self.measure.difference(self.by_seed.mean)
+
+    @property
     def missing(self) -> str:
         """What it would take to decide an open comparison, in words."""
         if self.by_seed is None:

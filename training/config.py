@@ -63,11 +63,11 @@ class Config:
     implementation: Literal["torchlosses", "torch"] = "torchlosses"
     """Whose losses to train with: our own, or PyTorch's built-in ones."""
 
-    seeds: int = 8
+    seeds: int = 6
     """How many times to repeat everything, each time from another seed; objectives are compared seed by seed."""
     first_seed: int = 0
     """The first of the seeds."""
-    stack: int = 4
+    stack: int = 3
     """How many seeds of an objective to train side by side, as one stack of networks."""
     epochs: Annotated[int | None, _hint("INT", "3 for the digit, 5 for the angle; 1 and 2 with --quick")] = None
     """Passes over the training images."""

@@ -677,7 +677,7 @@ def _recovery(results: Results, palette: Palette) -> tuple[Figure, str] | None:
     axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     axes.set_title("Which loss gets away from a mistake?")
-    axes.set_xlabel("updates since the network was pushed to a wrong answer")
+    axes.set_xlabel("updates since the push to a wrong answer")
     axes.set_ylabel("digits read right")
     _legend_below(figure, axes)
     return figure, "Recovery from a confidently wrong start, mean over seeds. " + "; ".join(told) + "."
@@ -734,7 +734,7 @@ def _distances(axes: Axes, ranking: Ranking, unit: str, palette: Palette) -> str
         label = f"{head}: {item.short}"
         axes.annotate(
             label,
-            (0, y + 0.2),
+            (0.04, y + 0.2),
             xycoords=("axes fraction", "data"),
             fontsize=9 if len(label) < 46 else 8,
             va="bottom",

@@ -128,7 +128,7 @@ def answer(planned: Sequence[Comparison]) -> Answer:
         if loss.verdict in ("ahead", "behind"):
             better, worse = (loss.first, loss.second) if loss.verdict == "ahead" else (loss.second, loss.first)
             opening = "of the losses on it, " if parts else "of the losses on a classification head, "
-            parts += [joint, opening, mention(better), f" is {loss.text} {ACCURACY.ahead} ", mention(worse)]
+            parts += [joint, opening, mention(better), f" is {loss.amount} {ACCURACY.ahead} ", mention(worse)]
             claims.append(loss)
         elif loss.verdict == "equal":
             parts += [joint, "the losses on it differ by less than 0.2 points"]
@@ -183,12 +183,12 @@ def _as_claims(item: Comparison) -> list[Claim]:
 def _head_parts(item: Comparison) -> list[Part]:
     if item.verdict == "behind":
         return [
-            f"for a category the head decides: a classification head with {phrase(item.second)} is {item.text} "
+            f"for a category the head decides: a classification head with {phrase(item.second)} is {item.amount} "
             f"{ACCURACY.ahead} ",
             mention(item.first),
         ]
     if item.verdict == "ahead":
-        return ["for a category ", mention(item.first), f" is {item.text} {ACCURACY.ahead} ", mention(item.second)]
+        return ["for a category ", mention(item.first), f" is {item.amount} {ACCURACY.ahead} ", mention(item.second)]
     if item.verdict == "equal":
         return ["for a category both heads are equal within 0.2 points"]
     return [f"for a category nothing is decided between the heads ({item.missing})"]
@@ -197,7 +197,7 @@ def _head_parts(item: Comparison) -> list[Part]:
 def _quantity_parts(item: Comparison) -> list[Part]:
     if item.verdict in ("ahead", "behind"):
         better, worse = (item.first, item.second) if item.verdict == "ahead" else (item.second, item.first)
-        return ["for a quantity ", mention(better), f" is {item.text} {item.measure.ahead} ", mention(worse)]
+        return ["for a quantity ", mention(better), f" is {item.amount} {item.measure.ahead} ", mention(worse)]
     if item.verdict == "equal":
         return ["for a quantity ", mention(item.first), " and ", mention(item.second), " are equal within 0.2°"]
     return [

@@ -23,7 +23,7 @@ from .synthetic_results import build_results
 def test_defaults_are_the_full_study() -> None:
     config = parse_config([])
     assert config == Config()
-    assert (config.epochs_for("digit"), config.epochs_for("angle"), config.seeds) == (3, 5, 8)
+    assert (config.epochs_for("digit"), config.epochs_for("angle"), config.seeds) == (3, 5, 6)
 
 
 def test_quick_sets_less_and_leaves_what_is_given() -> None:

@@ -136,9 +136,9 @@ def test_no_sentence_of_any_world_says_more_than_its_claims(digit, angle):
 def test_expected_world():
     results = build_results()
     text = text_of(results)
-    assert text.startswith("For a category the head decides: a classification head with cross-entropy is 25.6")
+    assert text.startswith("For a category the head decides: a classification head with cross-entropy is 25.60 points")
     assert "MSE on raw outputs (by 0.47" in text
-    assert "cross-entropy read by its expected value is 0.61\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.06° closer" in text
+    assert "cross-entropy read by its expected value is 0.61° closer" in text
     assert "Best mean: MSE on raw outputs (97.97" in text
     found = read_source(results)
     # The least squares form did best on validation images, so it stands for MSE.
