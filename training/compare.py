@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import os
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 USAGE_ERROR = 2
 PARITY_FAILED = 3
 CANNOT_WRITE = 4
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     except StoppedBySignal as stopped:
         return stopped.status
+    except OSError as error:
+        # From a library that writes a file by itself, such as TensorBoard.
+        if error.errno not in _NO_ROOM:
+            raise
+        _complain(CannotWriteError(Path(error.filename or "a file"), error))
+        return CANNOT_WRITE
 
 
 def _complain(error: StudyError) -> None:
@@ -108,9 +117,8 @@ def _run(config: Config, arguments: Sequence[str]) -> int:
                     _leave_usable(study, stopped)
                 raise
             except CannotWriteError as error:
-                raise CannotWriteError(
-                    folder.path, error.cause, f"make room and go on with: {_resume(folder)} ({error})"
-                ) from error
+                advice = f"make room and go on with: {_resume(folder)}"
+                raise CannotWriteError(error.path, error.cause, advice) from error
             except StudyError:
                 # Where the data are missing nothing was begun, and no empty run is left behind.
                 if is_new and processes.is_first and not folder.results.exists():
@@ -141,9 +149,8 @@ def _conclude(results: Results, folder: RunFolder) -> int:
     except CannotWriteError as error:
         # A finished run can be looked at where nothing can be written, as long as its report is there.
         if not (results.complete and folder.report.exists()):
-            raise CannotWriteError(
-                folder.path, error.cause, f"the results are complete; write the report with: {_resume(folder)}"
-            ) from error
+            advice = f"the results are complete; write the report with: {_resume(folder)}"
+            raise CannotWriteError(error.path, error.cause, advice) from error
         _say(f"the report was not written again: {error}")
         report = folder.report
     try:

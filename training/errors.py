@@ -16,5 +16,5 @@ class CannotWriteError(StudyError):
     """A file could not be written, as on a full disk; the command ends with exit status 4 and says how to go on."""
 
     def __init__(self, path: Path, cause: OSError, advice: str = "make room") -> None:
-        self.cause = cause
+        self.path, self.cause = path, cause
         super().__init__(f"{path} could not be written ({cause.strerror or cause}); {advice}")

@@ -840,10 +840,15 @@ def _conditions(results: Results, question: Question, palette: Palette) -> tuple
     for name, points in series.items():
         summaries = [(x, item.summary(ACCURACY)) for x, item in points]
         means = [1 - summary.mean for _, summary in summaries]
-        spread = [
-            [mean - (1 - (summary.upper or summary.mean)) for mean, (_, summary) in zip(means, summaries, strict=True)],
-            [(1 - (summary.lower or summary.mean)) - mean for mean, (_, summary) in zip(means, summaries, strict=True)],
-        ]
+        # An interval of a share whose mean is 0 or 1 ends there, but for rounding.
+        spread = np.clip(
+            [
+                [(summary.upper or summary.mean) - summary.mean for _, summary in summaries],
+                [summary.mean - (summary.lower or 0.0) for _, summary in summaries],
+            ],
+            0,
+            None,
+        )
         axes.errorbar(
             [x for x, _ in summaries],
             means,
@@ -894,9 +899,9 @@ def _calibration(results: Results, palette: Palette) -> tuple[Figure, str] | Non
         )
     axes.set_ylim(-0.5, len(rows) - 0.1)
     axes.set_yticks([])
-    axes.set_xscale("log")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))
-    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title("Does one number put the probabilities right?")
     axes.set_xlabel(f"{CALIBRATION_ERROR.name}; hollow: as trained, filled: outputs divided by T")
     return figure, "Calibration error before and after temperature scaling. " + "; ".join(told) + "."

@@ -52,9 +52,14 @@ class Measure:
     margin: float | None = None
     images: Literal["shares", "errors", "likelihoods"] | None = None
 
+    @property
+    def is_share(self) -> bool:
+        """Whether it lies between 0 and 1."""
+        return self.unit.endswith("%")
+
     def format(self, summary: Summary) -> str:
         """Mean and interval, rounded to what the interval supports."""
-        if self.images == "shares":
+        if self.is_share:
             return format_interval(summary, self.scale, self.unit, self.decimals)
         return format_summary(summary, self.scale, self.unit, self.decimals)
 
@@ -69,6 +74,8 @@ class Measure:
         scaled = abs(mean) * self.scale
         if half_width is None:
             return f"{scaled:.{self.decimals}f}{self.difference_unit}"
+        if self.is_share and abs(mean) + half_width > 1:
+            return f"{scaled:.{self.decimals}f}{self.difference_unit} (too few seeds for an interval)"
         return (
             f"{scaled:.{self.decimals}f}{NBSP}±{NBSP}{half_width * self.scale:.{self.decimals}f}{self.difference_unit}"
         )
@@ -96,11 +103,13 @@ def format_summary(summary: Summary, scale: float = 1.0, unit: str = "", decimal
 
 
 def format_interval(summary: Summary, scale: float = 1.0, unit: str = "", decimals: int = 2) -> str:
-    """Write 'mean unit (lower to upper)': for shares, whose intervals are not symmetric."""
+    """Write 'mean unit (lower to upper)': for shares, whose intervals are not symmetric and end at 0 and 1."""
     if not summary.finite or summary.lower is None or summary.upper is None:
         return format_summary(summary, scale, unit, decimals)
     digits = _decimals(summary, scale, decimals)
-    mean, lower, upper = (f"{value * scale:.{digits}f}" for value in (summary.mean, summary.lower, summary.upper))
+    mean, lower, upper = (
+        f"{value * scale:.{digits}f}" for value in (summary.mean, max(0.0, summary.lower), min(1.0, summary.upper))
+    )
     return f"{mean}{unit} ({lower} to {upper})"
 
 

@@ -165,10 +165,10 @@ def _rates(results: Results) -> str:
 def _setting(results: Results) -> str:
     seeds = sorted({run.seed for run in results.runs})
     environment = results.environment
+    images = f"{results.train_images:,} training and {results.test_images:,} test images"
     return (
-        f"Measured with `{COMPARE} --seeds {len(seeds)}`: {results.train_images:,} training and "
-        f"{results.test_images:,} test images, on {environment.processor} with torch {environment.torch}. Intervals are for 95 %; those of "
-        "accuracies are for other seeds and other test images."
+        f"Measured with `{COMPARE} --seeds {len(seeds)}`: {images}, on {environment.processor} with torch "
+        f"{environment.torch}. Intervals are for 95 %; those of accuracies are for other seeds and other test images."
     )
 
 

@@ -19,12 +19,11 @@ from training.measures import (
     Measure,
     format_p_value,
     format_share,
-    format_summary,
     main_measure,
 )
 from training.questions import TaskName
 from training.results import GradientCurve, GradientExperiment, RecoveryCurve, RecoveryExperiment, Results
-from training.statistics import CONFIDENCE, SIGNIFICANCE, sign_flip_p_value, summarize
+from training.statistics import CONFIDENCE, SIGNIFICANCE, sign_flip_p_value
 
 # Images that give the right class less than this are the ones whose measured gradient is put into words.
 CONFIDENTLY_WRONG = 0.01
@@ -425,7 +424,8 @@ def recovery_statements(experiment: RecoveryExperiment | None) -> list[Statement
     statements = [Statement((*parts, "."))]
     parts = ["Accuracy at the end: "]
     for position, (objective, curves) in enumerate(found.items()):
-        value = format_summary(summarize(curve.accuracy[-1] for curve in curves), 100, " %", 1)
+        ends = [100 * curve.accuracy[-1] for curve in curves]
+        value = f"{statistics.fmean(ends):.1f} % ({min(ends):.1f} to {max(ends):.1f})"
         parts += ["; " if position else "", f"{value} with ", names[objective]]
     watched = min(curve.steps[-1] for curves in found.values() for curve in curves)
     statements.append(Statement((*parts, f" (after {watched} updates).")))

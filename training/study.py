@@ -252,6 +252,8 @@ class Study:
         trainer = self._trainer(objective, seeds, self._settings)
         targets = objective.encode(data.train_values)
         found = [checkpoint for key in keys if (checkpoint := self._checkpoint(key, objective))]
+        # No process removes a checkpoint before all have read it.
+        self.processes.wait()
         if len(found) == len(keys):
             restore(trainer, found)
             first = [checkpoint.initial_loss for checkpoint in found]

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -89,7 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options = parse_options(Options, PROGRAM, arguments)
-        tuning = tune(options, shlex.join((*PROGRAM.split(), *arguments)))
+        # What to tune, where the files are and with how many workers has no part in what is found.
+        same = replace(
+            Options(),
+            **{name: getattr(options, name) for name in ("tasks", "objectives", "data_root", "workers", "out")},
+        )
+        command = PROGRAM if options == same else shlex.join((*PROGRAM.split(), *arguments))
+        tuning = tune(options, command)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
