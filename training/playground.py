@@ -5,10 +5,11 @@ The curves are drawn here; the page's script only moves the mark and works out t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from training.experiments import theoretical_gradient
 from training.objectives import HUBER_DELTA
 
 CLASSES = 10
@@ -37,35 +38,19 @@ class Panel:
     curves: tuple[Curve, ...]
 
 
-def cross_entropy_gradient(p: float) -> float:
-    """-dL/dx at the right class's logit: 1 - p."""
-    return 1 - p
+def cee_gradient(probability: np.ndarray) -> np.ndarray:
+    """-dL/dx at the right class's logit x, through softmax and -log(p + 1e-7)."""
+    return probability * (1 - probability) / (probability + 1e-7)
 
 
-def cee_gradient(p: float) -> float:
-    """The same through softmax and log(p + 1e-7)."""
-    return p * (1 - p) / (p + 1e-7)
-
-
-def mse_softmax_gradient(p: float) -> float:
-    """Of MSE on softmax probabilities, the rest of the probability spread evenly over the other classes."""
-    return 2 / CLASSES * p * (1 - p) ** 2 * (1 + 1 / (CLASSES - 1))
-
-
-def mse_gradient(error: float) -> float:
-    """Of the square of an error, in units of the largest answer."""
-    return 2 * error
-
-
-def huber_gradient(error: float) -> float:
-    """Of the Huber loss."""
-    return max(-HUBER_DELTA, min(HUBER_DELTA, error))
+def huber_gradient(error: np.ndarray) -> np.ndarray:
+    """Of the Huber loss of an error, in units of the largest answer."""
+    return error.clip(-HUBER_DELTA, HUBER_DELTA)
 
 
 def panels(angle_limit: float) -> tuple[Panel, Panel]:
     """The two sliders: the probability of the right class, and the error of an angle."""
-    probabilities = [index / (_POINTS - 1) for index in range(_POINTS)]
-    errors = [2 * p - 1 for p in probabilities]
+    p, error = np.linspace(0, 1, _POINTS), np.linspace(-1, 1, _POINTS)
     return (
         Panel(
             "probability",
@@ -74,9 +59,9 @@ def panels(angle_limit: float) -> tuple[Panel, Panel]:
             "gradient at the right digit's logit, share of the largest",
             ("0", "1"),
             (
-                Curve("cross-entropy", "cross-entropy", _path(cross_entropy_gradient, probabilities)),
-                Curve("cee-softmax", "CEE on probabilities", _path(cee_gradient, probabilities)),
-                Curve("mse-softmax", "MSE on probabilities", _path(mse_softmax_gradient, probabilities)),
+                Curve("cross-entropy", "cross-entropy", _path(theoretical_gradient("cross-entropy", p, CLASSES))),
+                Curve("cee-softmax", "CEE on probabilities", _path(cee_gradient(p))),
+                Curve("mse-softmax", "MSE on probabilities", _path(theoretical_gradient("mse-softmax", p, CLASSES))),
             ),
         ),
         Panel(
@@ -86,19 +71,15 @@ def panels(angle_limit: float) -> tuple[Panel, Panel]:
             "size of the gradient at the output, share of the largest",
             (f"−{angle_limit:g}°", f"{angle_limit:g}°"),
             (
-                Curve("regression-mse", "MSE", _path(mse_gradient, errors)),
-                Curve("regression-huber", "Huber", _path(huber_gradient, errors)),
+                Curve("regression-mse", "MSE", _path(2 * error)),
+                Curve("regression-huber", "Huber", _path(huber_gradient(error))),
             ),
         ),
     )
 
 
-def _path(gradient: Callable[[float], float], places: Sequence[float]) -> str:
-    heights = [abs(gradient(place)) for place in places]
-    largest = max(heights)
-    points = (
-        f"{WIDTH * index / (len(places) - 1):.1f} {HEIGHT * (1 - height / largest):.1f}"
-        for index, height in enumerate(heights)
-        if math.isfinite(height)
-    )
+def _path(gradient: np.ndarray) -> str:
+    heights = np.abs(gradient) / np.abs(gradient).max()
+    across = np.linspace(0, WIDTH, len(heights))
+    points = (f"{x:.1f} {HEIGHT * (1 - height):.1f}" for x, height in zip(across, heights, strict=True))
     return "M" + "L".join(points)
