@@ -1,19 +1,17 @@
-"""How far a network has come, on disk: enough to go on as if nothing had happened.
+"""How far a stack of networks has come, on disk: enough to go on as if nothing had happened.
 
-Each seed has a file of its own, whatever stack it was trained in. No random state is kept: the order of an epoch
+A stack has one file, so that its networks are always equally far. No random state is kept: the order of an epoch
 follows from the seed and the number of the epoch.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from training.engine import Trainer
 from training.files import write_bytes_atomically
@@ -21,36 +19,28 @@ from training.results import EpochRecord
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """One network as it was after some epochs, its optimizer's numbers, and what was measured."""
+class Progress:
+    """What was measured of each network of a stack: its loss before the first update, and its epochs."""
 
-    parameters: dict[str, Tensor]
-    optimizer: dict[str, dict[str, Tensor]]
-    initial_loss: float
-    epochs: list[EpochRecord]
+    initial_losses: list[float]
+    epochs: list[list[EpochRecord]]
 
 
 class DamagedCheckpointError(Exception):
-    """A file that holds no network, or one of another shape."""
+    """A file that holds no stack, or one of other networks."""
 
 
-def save_checkpoint(path: Path, trainer: Trainer, index: int, initial_loss: float, epochs: list[EpochRecord]) -> None:
-    """Write one network of the stack; `path` never holds half of it.
+def save_checkpoint(path: Path, trainer: Trainer, progress: Progress) -> None:
+    """Write the networks, their optimizer and what was measured; `path` never holds half of it.
 
     Raises:
         CannotWriteError: the disk is full, for one.
     """
     state = {
-        "parameters": {name: parameter.detach()[index].clone() for name, parameter in trainer.parameters.items()},
-        "optimizer": {
-            name: {
-                key: value[index].clone() if value.shape == parameter.shape else value.clone()
-                for key, value in trainer.optimizer.state[parameter].items()
-            }
-            for name, parameter in trainer.parameters.items()
-        },
-        "initial_loss": initial_loss,
-        "epochs": [epoch.model_dump_json() for epoch in epochs],
+        "parameters": {name: parameter.detach() for name, parameter in trainer.parameters.items()},
+        "optimizer": trainer.optimizer.state_dict(),
+        "initial_losses": progress.initial_losses,
+        "epochs": [[epoch.model_dump_json() for epoch in own] for own in progress.epochs],
     }
     # In memory first: torch.save has an error of its own for a full disk.
     content = io.BytesIO()
@@ -58,44 +48,32 @@ def save_checkpoint(path: Path, trainer: Trainer, index: int, initial_loss: floa
     write_bytes_atomically(path, content.getvalue())
 
 
-def read_checkpoint(path: Path, shapes: dict[str, torch.Size]) -> Checkpoint | None:
-    """Read a network with parameters of these shapes; None where there is no such file.
+def load_checkpoint(path: Path, trainer: Trainer) -> Progress | None:
+    """Put the stack where it was; None where there is no such file, and then nothing is changed.
 
     Raises:
-        DamagedCheckpointError: the file holds something else.
+        DamagedCheckpointError: the file holds something else; the trainer is not to be used any more.
     """
     if not path.exists():
         return None
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-        found = Checkpoint(
-            state["parameters"],
-            state["optimizer"],
-            float(state["initial_loss"]),
-            [EpochRecord.model_validate_json(epoch) for epoch in state["epochs"]],
+        state: Any = torch.load(path, map_location=trainer.settings.device, weights_only=True)
+        progress = Progress(
+            [float(loss) for loss in state["initial_losses"]],
+            [[EpochRecord.model_validate_json(epoch) for epoch in own] for own in state["epochs"]],
         )
-        if {name: parameter.shape for name, parameter in found.parameters.items()} != shapes:
-            raise DamagedCheckpointError("its network has another shape")
-        if found.optimizer.keys() != shapes.keys() or not found.epochs:
-            raise DamagedCheckpointError("its optimizer is of another network")
+        shapes = {name: parameter.shape for name, parameter in state["parameters"].items()}
+        if shapes != {name: parameter.shape for name, parameter in trainer.parameters.items()}:
+            raise DamagedCheckpointError("its networks have other shapes")
+        if not len(progress.initial_losses) == len(progress.epochs) == len(trainer.seeds):
+            raise DamagedCheckpointError("it is of another number of networks")
+        with torch.no_grad():
+            for name, parameter in trainer.parameters.items():
+                parameter.copy_(state["parameters"][name])
+        trainer.optimizer.load_state_dict(state["optimizer"])
     except DamagedCheckpointError:
         raise
     # A damaged file fails in the unpickler, in zip, in torch or on a missing key, each with an error of its own.
     except Exception as error:
-        raise DamagedCheckpointError(f"{type(error).__name__}") from error
-    return found
-
-
-def restore(trainer: Trainer, checkpoints: Sequence[Checkpoint]) -> None:
-    """Put each network of the stack where it was."""
-    state = {}
-    for position, (name, parameter) in enumerate(trainer.parameters.items()):
-        with torch.no_grad():
-            parameter.copy_(torch.stack([checkpoint.parameters[name] for checkpoint in checkpoints]))
-        numbers = [checkpoint.optimizer[name] for checkpoint in checkpoints]
-        state[position] = {
-            key: torch.stack([item[key] for item in numbers]) if value.shape == parameter.shape[1:] else value
-            for key, value in numbers[0].items()
-        }
-    loaded = trainer.optimizer.state_dict()
-    trainer.optimizer.load_state_dict({"state": state, "param_groups": loaded["param_groups"]})
+        raise DamagedCheckpointError(type(error).__name__) from error
+    return progress

@@ -156,8 +156,8 @@ def _conclude(results: Results, folder: RunFolder) -> int:
     try:
         print_table(results, Console())
         print(f"took {results.seconds:.0f} s; report: {report}", flush=True)
-    except BrokenPipeError:
-        # Whoever read the table has gone; everything is written. What Python would still flush goes nowhere.
+    except (BrokenPipeError, SystemExit):
+        # Whoever read the table has gone, on which rich exits; everything is written. What is left goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     failed = [record for record in results.parity if not record.passed]
     for record in failed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -59,10 +59,17 @@ class RunFolder:
         """Networks of a run that is not complete."""
         return self.path / "checkpoints"
 
-    def checkpoint(self, key: Key) -> Path:
-        """One objective's network, from one seed."""
-        task, objective, seed = key
-        return self.checkpoints / f"{task}-{objective}-seed{seed}.pt"
+    def checkpoint(self, task: TaskName, objective: str, seeds: Sequence[int]) -> Path:
+        """A stack of one objective's networks."""
+        return self.checkpoints / f"{task}-{objective}-seeds{'+'.join(map(str, seeds))}.pt"
+
+    def stacks(self, task: TaskName, objective: str) -> list[list[int]]:
+        """The seeds of each stack of an objective that has a checkpoint."""
+        begin = f"{task}-{objective}-seeds"
+        return sorted(
+            [int(seed) for seed in path.stem.removeprefix(begin).split("+")]
+            for path in self.checkpoints.glob(f"{begin}*.pt")
+        )
 
     def tensorboard(self, key: Key) -> Path:
         """One objective's TensorBoard log, from one seed."""

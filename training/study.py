@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training import experiments, metrics, parity
-from training.checkpoints import Checkpoint, DamagedCheckpointError, read_checkpoint, restore, save_checkpoint
+from training.checkpoints import DamagedCheckpointError, Progress, load_checkpoint, save_checkpoint
 from training.config import Config, as_json_object
 from training.data import Images, load_images
 from training.distributed import Processes
@@ -26,7 +26,6 @@ from training.folders import Key, RunFolder
 from training.learning_rates import learning_rate, read_tuning
 from training.metrics_table import flat, metrics_table
 from training.misread import find_misread
-from training.models import build_network
 from training.objectives import Objective, loss_library, select_objectives
 from training.progress import Display
 from training.questions import TaskName
@@ -205,15 +204,16 @@ class Study:
         ]
 
     def _stacks(self, objective: Objective) -> list[list[int]]:
-        """The seeds of an objective that are not done yet, in stacks of those that have come equally far."""
-        done: dict[int, list[int]] = {}
-        for seed in self.config.run_seeds:
-            key: Key = (objective.task.name, objective.name, seed)
-            if not (key in self._runs and self._runs[key].complete):
-                checkpoint = self._checkpoint(key, objective)
-                done.setdefault(len(checkpoint.epochs) if checkpoint else 0, []).append(seed)
+        """The seeds of an objective that are not done yet: those that have begun in the stacks they began in."""
+        task = objective.task.name
+        left = [seed for seed in self.config.run_seeds if not self._is_complete((task, objective.name, seed))]
+        begun = [seeds for seeds in self.folder.stacks(task, objective.name) if set(seeds) <= set(left)]
+        fresh = [seed for seed in left if not any(seed in seeds for seeds in begun)]
         size = self.config.stack
-        return [seeds[i : i + size] for seeds in done.values() for i in range(0, len(seeds), size)]
+        return begun + [fresh[i : i + size] for i in range(0, len(fresh), size)]
+
+    def _is_complete(self, key: Key) -> bool:
+        return key in self._runs and self._runs[key].complete
 
     def _advance(self, steps: int, loss: float) -> None:
         self._workers.check()
@@ -227,21 +227,21 @@ class Study:
                 self._data = {task.name: task_data(task.name, digits, self.config.angle_limit)}
             return self._data[task.name]
 
-    def _checkpoint(self, key: Key, objective: Objective) -> Checkpoint | None:
-        """The network of a run that is not complete; None, with a word on the screen, where its file is damaged."""
-        path = self.folder.checkpoint(key)
-        network = build_network(self.config.model, objective.outputs, 0, torch.device("cpu"))
-        try:
-            return read_checkpoint(path, {name: value.shape for name, value in network.named_parameters()})
-        except DamagedCheckpointError as error:
-            self.display.note(f"{path} is damaged ({error}); this network is trained again")
-            if self.processes.is_first:
-                path.unlink(missing_ok=True)
-            return None
-
     def _trainer(self, objective: Objective, seeds: Sequence[int], settings: Settings) -> Trainer:
         rate, _ = self._rate(objective)
         return Trainer(replace(settings, learning_rate=rate), self.config.model, objective, seeds)
+
+    def _resumed(
+        self, objective: Objective, seeds: Sequence[int], settings: Settings
+    ) -> tuple[Trainer, Progress | None]:
+        """A stack where its checkpoint left it; from the start, with a word on the screen, where that is damaged."""
+        path = self.folder.checkpoint(objective.task.name, objective.name, seeds)
+        trainer = self._trainer(objective, seeds, settings)
+        try:
+            return trainer, load_checkpoint(path, trainer)
+        except DamagedCheckpointError as error:
+            self.display.note(f"{path} is damaged ({error}); its networks are trained again")
+            return self._trainer(objective, seeds, settings), None
 
     def _train(self, objective: Objective, seeds: Sequence[int], digits: TaskData) -> None:
         """Train a stack from where its checkpoints end, and keep what comes of it."""
@@ -249,17 +249,13 @@ class Study:
         data = self._data_of(task, digits)
         keys: list[Key] = [(task.name, objective.name, seed) for seed in seeds]
         wanted = self.config.epochs_for(task.name)
-        trainer = self._trainer(objective, seeds, self._settings)
-        targets = objective.encode(data.train_values)
-        found = [checkpoint for key in keys if (checkpoint := self._checkpoint(key, objective))]
+        trainer, progress = self._resumed(objective, seeds, self._settings)
         # No process removes a checkpoint before all have read it.
         self.processes.wait()
-        if len(found) == len(keys):
-            restore(trainer, found)
-            first = [checkpoint.initial_loss for checkpoint in found]
-            epochs = [list(checkpoint.epochs) for checkpoint in found]
-        else:
-            first, epochs = trainer.first_losses(data.train_images, targets), [[] for _ in keys]
+        targets = objective.encode(data.train_values)
+        if progress is None:
+            progress = Progress(trainer.first_losses(data.train_images, targets), [[] for _ in seeds])
+        epochs = progress.epochs
         steps = -(-len(data.train_images) // self.config.batch_size) * len(seeds)
         told = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]}-{seeds[-1]}"
         with ExitStack() as logs:
@@ -275,11 +271,13 @@ class Study:
                     record = EpochRecord(epoch=number, train_loss=losses[index], seconds=seconds, evaluation=evaluation)
                     epochs[index].append(record)
                     log[index](record)
-                    self._keep_epoch(key, trainer, index, first[index], epochs[index])
+                    with self._lock:
+                        self._runs[key] = self._record(key, trainer, progress.initial_losses[index], epochs[index])
                 if self.processes.is_first:
+                    save_checkpoint(self.folder.checkpoint(task.name, objective.name, seeds), trainer, progress)
                     self._save(complete=False)
                 self._note_epoch(objective, told, [own[-1] for own in epochs], wanted)
-        self._finish(objective, keys, trainer, data, first, epochs)
+        self._finish(objective, keys, trainer, data, progress)
         self.display.done()
 
     def _finish(
@@ -288,9 +286,9 @@ class Study:
         keys: Sequence[Key],
         trainer: Trainer,
         data: TaskData,
-        first: Sequence[float],
-        epochs: Sequence[list[EpochRecord]],
+        progress: Progress,
     ) -> None:
+        first, epochs = progress.initial_losses, progress.epochs
         outputs = trainer.predict(data.test_images)
         kept_apart = None if data.validation_images is None else trainer.predict(data.validation_images)
         for index, key in enumerate(keys):
@@ -310,9 +308,8 @@ class Study:
                 self.display.note(f"{key[0]} · {key[1]} · seed {key[2]} · diverged at {finished.learning_rate:g}")
         if self.processes.is_first:
             self._save(complete=False)
-            for key in keys:
-                if key not in self._gradient_keys():
-                    self.folder.checkpoint(key).unlink(missing_ok=True)
+            if not set(keys) & set(self._gradient_keys()):
+                self.folder.checkpoint(objective.task.name, objective.name, trainer.seeds).unlink(missing_ok=True)
 
     def _record(self, key: Key, trainer: Trainer, first: float, epochs: list[EpochRecord]) -> ObjectiveRun:
         task, objective, seed = key
@@ -325,12 +322,6 @@ class Study:
             initial_loss=first,
             epochs=list(epochs),
         )
-
-    def _keep_epoch(self, key: Key, trainer: Trainer, index: int, first: float, epochs: list[EpochRecord]) -> None:
-        with self._lock:
-            self._runs[key] = self._record(key, trainer, first, epochs)
-        if self.processes.is_first:
-            save_checkpoint(self.folder.checkpoint(key), trainer, index, first, epochs)
 
     def _note_epoch(self, objective: Objective, seeds: str, epochs: Sequence[EpochRecord], wanted: int) -> None:
         decoding = next(iter(epochs[0].evaluation.decoded))
@@ -412,18 +403,16 @@ class Study:
         objectives: list[Objective] = []
         outputs: dict[str, Tensor] = {}
         settings = replace(self._settings, compile=False, processes=Processes())
-        for key in self._gradient_keys():
-            objective = next(found for found in self._objectives["digit"] if found.name == key[1])
-            trainer = self._trainer(objective, [key[2]], settings)
-            checkpoint = self._checkpoint(key, objective)
-            if checkpoint is not None:
-                restore(trainer, [checkpoint])
-            else:
+        for task, name, seed in self._gradient_keys():
+            objective = next(found for found in self._objectives[task] if found.name == name)
+            seeds = next((seeds for seeds in self.folder.stacks(task, name) if seed in seeds), [seed])
+            trainer, progress = self._resumed(objective, seeds, settings)
+            if progress is None:
                 targets = objective.encode(digits.train_values)
-                for epoch in range(1, self.config.epochs_for("digit") + 1):
+                for epoch in range(1, self.config.epochs_for(task) + 1):
                     trainer.train_epoch(digits.train_images, targets, epoch, lambda steps, loss: self._workers.check())
             objectives.append(objective)
-            outputs[objective.name] = trainer.predict(digits.test_images)[0]
+            outputs[name] = trainer.predict(digits.test_images)[seeds.index(seed)]
         return experiments.gradient_experiment(objectives, outputs, digits.test_values, seed=self.config.first_seed)
 
     def _compare_with_builtin(self, digits: TaskData) -> None:

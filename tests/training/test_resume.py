@@ -135,20 +135,23 @@ def test_a_network_whose_file_is_damaged_is_trained_again(
             main([*tiny_arguments, "--out", str(tmp_path), "--name", "tiny"])
     (folder,) = tmp_path.iterdir()
     kept = sorted(folder.joinpath("checkpoints").iterdir())
-    assert [path.name for path in kept] == ["digit-cross-entropy-seed0.pt", "digit-mse-softmax-seed0.pt"]
+    assert [path.name for path in kept] == [
+        "digit-cross-entropy-seeds0+1.pt",
+        "digit-mse-softmax-seeds0+1.pt",
+    ]
     content = kept[0].read_bytes()
     if damage == "removed":
         kept[0].unlink()
     elif damage == "another shape":
         state = torch.load(kept[0])
-        state["parameters"]["head.bias"] = torch.zeros(11)
+        state["parameters"]["head.bias"] = torch.zeros(2, 11)
         torch.save(state, kept[0])
     else:
         kept[0].write_bytes({"empty": b"", "cut": content[:1000], "garbage": b"x" * 500}[damage])
     capsys.readouterr()
     assert main(["--resume", str(folder)]) == 0
     if damage != "removed":
-        assert "digit-cross-entropy-seed0.pt is damaged" in " ".join(capsys.readouterr().err.split())
+        assert "digit-cross-entropy-seeds0+1.pt is damaged" in " ".join(capsys.readouterr().err.split())
     resumed, whole = read_results(folder / "results.json"), read_results(tiny_run / "results.json")
     assert resumed.gradient_experiment is not None
     assert whole.gradient_experiment is not None
