@@ -2,7 +2,8 @@
 
 It keeps the run's results as docs/study.json, draws the pictures of the documents from them, and puts sentences and
 tables where a document has a place for them, between a pair of comments such as `<!-- study: digit -->` and
-`<!-- end of study -->`. So every number of the study in the documents comes from the stored results.
+`<!-- end of study -->`. So every number of the study in the documents comes from the stored results, and
+those of the learning rates from training/learning_rates.json.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from training.config import PROGRAM as COMPARE
 from training.config import parse_options
 from training.errors import StudyError
 from training.files import write_bytes_atomically, write_text_atomically
+from training.learning_rates import read_tuning
 from training.measures import (
     ACCURACY,
     ANGLE_ERROR,
@@ -65,7 +67,7 @@ def passages(results: Results) -> dict[str, str]:
         "angle": _angle_table(results),
         "comparisons": _comparison_table(planned),
         "source": _source(results),
-        "rates": _rates(results),
+        "rates": _rates(),
         "advice": "\n".join(
             [
                 "| you have | take | because |",
@@ -137,19 +139,22 @@ def _comparison_table(planned: Sequence[Comparison]) -> str:
 
 def _source(results: Results) -> str:
     reading = read_source(results)
-    halves = " ".join(f"“{half.sentence}”: {half.verdict}; {half.number}." for half in reading.halves)
+    halves = " ".join(
+        f"“{half.sentence}”: {half.verdict}; {half.number}. {half.qualification}".strip() for half in reading.halves
+    )
     return f"The source says “{SOURCE_SENTENCE}”. **Measured: {reading.verdict}.** {halves}"
 
 
-def _rates(results: Results) -> str:
-    if results.tuning is None:
+def _rates() -> str:
+    tuning = read_tuning()
+    if tuning is None:
         return "The learning rates were not tuned."
-    rates = sorted({rate for item in results.tuning.objectives for rate in item.rates})
+    rates = sorted({rate for item in tuning.objectives for rate in item.rates})
     lines = [
         "| task | objective | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
         "| --- | --- | " + " | ".join("---" for _ in rates) + " |",
     ]
-    for item in results.tuning.objectives:
+    for item in tuning.objectives:
         cells = []
         for rate in rates:
             scores = dict(zip(item.rates, item.scores, strict=True)).get(rate, [])

@@ -47,16 +47,23 @@ class Half:
     @property
     def number(self) -> str:
         """The number that decides, in words."""
-        if self.deciding is None:
-            return "nothing was measured that could test it"
-        item = self.deciding
-        first, second = phrase(item.first), phrase(item.second)
-        if item.verdict in ("ahead", "behind"):
-            words = item.measure.ahead if item.verdict == "ahead" else item.measure.behind
-            return f"{first} is {item.text} {words} {second}"
-        if item.verdict == "equal":
-            return f"{first} and {second} are equal ({item.text})"
-        return f"{first} and {second}: {item.text}, {item.missing}"
+        return "nothing was measured that could test it" if self.deciding is None else _in_words(self.deciding)
+
+    @property
+    def qualification(self) -> str:
+        """The other forms of the favoured loss in which it is not ahead, in words; empty where there are none."""
+        told = [_in_words(item) for item in self.others if item.verdict != "ahead" and item.by_seed is not None]
+        return f"In another form it is not ahead: {'; '.join(told)}." if told and self.verdict == "confirmed" else ""
+
+
+def _in_words(item: Comparison) -> str:
+    first, second = phrase(item.first), phrase(item.second)
+    if item.verdict in ("ahead", "behind"):
+        words = item.measure.ahead if item.verdict == "ahead" else item.measure.behind
+        return f"{first} is {item.text} {words} {second}"
+    if item.verdict == "equal":
+        return f"{first} and {second} are equal ({item.text})"
+    return f"{first} and {second} differ by {item.text}, {item.missing}"
 
 
 @dataclass(frozen=True)

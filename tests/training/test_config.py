@@ -201,12 +201,14 @@ def test_the_learning_rate_is_the_tuned_one_unless_an_option_or_nothing_says_ano
     assert learning_rate(tuning, Config(), "label-noise-40", "mse-raw")[1] == "tuned elsewhere"
 
 
-def test_the_stored_rates_cover_every_objective_and_none_lies_at_the_end_of_its_grid() -> None:
+def test_the_stored_rates_cover_the_main_objectives_and_none_lies_at_the_end_of_its_grid() -> None:
     tuning = read_tuning()
     assert tuning is not None
     assert tuning.command == "python -m training.tune"
     found = {(item.task, item.objective): item for item in tuning.objectives}
-    assert found.keys() == {(task, name) for name, kind in OBJECTIVES.items() for task in kind.questions}
+    fitting = {(task, name) for name, kind in OBJECTIVES.items() for task in kind.questions}
+    assert found.keys() <= fitting
+    assert found.keys() >= {(task, name) for name, kind in OBJECTIVES.items() for task in kind.main}
     for item in found.values():
         assert item.rates == list(RATES)
         assert min(item.rates) < item.best < max(item.rates)

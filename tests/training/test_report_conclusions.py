@@ -146,6 +146,9 @@ def test_expected_world():
     assert found.halves[0].deciding.first.description.name == "mse-raw"
     assert [half.verdict for half in found.halves] == ["confirmed", "confirmed"]
     assert found.verdict == "confirmed"
+    # What holds for one form of a loss only is said to.
+    assert "In another form it is not ahead: MSE on probabilities is" in found.halves[0].qualification
+    assert "read by its most probable bin is" in found.halves[1].qualification
     assert SOURCE_SENTENCE == "MSE is for classification and CEE for regression"
 
 
