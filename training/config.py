@@ -178,21 +178,19 @@ _QUICK: dict[str, Any] = {"seeds": 2, "train_limit": 20_000, "parity_steps": 100
 Options = TypeVar("Options")
 
 
-def parse_options(
-    kind: type[Options], program: str, arguments: Sequence[str], default: Options | None = None
-) -> Options:
-    """The options of a program from its command line.
+def parse_options(kind: type[Options], program: str, arguments: Sequence[str], default: Options) -> Options:
+    """The options of a program from its command line, those that are not given from `default`.
 
     Raises:
         StudyError: an option or a value is not allowed; the message is one line.
         SystemExit: after `--help`.
     """
     complaint = StringIO()
-    # tyro takes no default of None for the whole.
-    given = {} if default is None else {"default": default}
     try:
         with redirect_stderr(complaint):
-            return tyro.cli(kind, prog=program, args=list(arguments), **given, config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(
+                kind, prog=program, args=list(arguments), default=default, config=(tyro.conf.FlagCreatePairsOff,)
+            )
     except SystemExit as exit_request:
         if exit_request.code in (None, 0):
             raise

@@ -10,7 +10,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -686,7 +686,7 @@ def _recovery(results: Results, palette: Palette) -> tuple[Figure, str] | None:
 _ANSWERED: dict[TaskName, str] = {"digit": "points fewer digits read right", "angle": "degrees further off"}
 
 
-def _answer(rankings: dict[TaskName, Ranking | None], palette: Palette) -> tuple[Figure, str] | None:
+def _answer(rankings: Mapping[str, Ranking | None], palette: Palette) -> tuple[Figure, str] | None:
     """Heads by losses, each with its distance to the best of its task: the picture of the first screen."""
     panels = [(ranking, unit) for task, unit in _ANSWERED.items() if (ranking := rankings.get(task)) and ranking.others]
     if not panels:

@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the documents, say what was written, and return the exit status: 0, or 2 where it is not possible."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        written = publish(parse_options(Options, PROGRAM, arguments))
+        written = publish(parse_options(Options, PROGRAM, arguments, Options()))
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

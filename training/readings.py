@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,7 +75,7 @@ class SourceReading:
     @property
     def verdict(self) -> Verdict:
         """'confirmed' or 'refuted' where both halves are, 'split' where they differ."""
-        first, second = (half.verdict for half in self.halves)
+        first, second = self.halves[0].verdict, self.halves[1].verdict
         if "not decided" in (first, second):
             return "not decided"
         return first if first == second else "split"
@@ -156,7 +156,7 @@ class Advice:
     figure: str
 
 
-def advise(results: Results, planned: Sequence[Comparison], rankings: dict[TaskName, Ranking | None]) -> list[Advice]:
+def advise(results: Results, planned: Sequence[Comparison], rankings: Mapping[str, Ranking | None]) -> list[Advice]:
     """What to use when: one line for each situation that the run has a figure for."""
     digit = {item.description.name: item for item in contenders(results, "digit") if item.runs}
     angle = {item.key: item for item in contenders(results, "angle", every_decoding=True) if item.runs}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -120,7 +120,7 @@ def write_report(results: Results, run_directory: Path) -> Path:
 
 
 def _task_statements(
-    planned: Sequence[Comparison], rankings: dict[TaskName, Ranking | None], task: TaskName
+    planned: Sequence[Comparison], rankings: Mapping[str, Ranking | None], task: TaskName
 ) -> list[Statement]:
     statements = planned_statements(planned, task)
     ranking = rankings[task]
@@ -457,8 +457,8 @@ def _captions(results: Results) -> dict[str, str]:
         "above it, not sure enough. Larger marks stand for more images; bins with fewer than 10 are left out.",
         "reliability-angle": "The same for the bins of the angle.",
         "gradient-by-probability": "Left end: the network is confidently wrong. Points are images, lines the formula: "
-        "solid where the rest of the probability is spread evenly over the wrong classes, dashed where one wrong class "
-        "has all of it. A line that falls to zero at the left leaves nothing to learn from where it is needed most.",
+        "solid with the rest of the probability spread evenly, dashed with all of it on one wrong class. A line that "
+        "falls to zero at the left leaves nothing to learn from where it is needed most.",
         "gradient-by-probability-logarithmic": "The gradients themselves. A sloping line at the left means that the "
         "gradient shrinks together with the probability.",
         **{

@@ -92,7 +92,8 @@ class Study:
         self._recovery: RecoveryExperiment | None = earlier.recovery_experiment if earlier else None
         self._parity: list[ParityRecord] = list(earlier.parity) if earlier else []
         self._misread: Misread | None = earlier.misread if earlier else None
-        self._tuning = read_tuning()
+        # A run goes on with the rates it was begun with, whatever was tuned since.
+        self._tuning = earlier.tuning if earlier else read_tuning()
         self._settings = Settings(
             config.batch_size, config.learning_rate or 0.0, device, config.amp, config.compile, processes
         )

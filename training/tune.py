@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Tune as the command line says; returns the exit status: 0 done, 2 not possible, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options = parse_options(Options, PROGRAM, arguments)
+        options = parse_options(Options, PROGRAM, arguments, Options())
         # What to tune, where the files are and with how many workers has no part in what is found.
         same = replace(
             Options(),

@@ -151,8 +151,9 @@ def test_accessible_bones(world):
     for _, attributes in page.tags:
         if attributes.get("aria-labelledby"):
             assert attributes["aria-labelledby"] in ids
-        if (attributes.get("href") or "").startswith("#"):
-            assert attributes["href"][1:] in ids
+        link = attributes.get("href") or ""
+        if link.startswith("#"):
+            assert link[1:] in ids
     sliders = [attributes for tag, attributes in page.tags if tag == "input"]
     labelled = {attributes["for"] for tag, attributes in page.tags if tag == "label"}
     assert {slider["id"] for slider in sliders} == labelled

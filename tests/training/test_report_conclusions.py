@@ -16,11 +16,13 @@ from training.measures import (
     ACCURACY,
     ANGLE_ERROR,
     NEGATIVE_LOG_LIKELIHOOD,
+    Measure,
     contenders,
     format_interval,
     format_summary,
 )
 from training.parity import holds
+from training.questions import TaskName
 from training.readings import SOURCE_SENTENCE, advise, read_source
 from training.results import Results
 from training.sentences import (
@@ -216,7 +218,12 @@ def test_an_open_comparison_says_about_how_many_seeds_it_needs():
 
 def test_comparisons_can_be_recomputed_from_what_is_stored():
     results = build_results()
-    for task, measure in (("digit", ACCURACY), ("angle", ANGLE_ERROR), ("digit", NEGATIVE_LOG_LIKELIHOOD)):
+    pairs: list[tuple[TaskName, Measure]] = [
+        ("digit", ACCURACY),
+        ("angle", ANGLE_ERROR),
+        ("digit", NEGATIVE_LOG_LIKELIHOOD),
+    ]
+    for task, measure in pairs:
         for item in contenders(results, task):
             by_seed = item.by_seed(measure)
             rows = item.by_image(measure, list(by_seed))
