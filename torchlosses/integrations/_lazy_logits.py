@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -277,7 +277,7 @@ def real(lazy: Any) -> Tensor:
 
 
 def _compute(lazy: Any) -> Tensor:
-    with _autocast_of(lazy):
+    with _as_at_the_head(lazy):
         y = F.linear(lazy.features, lazy.weight, lazy.bias)
         for kind, operand in lazy.steps:
             if kind == "multiply":
@@ -295,11 +295,30 @@ def _compute(lazy: Any) -> Tensor:
     return y
 
 
-def _autocast_of(lazy: Any) -> Any:
+def _as_at_the_head(lazy: Any) -> Any:
+    """Autocast as it was where the head was called, and the weight in memory."""
     device = lazy.features.device
-    if lazy.autocast == _autocast_dtype(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=lazy.autocast, enabled=lazy.autocast is not None)
+    autocast: Any = contextlib.nullcontext()
+    if lazy.autocast != _autocast_dtype(device):
+        autocast = torch.autocast(device.type, dtype=lazy.autocast, enabled=lazy.autocast is not None)
+    if torch.compiler.is_compiling() or lazy.weight.numel() == 0 or lazy.weight.untyped_storage().size() > 0:
+        return autocast
+    return _gathered(lazy, autocast)
+
+
+@contextlib.contextmanager
+def _gathered(lazy: Any, autocast: Any) -> Iterator[None]:
+    """FSDP2 frees a head that is sharded alone behind its forward; a backward frees it again."""
+    if not hasattr(lazy.module, "unshard"):
+        raise RuntimeError(
+            "The memory of the head's weight was freed before the loss was computed. Compute the loss in the model "
+            "(labels=...), or shard the module that holds the head with reshard_after_forward=False."
+        )
+    lazy.module.unshard()
+    with autocast:
+        yield
+    if not torch.is_grad_enabled():
+        lazy.module.reshard()
 
 
 # What can be said without the logits.
@@ -514,7 +533,7 @@ def _cross_entropy(lazy: Any, target: Any, given: dict[str, Any]) -> Any:
         note_loss(notes.number, terms.scale, terms.soft_cap, len(terms.chains))
         device = lazy.features.device
         loss_dtype = lazy.dtype if _autocast_dtype(device) is None else torch.promote_types(lazy.dtype, torch.float32)
-        with _autocast_of(lazy):
+        with _as_at_the_head(lazy):
             result = _fused_loss(lazy.features, lazy.weight, target, terms, loss_dtype, given)
     if not given["return_stats"]:
         return result
@@ -645,11 +664,11 @@ def _is_of_a_wrapper(hook: Any) -> bool:
 _PROPERTIES = {
     *("shape", "dtype", "device", "layout", "ndim", "itemsize", "nbytes", "requires_grad", "is_leaf", "grad_fn", "grad"),
     *("is_cuda", "is_cpu", "is_meta", "is_mps", "is_xpu", "is_quantized", "is_sparse", "is_nested", "output_nr", "names"),
-    *("_grad", "_backward_hooks", "is_mkldnn", "is_mtia", "is_vulkan", "is_ipu", "is_maia", "is_sparse_csr"),
+    *("_base", "_version", "_grad", "_backward_hooks", "is_mkldnn", "is_mtia", "is_vulkan", "is_sparse_csr"),
 }
 _QUERIES = {
     *("size", "dim", "ndimension", "numel", "nelement", "element_size", "stride", "is_contiguous", "is_floating_point"),
-    *("is_complex", "is_signed", "get_device", "__len__", "storage_offset", "is_inference", "dim_order"),
+    *("is_complex", "is_signed", "get_device", "__len__", "storage_offset", "is_inference", "dim_order", "_is_view"),
 }
 
 
