@@ -89,8 +89,10 @@ def note_fallback(number: str, operation: str, reason: str) -> None:
         return
     notes.fallbacks[operation] = reason
     if notes.options.on_fallback == "warn":
+        added = [name for name in ("z_loss", "label_smoothing", "stats") if getattr(notes.options, name)]
+        but = f", without {', '.join(added)}" if added and operation != "cross_entropy" else ""
         warnings.warn(
-            f"{message}. The result is the model's own. See torchlosses.integrations.transformers.explain(model); "
+            f"{message}. The result is the model's own{but}. See torchlosses.integrations.transformers.explain(model); "
             "on_fallback='ignore' hides this.",
             stacklevel=2,
         )
@@ -525,6 +527,7 @@ def _cross_entropy(lazy: Any, target: Any, given: dict[str, Any]) -> Any:
         given["label_smoothing"] = given.get("label_smoothing", 0.0) or notes.options.label_smoothing
     given["return_stats"] = asked_for_statistics or counting
     terms, reason = _fusible(lazy, target, given)
+    result: Any
     if terms is None:
         _fall_back(lazy, "cross_entropy", reason)
         result = torchlosses.cross_entropy(real(lazy), _values(target), **given)
@@ -533,7 +536,7 @@ def _cross_entropy(lazy: Any, target: Any, given: dict[str, Any]) -> Any:
         note_loss(notes.number, terms.scale, terms.soft_cap, len(terms.chains))
         device = lazy.features.device
         loss_dtype = lazy.dtype if _autocast_dtype(device) is None else torch.promote_types(lazy.dtype, torch.float32)
-        with _as_at_the_head(lazy):
+        with torch.set_grad_enabled(lazy.recording and torch.is_grad_enabled()), _as_at_the_head(lazy):
             result = _fused_loss(lazy.features, lazy.weight, target, terms, loss_dtype, given)
     if not given["return_stats"]:
         return result
@@ -616,10 +619,13 @@ def _dispatch(call: Any, name: str, arguments: tuple[Any, ...], keywords: dict[s
             return _own_cross_entropy(lazy, *others, **keywords)
         if _is_in_place(name):
             return _change(face, call, name, others, keywords)
-        if "changed" not in lazy.events:
-            found = _operate(lazy, name, others, keywords)
-            if found is not None:
-                return face if found is lazy else _face(found)
+        found = _operate(lazy, name, others, keywords)
+        if found is lazy:
+            return face
+        if found is not None:
+            if "changed" in lazy.events:
+                found = _changed(found, made=[call(real(lazy), *others, **keywords)], events=["changed"])
+            return _face(found)
     _note_operands(arguments, name)
     _note_operands(tuple(keywords.values()), name)
     return call(*_values(arguments), **_values(keywords))

@@ -110,8 +110,7 @@ class _Applied:
     def __init__(self, notes: Notes) -> None:
         self.notes = notes
         self.handles: list[RemovableHandle] = []
-        self.head: nn.Module | None = None
-        self.hooked: list[nn.Module] = []
+        self.hooked: list[nn.Module | None] | None = None
         self.head_handles: list[RemovableHandle] = []
 
 
@@ -389,12 +388,12 @@ def _attach(model: nn.Module, applied: _Applied) -> None:
     """Put the hooks on the output head that the model has now."""
     head = _head(model)
     linear, adapters = _linear_of(head)
-    wanted = [] if linear is None else [linear, *adapters]
-    if head is applied.head and _same(wanted, applied.hooked):
+    found = [head, linear, *adapters]
+    if applied.hooked is not None and _same(found, applied.hooked):
         return
     for handle in applied.head_handles:
         handle.remove()
-    applied.head, applied.hooked, applied.head_handles = head, wanted, []
+    applied.hooked, applied.head_handles = found, []
     if linear is None:
         reason = "no output head was found" if head is None else f"{type(head).__name__} is not a plain linear layer"
         note_fallback(applied.notes.number, "head", reason)
@@ -403,7 +402,7 @@ def _attach(model: nn.Module, applied: _Applied) -> None:
     applied.head_handles += [adapter.register_forward_pre_hook(_before_adapter) for adapter in adapters]
 
 
-def _same(some: list[nn.Module], others: list[nn.Module]) -> bool:
+def _same(some: list[Any], others: list[Any]) -> bool:
     return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
