@@ -35,6 +35,12 @@ from torchlosses.integrations.transformers import (  # noqa: E402
     statistics,
 )
 
+# Of Transformers and PEFT about each other, and of the compiler, which looks at the gradient of each tensor that it is given.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -281,7 +287,7 @@ class TestOptions:
         assert none(**inputs).loss.requires_grad
         # Without a loss the logits are what the model was called for, and in an evaluation somebody may look.
         assert_close(none(input_ids=inputs["input_ids"]).logits.detach() + 0, expected)
-        assert_close(none.eval()(**inputs).logits + 0, expected)
+        assert_close(none.eval()(**inputs).logits.detach() + 0, expected)
 
     def test_statistics(self) -> None:
         model = apply(lm.llama(), stats=True, z_loss=0.01, on_fallback="raise").train()
@@ -599,3 +605,353 @@ class TestLazyLogits:
         assert not y.requires_grad
         assert not y.softmax(-1).requires_grad
         assert not F.cross_entropy(y.flatten(0, 1), lm.tokens().flatten()).requires_grad
+
+
+def adapted(targets: list[str], apply_first: bool = False, **options: Any) -> Any:
+    """Llama with LoRA adapters that do something from the start."""
+    config = {"target_modules": targets, "r": 4, "lora_alpha": 6, "init_lora_weights": False, **options}
+    torch.manual_seed(4)
+    model = lm.llama()
+    if apply_first:
+        apply(model, on_fallback="raise")
+    return peft.get_peft_model(model, peft.LoraConfig(**config)).train()
+
+
+class TestAdapters:
+    @pytest.mark.parametrize("apply_first", [False, True])
+    @pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"]], ids=["body", "body and head"])
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_lora(self, targets: list[str], apply_first: bool, compiled: bool) -> None:
+        if compiled and (apply_first or "lm_head" not in targets):
+            pytest.skip("compiled once, with the adapter on the head")
+        own = lm.step(adapted(targets), lm.language())
+        model = adapted(targets, apply_first)
+        if not apply_first:
+            apply(model, on_fallback="raise")
+        if compiled:
+            # The hooks are on the adapter before the compiler looks.
+            model(**lm.language())
+        call = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else None
+        lazy = lm.step(model, lm.language(), call)
+        lm.assert_same_step(lazy, own)
+        assert explain(model).losses[-1].adapters == ("lm_head" in targets)
+        assert explain(model).fused
+
+    @pytest.mark.parametrize("dropout", [0.0, 0.3])
+    def test_several_adapters_with_dropout(self, dropout: float) -> None:
+        """The dropout draws the same in both, as they draw in the same order."""
+        steps = []
+        for mode in ("own", "lazy"):
+            model = adapted(["lm_head"], lora_dropout=dropout)
+            torch.manual_seed(6)
+            model.add_adapter("second", peft.LoraConfig(target_modules=["lm_head"], r=2, init_lora_weights=False))
+            model.base_model.set_adapter(["default", "second"])
+            if mode == "lazy":
+                apply(model, on_fallback="raise")
+            torch.manual_seed(7)
+            steps.append(lm.step(model, lm.language()))
+        lm.assert_same_step(steps[1], steps[0])
+        assert explain(model).losses[-1].adapters == 2
+
+    def test_switched_off_and_merged(self) -> None:
+        own, lazy = adapted(["lm_head"]), apply(adapted(["lm_head"]), on_fallback="raise")
+        for model in (own, lazy):
+            with model.disable_adapter(), torch.no_grad():
+                model.off = model(**lm.language()).loss
+            model.merge_adapter()
+            with torch.no_grad():
+                model.merged_loss = model(**lm.language()).loss
+        assert_close(lazy.off, own.off)
+        assert_close(lazy.merged_loss, own.merged_loss)
+        assert (own.off - own.merged_loss).abs() > 1e-2
+
+    def test_dora_gives_its_own_result(self) -> None:
+        own = lm.step(adapted(["lm_head"], use_dora=True), lm.language())
+        model = apply(adapted(["lm_head"], use_dora=True), on_fallback="ignore")
+        lm.assert_same_step(lm.step(model, lm.language()), own)
+        assert not explain(model).fused
+
+    @pytest.mark.parametrize("apply_first", [False, True])
+    def test_a_head_that_is_trained_and_saved_beside_the_adapters(self, apply_first: bool, tmp_path: Path) -> None:
+        own = lm.step(adapted(["q_proj"], modules_to_save=["lm_head"]), lm.language())
+        model = adapted(["q_proj"], apply_first, modules_to_save=["lm_head"])
+        model = model if apply_first else apply(model, on_fallback="raise")
+        lm.assert_same_step(lm.step(model, lm.language()), own)
+        assert explain(model).fused
+        assert any("modules_to_save" in name for name in own[1])
+        model.save_pretrained(tmp_path, save_embedding_layers=False)
+        assert peft.PeftModel.from_pretrained(lm.llama(), tmp_path)(**lm.language()).loss == own[0].loss
+
+    def test_a_mixed_precision_adapter(self) -> None:
+        """Adapters are float32 on a bfloat16 model."""
+        steps = []
+        for mode in ("own", "lazy"):
+            model = adapted(["lm_head"])
+            for name, parameter in model.named_parameters():
+                if "lora" not in name:
+                    parameter.data = parameter.data.bfloat16()
+            model = apply(model, on_fallback="raise") if mode == "lazy" else model
+            steps.append(lm.step(model, lm.language()))
+        lm.assert_same_step(steps[1], steps[0], 2e-2)
+
+    def test_another_vocabulary(self) -> None:
+        """A head that is exchanged after `apply` is found at the next call."""
+        model = apply(lm.llama(), on_fallback="raise")
+        own = lm.llama()
+        for each in (model, own):
+            torch.manual_seed(8)
+            each.resize_token_embeddings(lm.CLASSES + 5, mean_resizing=False)
+        lm.assert_same_step(lm.step(model, lm.language()), lm.step(own, lm.language()))
+        assert len(explain(model).losses) == 1
+
+
+class TestAround:
+    """What a training is surrounded with."""
+
+    @pytest.mark.parametrize("name", ["Gemma 2", "Granite"])
+    def test_compiled_in_one_graph(self, name: str) -> None:
+        make, inputs, *_ = MODELS[name]
+        own = lm.step(make(), inputs())
+        model = apply(make(), on_fallback="raise", stats=True)
+        lazy = lm.step(model, inputs(), torch.compile(model, fullgraph=True, backend="aot_eager"))
+        lm.assert_same_step(lazy, own)
+        assert type(lazy[0].logits) is LazyLogits
+        assert_close(lazy[0].logits.detach() + 0, own[0].logits.detach())
+        assert explain(model).fused
+        found = statistics(model)
+        assert found is not None
+        assert found.tokens == (inputs()["labels"][:, 1:] != -100).sum()
+
+    def test_compiled_by_the_default_compiler(self) -> None:
+        own = lm.step(lm.llama(), lm.language())
+        model = apply(lm.llama(), on_fallback="raise")
+        lm.assert_same_step(lm.step(model, lm.language(), torch.compile(model, fullgraph=True)), own)
+
+    def test_a_compiled_step_with_a_loss_of_its_own(self) -> None:
+        def loss_of(model: nn.Module, **inputs: Tensor) -> Tensor:
+            logits = model(input_ids=inputs["input_ids"]).logits
+            return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), inputs["labels"][:, 1:].flatten())
+
+        own = lm.llama()
+        expected = loss_of(own, **lm.language())
+        expected.backward()
+        for whole in (False, True):
+            model = apply(lm.llama(), on_fallback="raise")
+            # The loss in the compiled region, or behind it.
+            compiled: Any = torch.compile(loss_of if whole else model, fullgraph=True, backend="aot_eager")
+            loss = compiled(model, **lm.language()) if whole else loss_of(compiled, **lm.language())
+            loss.backward()
+            assert_close(loss, expected)
+            for name, gradient in lm.gradients(own).items():
+                assert_close(lm.gradients(model)[name], gradient, rtol=1e-4, atol=1e-6)
+
+    def test_logits_as_the_input_of_a_compiled_function(self) -> None:
+        @torch.compile(fullgraph=True, backend="aot_eager")
+        def loss_of(logits: Tensor, target: Tensor) -> Tensor:
+            return F.cross_entropy(logits.flatten(0, 1), target.flatten()) + logits.float()[0].mean()
+
+        found = []
+        for model in (lm.llama(), apply(lm.llama(), on_fallback="ignore")):
+            loss = loss_of(model(input_ids=lm.tokens()).logits, lm.tokens())
+            loss.backward()
+            found.append((loss.detach(), *lm.gradients(model).values()))
+        assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("mode", ["none", "eager"])
+    def test_compiled_with_other_logits(self, mode: Any) -> None:
+        model = apply(lm.llama(), logits=mode).train()
+        output = torch.compile(model, fullgraph=True, backend="aot_eager")(**lm.language())
+        assert type(output.logits) is (type(None) if mode == "none" else Tensor)
+
+    def test_a_fallback_in_a_compiled_region_is_told(self) -> None:
+        model = apply(lm.llama())
+        compiled = torch.compile(lambda ids: model(input_ids=ids).logits.softmax(-1), fullgraph=True, backend="aot_eager")
+        with pytest.warns(UserWarning, match="softmax"):
+            p = compiled(lm.tokens())
+        assert_close(p, lm.llama()(input_ids=lm.tokens()).logits.softmax(-1))
+        p.square().sum().backward()
+        assert model.lm_head.weight.grad is not None
+
+    @pytest.mark.parametrize("inside", [True, False], ids=["the model's loss", "a loss outside of autocast"])
+    def test_autocast(self, inside: bool) -> None:
+        steps = []
+        for model in (lm.llama(), apply(lm.llama(), on_fallback="raise")):
+
+            def call(model: Any = model, **inputs: Tensor) -> Any:
+                with torch.autocast("cpu", torch.bfloat16):
+                    output = model(**inputs if inside else {"input_ids": inputs["input_ids"]})
+                assert output.logits.dtype == torch.bfloat16
+                if not inside:
+                    rows = output.logits[:, :-1].flatten(0, 1)
+                    output.loss = F.cross_entropy(rows.float(), inputs["labels"][:, 1:].flatten())
+                return output
+
+            steps.append(lm.step(model, lm.language(), call))
+        lm.assert_same_step(steps[1], steps[0], 1e-2)
+        assert_close(steps[1][0].loss, steps[0][0].loss, rtol=1e-5, atol=0)
+
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_checkpointing(self, reentrant: bool) -> None:
+        own = lm.step(lm.llama(), lm.language())
+        model = apply(lm.llama(), on_fallback="raise")
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        if reentrant:
+            model.enable_input_require_grads()
+        lm.assert_same_step(lm.step(model, lm.language()), own)
+
+    def test_the_whole_model_in_a_checkpoint(self) -> None:
+        own = lm.step(lm.llama(), lm.language())
+        model = apply(lm.llama(), on_fallback="raise")
+
+        def call(**inputs: Tensor) -> Any:
+            return torch.utils.checkpoint.checkpoint(lambda: model(**inputs), use_reentrant=False)
+
+        lm.assert_same_step(lm.step(model, lm.language(), call), own)
+
+    def test_saving_and_loading(self, tmp_path: Path) -> None:
+        model = apply(lm.llama(), on_fallback="raise", z_loss=0.1)
+        expected = model(**lm.language()).loss
+        model.save_pretrained(tmp_path)
+        assert_close(transformers.LlamaForCausalLM.from_pretrained(tmp_path).state_dict(), lm.llama().state_dict())
+        assert model.state_dict().keys() == lm.llama().state_dict().keys()
+        torch.save(model, tmp_path / "whole.pt")
+        for copied in (copy.deepcopy(model), torch.load(tmp_path / "whole.pt", weights_only=False)):
+            output, found = lm.step(copied, lm.language())
+            assert type(output.logits) is LazyLogits
+            assert_close(output.loss, expected)
+            # The copy's own weights were used, not the first model's.
+            assert model.lm_head.weight.grad is None
+            assert found["lm_head.weight"].abs().sum() > 0
+            assert explain(copied).losses == explain(model).losses
+
+    def test_functional_call_and_torch_func(self) -> None:
+        own, lazy = lm.llama(), apply(lm.llama(), on_fallback="raise")
+
+        def loss_of(model: Any, parameters: Any) -> Tensor:
+            return torch.func.functional_call(model, parameters, (), {**lm.language(), "use_cache": False}).loss
+
+        found = [torch.func.grad(functools.partial(loss_of, m))(dict(m.named_parameters())) for m in (own, lazy)]
+        for name, gradient in found[0].items():
+            assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+    def test_two_processes(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "tests.integrations.language_model_processes", str(tmp_path)]
+        environments = [{**os.environ, "RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in range(2)]
+        processes = [
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            for environment in environments
+        ]
+        try:
+            errors = [process.communicate(timeout=240)[1].decode() for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        failures = [path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("failure-*"))]
+        assert [process.returncode for process in processes] == [0, 0], "\n".join(failures or errors)
+
+
+class Rows(torch.utils.data.Dataset):
+    """Sequences of unequal lengths."""
+
+    def __init__(self, count: int = 12) -> None:
+        generator = torch.Generator().manual_seed(9)
+        lengths = torch.randint(3, 20, (count,), generator=generator).tolist()
+        self.rows = [torch.randint(3, lm.CLASSES, (length,), generator=generator) for length in lengths]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> dict[str, Tensor]:
+        return {"input_ids": self.rows[place], "labels": self.rows[place]}
+
+
+def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def padded(name: str, value: int) -> Tensor:
+        return nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
+
+    return {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100)}
+
+
+def train(model: Any, folder: Path, callbacks: list[Any] | None = None, **options: Any) -> Any:
+    arguments: dict[str, Any] = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 3,
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "optim": "sgd",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "save_strategy": "no",
+        **{name: value for name, value in options.items() if name not in ("compute_metrics", "eval_dataset")},
+    }
+    trainer = transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(output_dir=str(folder), **arguments),
+        train_dataset=Rows(),
+        eval_dataset=options.get("eval_dataset"),
+        data_collator=collate,
+        callbacks=callbacks,
+        compute_metrics=options.get("compute_metrics"),
+    )
+    trainer.train()
+    return trainer
+
+
+class TestTrainer:
+    @pytest.mark.parametrize("logits", ["lazy", "none", "eager"])
+    def test_accumulation_over_unequal_lengths(self, logits: Any, tmp_path: Path) -> None:
+        own = train(lm.llama(), tmp_path)
+        lazy = train(apply(lm.llama(), logits=logits, on_fallback="raise"), tmp_path)
+        assert_close(dict(lazy.model.state_dict()), dict(own.model.state_dict()), rtol=0, atol=1e-5)
+        before = lm.llama().state_dict()
+        changed = max((before[name] - value).abs().max() for name, value in own.model.state_dict().items())
+        assert changed > 1e-3
+        losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (own, lazy)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        assert len(losses[0]) == 4
+
+    @pytest.mark.parametrize("options", [{"bf16": True}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}])
+    def test_mixed_precision_and_compiled(self, options: dict[str, Any], tmp_path: Path) -> None:
+        own, lazy = (
+            train(model, tmp_path, **options) for model in (lm.llama(), apply(lm.llama(), on_fallback="raise"))
+        )
+        tolerance = 1e-3 if "bf16" in options else 1e-5
+        assert_close(dict(lazy.model.state_dict()), dict(own.model.state_dict()), rtol=0, atol=tolerance)
+
+    def test_callback(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        callback = LazyLogitsCallback(on_fallback="raise", z_loss=1e-3)
+        trainer = train(lm.llama(), tmp_path, [callback])
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert len(logs) == 4
+        for log in logs:
+            assert 0 <= log["token_accuracy"] <= 1
+            assert 0 < log["entropy"] < math.log(lm.CLASSES)
+            assert log["z_loss"] > 0
+        assert "token_accuracy" in capsys.readouterr().out
+        # The first step's numbers, from the logits of a model that has not been trained.
+        plain = train(lm.llama(), tmp_path, max_steps=1)
+        assert logs[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"] + logs[0]["z_loss"], rel=1e-4)
+
+    @pytest.mark.parametrize("logits", ["lazy", "none"])
+    def test_evaluation_with_metrics(self, logits: Any, tmp_path: Path) -> None:
+        def metrics(prediction: Any) -> dict[str, float]:
+            logits, labels = prediction
+            assert logits.shape[:2] == labels.shape
+            hits = (logits.argmax(-1)[:, :-1] == labels[:, 1:])[labels[:, 1:] != -100]
+            return {"hits": hits.mean().item(), "sum": logits[labels != -100].sum().item()}
+
+        options: dict[str, Any] = {"compute_metrics": metrics, "eval_dataset": Rows(5), "max_steps": 1}
+        own = train(lm.llama(), tmp_path, **options).evaluate()
+        lazy = train(apply(lm.llama(), logits=logits, on_fallback="raise"), tmp_path, **options).evaluate()
+        for name in ("eval_loss", "eval_hits", "eval_sum"):
+            assert lazy[name] == pytest.approx(own[name], rel=1e-4)
+
+    def test_label_smoothing_of_the_trainer_makes_the_logits(self, tmp_path: Path) -> None:
+        own = train(lm.llama(), tmp_path, label_smoothing_factor=0.2)
+        with pytest.warns(UserWarning, match="log_softmax"):
+            lazy = train(apply(lm.llama()), tmp_path, label_smoothing_factor=0.2)
+        ours = train(apply(lm.llama(), label_smoothing=0.2, on_fallback="raise"), tmp_path)
+        for other in (lazy, ours):
+            assert_close(dict(other.model.state_dict()), dict(own.model.state_dict()), rtol=0, atol=1e-5)

@@ -303,7 +303,9 @@ def _as_at_the_head(lazy: Any) -> Any:
     autocast: Any = contextlib.nullcontext()
     if lazy.autocast != _autocast_dtype(device):
         autocast = torch.autocast(device.type, dtype=lazy.autocast, enabled=lazy.autocast is not None)
-    if torch.compiler.is_compiling() or lazy.weight.numel() == 0 or lazy.weight.untyped_storage().size() > 0:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or lazy.weight.numel() == 0:
+        return autocast
+    if lazy.weight.untyped_storage().size() > 0:
         return autocast
     return _gathered(lazy, autocast)
 
@@ -327,9 +329,9 @@ def _gathered(lazy: Any, autocast: Any) -> Iterator[None]:
 
 
 _CASTS = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
-_MULTIPLY = ("mul", "multiply", "__mul__", "__rmul__")
-_DIVIDE = ("div", "divide", "true_divide", "__truediv__")
-_ADD = ("add", "__add__", "__radd__")
+_MULTIPLY = ("mul", "multiply", "rmul")
+_DIVIDE = ("div", "divide", "true_divide", "truediv")
+_ADD = ("add", "radd")
 
 
 def _operate(lazy: Any, name: str, arguments: Any, keywords: Any) -> Any:
@@ -346,7 +348,7 @@ def _operate(lazy: Any, name: str, arguments: Any, keywords: Any) -> Any:
             return _step(lazy, "multiply" if name in _MULTIPLY else "divide", factor)
     elif name in _ADD and len(arguments) == 1:
         return _add(lazy, arguments[0])
-    elif name == "__getitem__":
+    elif name == "getitem":
         return _index(lazy, arguments[0])
     elif name in ("view", "reshape"):
         return _view(lazy, arguments[0] if isinstance(arguments[0], (tuple, list)) else arguments)
@@ -595,17 +597,21 @@ def _fall_back(lazy: Any, operation: str, reason: str) -> None:
         note_fallback(lazy.notes.number, operation, reason)
 
 
-def _is_in_place(name: str) -> bool:
-    if name.startswith("__"):
-        return name in ("__setitem__", "__delitem__") or (name.startswith("__i") and name[3:-2] in _IN_PLACE_OPERATORS)
-    return name.endswith("_") or name in _HOOKS
-
-
 _HOOKS = ("register_hook", "retain_grad", "register_post_accumulate_grad_hook")
-_IN_PLACE_OPERATORS = (
-    *("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor"),
-    "div",
+_IN_PLACE = (
+    *("setitem", "delitem", "iadd", "isub", "imul", "imatmul", "itruediv", "idiv", "ifloordiv", "imod", "ipow"),
+    *("ilshift", "irshift", "iand", "ior", "ixor", *_HOOKS),
 )
+
+
+def name_of(function: Any) -> str:
+    """Its name, without the underscores of an operator."""
+    name = getattr(function, "__name__", "")
+    return name[2:-2] if name.startswith("__") and name.endswith("__") else name
+
+
+# The compiler knows a function of PyTorch, but not its attributes.
+name_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _dispatch(call: Any, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -617,7 +623,7 @@ def _dispatch(call: Any, name: str, arguments: tuple[Any, ...], keywords: dict[s
             return _torch_cross_entropy(lazy, *others, **keywords)
         if call is torchlosses.cross_entropy:
             return _own_cross_entropy(lazy, *others, **keywords)
-        if _is_in_place(name):
+        if name in _IN_PLACE or name.endswith("_"):
             return _change(face, call, name, others, keywords)
         found = _operate(lazy, name, others, keywords)
         if found is lazy:
@@ -674,8 +680,9 @@ _PROPERTIES = {
 }
 _QUERIES = {
     *("size", "dim", "ndimension", "numel", "nelement", "element_size", "stride", "is_contiguous", "is_floating_point"),
-    *("is_complex", "is_signed", "get_device", "__len__", "storage_offset", "is_inference", "dim_order", "_is_view"),
+    *("is_complex", "is_signed", "get_device", "len", "storage_offset", "is_inference", "dim_order", "_is_view"),
 }
+_ANSWERED = _QUERIES | {"__len__"}
 
 
 class _Methods:
@@ -706,8 +713,10 @@ def _method(name: str) -> Any:
     def call(logits: Any, *arguments: Any, **keywords: Any) -> Any:
         return getattr(logits, name)(*arguments, **keywords)
 
+    bare = name.removeprefix("__").removesuffix("__")
+
     def method(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        return _dispatch(call, name, (self, *arguments), keywords)
+        return _dispatch(call, bare, (self, *arguments), keywords)
 
     method.__name__ = name
     return method
@@ -715,7 +724,7 @@ def _method(name: str) -> Any:
 
 _COMPARISONS = {"__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"}
 _OF_THE_CLASS = {"__torch_function__", "__torch_dispatch__", "_make_subclass", "_make_wrapper_subclass", "__setstate__"}
-for _name in (set(dir(Tensor)) - set(dir(object)) - _OF_THE_CLASS - _QUERIES) | _COMPARISONS | {"__reduce_ex__"}:
+for _name in (set(dir(Tensor)) - set(dir(object)) - _OF_THE_CLASS - _ANSWERED) | _COMPARISONS | {"__reduce_ex__"}:
     if callable(getattr(Tensor, _name)) and _name not in _Methods.__dict__:
         setattr(_Methods, _name, _method(_name))
 
@@ -745,11 +754,11 @@ class LazyLogits(_Methods, Tensor):  # type: ignore[misc]
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer what can be answered without the logits."""
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = name_of(func)
         face = args[0] if args else None
-        is_property = name in ("__get__", "__set__")
+        is_property = name in ("get", "set", "delete") and hasattr(func, "__self__")
         if is_property:
-            name = func.__self__.__name__ + ("_" if name == "__set__" else "")
+            name = func.__self__.__name__ + ("" if name == "get" else "_")
         if isinstance(face, LazyLogits) and "changed" not in face.lazy.events:
             if name in (_PROPERTIES if is_property else _QUERIES):
                 with torch._C.DisableTorchFunctionSubclass():
@@ -829,7 +838,7 @@ class TracedLogits(_Methods, Lazy):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """As of `LazyLogits`."""
-        return _dispatch(func, getattr(func, "__name__", ""), tuple(args), dict(kwargs or {}))
+        return _dispatch(func, name_of(func), tuple(args), dict(kwargs or {}))
 
     @property
     def shape(self) -> torch.Size:

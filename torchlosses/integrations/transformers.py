@@ -332,10 +332,13 @@ def _before_model(applied: _Applied, model: nn.Module, _: Any) -> None:
 
 def _after_model(notes: Notes, model: nn.Module, _: Any, output: Any) -> Any:
     """Hand out the logits as the user wants them."""
-    has_loss = _loss_of(output) is not None
-    if has_loss and model.training and not torch.compiler.is_compiling() and not notes.head_was_called:
-        note_fallback(notes.number, "head", "the model computed its loss without calling a head that is known")
     mode = notes.options.logits
+    compiling = torch.compiler.is_compiling()
+    if mode == "lazy" and compiling:
+        return None
+    has_loss = _loss_of(output) is not None
+    if has_loss and model.training and not compiling and not notes.head_was_called:
+        note_fallback(notes.number, "head", "the model computed its loss without calling a head that is known")
     if mode == "eager":
         return _with(output, value_of)
     if mode == "none" and has_loss and model.training:
