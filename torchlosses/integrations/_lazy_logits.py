@@ -146,7 +146,18 @@ class Chain:
         return self.value() * other
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("x", "weights", "scale"):
+            raise AttributeError(name)
         return getattr(self.value(), name)
+
+
+class Product(NamedTuple):
+    """scale · B A x, what a low-rank adapter adds; the compiler makes a tuple before it makes what holds it."""
+
+    x: Tensor
+    a: Tensor
+    b: Tensor
+    scale: float
 
 
 def _is_deferred(value: Any) -> bool:
@@ -221,8 +232,8 @@ def _tensors(lazy: Any) -> list[Tensor | None]:
     for kind, operand in lazy.steps:
         if kind == "add":
             found.append(operand)
-        elif kind == "add chain":
-            found += [operand.x, *operand.weights]
+        elif kind == "add product":
+            found += [operand.x, operand.a, operand.b]
     return found
 
 
@@ -234,9 +245,9 @@ def _with_tensors(lazy: Any, tensors: Sequence[Tensor | None]) -> Lazy:
         now = operand
         if kind == "add":
             now = others.pop(0)
-        elif kind == "add chain":
-            x, a, b = (others.pop(0) for _ in range(3))
-            now = Chain(x, (a, b), operand.scale)
+        elif kind == "add product":
+            x, a, b = others.pop(0), others.pop(0), others.pop(0)
+            now = Product(x, a, b, operand.scale)  # type: ignore[arg-type]
         steps.append((kind, now))
     return _changed(lazy, features=features, weight=weight, bias=bias, steps=tuple(steps), made=[], events=[])
 
@@ -293,7 +304,7 @@ def _compute(lazy: Any) -> Tensor:
             elif kind == "add":
                 y = y + operand
             else:
-                y = y + operand.value()
+                y = y + F.linear(F.linear(operand.x, operand.a), operand.b) * operand.scale
     return y
 
 
@@ -382,8 +393,9 @@ def _of_rows(lazy: Any, choose: Callable[[Tensor], Tensor]) -> Lazy:
     steps: list[tuple[str, Any]] = []
     for kind, operand in lazy.steps:
         now = operand
-        if kind == "add chain":
-            now = Chain(features if operand.x is lazy.features else choose(operand.x), operand.weights, operand.scale)
+        if kind == "add product":
+            x = features if operand.x is lazy.features else choose(operand.x)
+            now = Product(x, operand.a, operand.b, operand.scale)
         steps.append((kind, now))
     return _changed(lazy, features=features, steps=tuple(steps), made=[])
 
@@ -413,7 +425,8 @@ def _add(lazy: Any, other: Any) -> Any:
         if len(other.weights) != 2 or (*other.x.shape[:-1], other.weights[1].shape[0]) != tuple(_shape(lazy)):
             return None
         dtype = lazy.autocast or torch.promote_types(lazy.dtype, other.x.dtype)
-        return _changed(_step(lazy, "add chain", other), dtype=dtype)
+        product = Product(other.x, *other.weights, other.scale)
+        return _changed(_step(lazy, "add product", product), dtype=dtype)
     if not isinstance(other, Tensor) or _is_deferred(other):
         return None
     classes = lazy.weight.shape[0]
@@ -466,13 +479,13 @@ class _Terms(NamedTuple):
     scale: float
     soft_cap: float | None
     bias: Tensor | None
-    chains: list[Chain]
+    products: list[Product]
 
 
 def _terms(lazy: Any) -> _Terms | None:
     """The steps as scale, soft cap and what is added; None where they are something else."""
     scale, cap, bias = 1.0, None, lazy.bias
-    chains: list[Chain] = []
+    products: list[Product] = []
     for kind, operand in lazy.steps:
         if kind in ("multiply", "divide"):
             if operand == 0:
@@ -486,18 +499,18 @@ def _terms(lazy: Any) -> _Terms | None:
             if cap is not None:
                 return None
             cap = 1.0
-        elif kind == "add" or kind == "add chain":
+        elif kind in ("add", "add product"):
             if cap is not None or scale != 1.0:
                 return None
-            if kind == "add chain":
-                chains.append(operand)
+            if kind == "add product":
+                products.append(operand)
             else:
                 added = operand.to(lazy.weight.dtype)
                 bias = added if bias is None else bias + added
     if cap is None:
-        return _Terms(scale, None, bias, chains)
+        return _Terms(scale, None, bias, products)
     # c tanh(s y) = c tanh((c s) y / c)
-    return _Terms(scale * cap, cap, bias, chains) if cap > 0 else None
+    return _Terms(scale * cap, cap, bias, products) if cap > 0 else None
 
 
 # What a function that computes a cross-entropy may be given, beside the logits and the target.
@@ -535,7 +548,7 @@ def _cross_entropy(lazy: Any, target: Any, given: dict[str, Any]) -> Any:
         result = torchlosses.cross_entropy(real(lazy), _values(target), **given)
     else:
         lazy.events.append("fused")
-        note_loss(notes.number, terms.scale, terms.soft_cap, len(terms.chains))
+        note_loss(notes.number, terms.scale, terms.soft_cap, len(terms.products))
         device = lazy.features.device
         loss_dtype = lazy.dtype if _autocast_dtype(device) is None else torch.promote_types(lazy.dtype, torch.float32)
         with torch.set_grad_enabled(lazy.recording and torch.is_grad_enabled()), _as_at_the_head(lazy):

@@ -401,6 +401,10 @@ def _attach(model: nn.Module, applied: _Applied) -> None:
         reason = "no output head was found" if head is None else f"{type(head).__name__} is not a plain linear layer"
         note_fallback(applied.notes.number, "head", reason)
         return
+    # A copy of a head has the hooks that it was copied with.
+    for number, hook in list(linear._forward_pre_hooks.items()):
+        if getattr(hook, "func", None) is _before_head:
+            del linear._forward_pre_hooks[number]
     applied.head_handles.append(linear.register_forward_pre_hook(functools.partial(_before_head, applied.notes)))
     applied.head_handles += [adapter.register_forward_pre_hook(_before_adapter) for adapter in adapters]
 
