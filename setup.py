@@ -25,7 +25,7 @@ SOURCES = Path("torchlosses") / "kernels" / "csrc"
 LIBRARY = "torchlosses.kernels._native"
 # 2.10: the oldest LibTorch that the library runs on.
 DEFINITIONS = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
-OPTIONS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-fvisibility=hidden", "-g0", "-Wno-psabi"]
+OPTIONS = ["-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-g0", "-Wno-psabi"]
 INSTRUCTION_SETS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -88,7 +88,8 @@ class BuildKernels(build_ext):
         )
         extra = os.environ.get("CXXFLAGS", "").split()
         objects = []
-        units = [("operators.cpp", "baseline", ["-O2", *(["-DTORCHLOSSES_X86"] if IS_X86 else [])])]
+        host = ["-O2", *(["-DTORCHLOSSES_X86"] if IS_X86 else [])]
+        units = [(path.name, "baseline", host) for path in sorted(SOURCES.glob("*.cpp")) if path.name != "kernels.cpp"]
         sets = INSTRUCTION_SETS if IS_X86 else {"baseline": []}
         units += [("kernels.cpp", name, options) for name, options in sets.items()]
         for source, name, options in units:
@@ -141,7 +142,7 @@ setup(
     ext_modules=[
         Extension(
             LIBRARY,
-            [str(SOURCES / "operators.cpp"), str(SOURCES / "kernels.cpp")],
+            [str(path) for path in sorted(SOURCES.glob("*.cpp"))],
             depends=[str(path) for path in sorted(SOURCES.glob("*.h"))],
         )
     ]

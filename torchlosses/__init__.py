@@ -4,22 +4,30 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torchlosses import functional
 from torchlosses._options import RowStatistics
+from torchlosses.binary_cross_entropy import BCEWithLogitsLoss, binary_cross_entropy_with_logits
 from torchlosses.cee import CEELoss, cee_loss
 from torchlosses.cross_entropy import CrossEntropyLoss, cross_entropy
+from torchlosses.huber import HuberLoss, SmoothL1Loss, huber_loss, smooth_l1_loss
 from torchlosses.linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from torchlosses.mse import MSELoss, mse_loss
 
 __all__ = [
+    "BCEWithLogitsLoss",
     "CEELoss",
     "CrossEntropyLoss",
+    "HuberLoss",
     "LinearCrossEntropyLoss",
     "MSELoss",
     "RowStatistics",
+    "SmoothL1Loss",
+    "binary_cross_entropy_with_logits",
     "cee_loss",
     "cross_entropy",
     "functional",
+    "huber_loss",
     "linear_cross_entropy",
     "mse_loss",
+    "smooth_l1_loss",
 ]
 
 try:

@@ -1,20 +1,9 @@
-"""What the options `normalizer`, `sample_weight`, `empty` and `return_stats` mean, the same in every loss.
-
-A mean is a sum over a denominator:
-
-    mean = Σ_n s_n loss_n / D,     D = Σ_n s_n w_{y_n} over the rows that count   (class indices)
-                                   D = Σ_n s_n                                    (class probabilities)
-                                   D = normalizer                                 (where the caller gives one)
-
-with s the weights of the samples and w those of the classes, 1 where they are not given. A row counts unless it is
-ignored. A row of weight 0 is as if it were not there. The quotient is taken outside of the losses' Functions, by
-operations that PyTorch differentiates itself, so that the derivatives by s, w and the normalizer follow from the
-quotient rule.
-"""
+"""What a loss knows of its rows beside their losses."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,61 +25,19 @@ class RowStatistics(NamedTuple):
     entropy: Tensor
 
 
-def class_indices_denominator(
-    target: Tensor, ignore_index: int, weight: Tensor | None, sample_weight: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """Σ_n s_n w_{y_n} over the rows that are not ignored: what a mean over class indices divides by."""
-    ignored = target == ignore_index
-    if weight is None and sample_weight is None:
-        return ignored.logical_not().sum().to(dtype)
-    of_rows: Tensor | None = None
-    if weight is not None:
-        # Without a class there is no row that could take its weight.
-        of_rows = weight.to(dtype)[target.masked_fill(ignored, 0)] if weight.numel() else weight.to(dtype).sum()
-    if sample_weight is not None:
-        of_rows = sample_weight.to(dtype) if of_rows is None else of_rows * sample_weight.to(dtype)
-    assert of_rows is not None
-    return of_rows.masked_fill(ignored, 0).sum()
+_new_of_fields: Any = RowStatistics.__new__
 
 
-def rows_denominator(rows: Tensor, sample_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Σ_n s_n, or the number of rows: what a mean over class probabilities divides by; `rows` has one entry a row."""
-    if sample_weight is not None:
-        return sample_weight.to(dtype).expand(rows.shape).sum()
-    return torch.full((), rows.numel(), dtype=dtype, device=rows.device)
+def _new(cls: type[RowStatistics], *fields: Any, **named: Any) -> RowStatistics:
+    """Also of one iterable, as any other sequence: so `type(x)(f(y) for y in x)` works, as libraries write it."""
+    if len(fields) == 1 and not named and not isinstance(fields[0], Tensor) and isinstance(fields[0], Iterable):
+        fields = tuple(fields[0])
+    return _new_of_fields(cls, *fields, **named)
 
 
-def mean_of(total: Tensor, denominator: Tensor | float, empty: str) -> Tensor:
-    """total / denominator, and where there is nothing to average over, what `empty` says, with gradient 0."""
-    # A number as a tensor of float32 would have lost digits.
-    denominator = denominator.to(total) if isinstance(denominator, Tensor) else total.new_full((), denominator)
-    nothing = denominator == 0
-    mean = total / denominator.masked_fill(nothing, 1)
-    # Something divided by nothing stays what it is, inf or nan; only 0 / 0 has no value of its own.
-    without_value = total.detach() / denominator.detach()
-    if empty == "zero":
-        without_value = without_value.masked_fill(total.detach() == 0, 0)
-    return torch.where(nothing, without_value, mean)
-
-
-class Change(NamedTuple):
-    """First and second derivative of one quantity by another."""
-
-    slope: Tensor
-    curvature: Tensor
-
-
-def soft_cap(x: Tensor, logit_softcap: float) -> tuple[Tensor, Change]:
-    """y = c tanh(x / c), and its derivatives by x; differentiable as they stand."""
-    tanh = torch.tanh(x / logit_softcap)
-    slope = 1 - tanh.square()
-    return logit_softcap * tanh, Change(slope, -2 / logit_softcap * tanh * slope)
-
-
-def drawn(log_sum_exp: Tensor, total: Tensor, z_loss: float) -> Change:
-    """The derivatives of λ l² by l, 0 in rows whose target has no share, A = 0."""
-    curvature = torch.full_like(total, 2 * z_loss).masked_fill(total == 0, 0)
-    return Change(curvature * log_sum_exp, curvature)
+RowStatistics.__new__ = _new  # type: ignore[method-assign]
+# So that torch.load takes them as it takes tensors.
+torch.serialization.add_safe_globals([RowStatistics])
 
 
 def row_statistics(logits: Tensor, target: Tensor, maximum: Tensor, rest: Tensor) -> tuple[Tensor, ...]:
@@ -111,6 +58,12 @@ def row_statistics(logits: Tensor, target: Tensor, maximum: Tensor, rest: Tensor
         correct = largest == target.argmax(1)
     probability = torch.exp(shifted - log_rest.unsqueeze(1))
     # Which of nan or infinite logits is the largest says nothing.
-    correct &= rest.isfinite()
+    correct = correct & rest.isfinite()
     entropy = log_rest - (probability * shifted).masked_fill(probability == 0, 0).sum(1)
     return maximum + log_rest, log_probability, correct, entropy
+
+
+def statistics_of(fields: Iterable[Tensor]) -> RowStatistics:
+    """Of the fields as numbers, without a derivative."""
+    log_sum_exp, target_log_probability, correct, entropy = (field.detach() for field in fields)
+    return RowStatistics(log_sum_exp, target_log_probability, correct != 0, entropy)

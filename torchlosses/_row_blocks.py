@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torchlosses._numerics import compute_dtype
-from torchlosses._transforms import batched, forward_ad_rule, save
+from torchlosses._declare import forward_ad_rule, front_of, save
+from torchlosses._rows import compute_dtype
 
 
 class BlockFunction(NamedTuple):
@@ -119,11 +119,11 @@ class _RowBlocks(Function):
         info: Any, in_dims: tuple[int | None, ...], function: BlockFunction, block_rows: int, *arguments: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         rows = [
-            tensor if dimension is None else batched(tensor, dimension, info.batch_size).movedim(0, 1)
+            tensor if dimension is None else front_of(tensor, dimension, info.batch_size).movedim(0, 1)
             for tensor, dimension in zip(arguments[: function.row_inputs], in_dims[2:], strict=False)
         ]
         shared = [
-            tensor if dimension is None else batched(tensor, dimension, info.batch_size)
+            tensor if dimension is None else front_of(tensor, dimension, info.batch_size)
             for tensor, dimension in zip(
                 arguments[function.row_inputs :], in_dims[2 + function.row_inputs :], strict=True
             )

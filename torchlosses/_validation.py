@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from typing import Literal, NoReturn
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from torch.autograd import forward_ad
 REDUCTIONS = ("none", "mean", "sum")
 BROADCASTS = ("warn", "error", "allow")
 EMPTY = ("nan", "zero")
+GRADIENTS = ("forward", "backward")
 
 Reduction = Literal["none", "mean", "sum"]
 Broadcast = Literal["warn", "error", "allow"]
 Empty = Literal["nan", "zero"]
+Gradient = Literal["forward", "backward"]
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _INTEGERS = frozenset(
@@ -33,11 +36,19 @@ def is_integer(dtype: torch.dtype) -> bool:
     return dtype in _INTEGERS
 
 
-def check_reduction(reduction: str) -> None:
-    if reduction not in REDUCTIONS:
-        raise ValueError(
-            f"{reduction!r} is not a valid value for reduction: expected one of {', '.join(map(repr, REDUCTIONS))}."
-        )
+def checked(options: dict[str, Any]) -> dict[str, Any]:
+    """Options by name, each after its check."""
+    return {name: CHECKS[name](value) if name in CHECKS else value for name, value in options.items()}
+
+
+def _one_of(name: str, value: Any, values: tuple[str, ...]) -> Any:
+    if value not in values:
+        raise ValueError(f"{value!r} is not a valid value for {name}: expected one of {', '.join(map(repr, values))}.")
+    return value
+
+
+def check_reduction(reduction: str) -> str:
+    return _one_of("reduction", reduction, REDUCTIONS)
 
 
 def check_legacy_arguments(size_average: object, reduce: object) -> None:
@@ -48,10 +59,14 @@ def check_legacy_arguments(size_average: object, reduce: object) -> None:
         )
 
 
+class OptionError(ValueError, RuntimeError):
+    """An option has a value that it cannot have, where torch raises one or the other of the two."""
+
+
 def check_label_smoothing(label_smoothing: float) -> float:
     label_smoothing = _number("label_smoothing", label_smoothing)
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must be between 0.0 and 1.0, but got {label_smoothing}.")
+        raise OptionError(f"label_smoothing must be between 0.0 and 1.0, but got {label_smoothing}.")
     return label_smoothing
 
 
@@ -73,6 +88,45 @@ def check_delta(delta: float) -> float:
     return delta
 
 
+def check_huber_delta(delta: float) -> float:
+    delta = _number("delta", delta)
+    if not 0.0 < delta < math.inf:
+        raise OptionError(f"delta must be positive and finite, but got {delta}; 1.0 is the usual value.")
+    return delta
+
+
+def check_beta(beta: float) -> float:
+    beta = _number("beta", beta)
+    if not 0.0 <= beta < math.inf:
+        raise OptionError(f"beta must be finite and not negative, but got {beta}; 1.0 is the usual value.")
+    return beta
+
+
+def check_binary(function: str, input: Tensor, target: Tensor) -> None:
+    """Logits and probabilities, both floats of one shape."""
+    if input.shape != target.shape:
+        raise ValueError(
+            f"{function}: Target size ({tuple(target.shape)}) must be the same as input size ({tuple(input.shape)})."
+        )
+    check_floating_input(function, input)
+    if target.dtype not in _FLOATS:
+        raise RuntimeError(
+            f"{function}: expected a floating-point target, got {_name(target.dtype)}: call .to(input.dtype)."
+        )
+
+
+def check_broadcasting_weight(function: str, name: str, weight: Tensor, shape: torch.Size) -> Tensor:
+    """A real factor of each element, as a view of that shape."""
+    if weight.dtype.is_complex:
+        raise RuntimeError(f"{function}: expected a real {name}, got {_name(weight.dtype)}.")
+    try:
+        return weight.expand(shape)
+    except RuntimeError:
+        raise RuntimeError(
+            f"{function}: {name} of shape {tuple(weight.shape)} does not broadcast to the input's, {tuple(shape)}."
+        ) from None
+
+
 def _number(name: str, value: float) -> float:
     if isinstance(value, float):
         return value
@@ -81,11 +135,12 @@ def _number(name: str, value: float) -> float:
     return float(value)
 
 
-def check_broadcast_option(broadcast: str) -> None:
-    if broadcast not in BROADCASTS:
-        raise ValueError(
-            f"{broadcast!r} is not a valid value for broadcast: expected one of {', '.join(map(repr, BROADCASTS))}."
-        )
+def check_broadcast_option(broadcast: str) -> str:
+    return _one_of("broadcast", broadcast, BROADCASTS)
+
+
+def check_gradient_option(gradient: str) -> str:
+    return _one_of("gradient", gradient, GRADIENTS)
 
 
 def check_tensors(function: str, **arguments: object) -> None:
@@ -115,33 +170,31 @@ def check_floating_input(function: str, input: Tensor) -> None:
         )
 
 
-def check_mse_dtypes(input: Tensor, target: Tensor) -> None:
+def check_elementwise_dtypes(function: str, input: Tensor, target: Tensor) -> None:
     for name, tensor in (("input", input), ("target", target)):
         if tensor.dtype not in _FLOATS and not is_integer(tensor.dtype) and tensor.dtype != torch.bool:
             raise NotImplementedError(
-                f'"mse_loss" not implemented for {_name(tensor.dtype)} {name}: expected float32, float64, bfloat16 or '
+                f'"{function}" not implemented for {_name(tensor.dtype)} {name}: expected float32, float64, bfloat16 or '
                 "float16. Convert it with .float(), and complex numbers with torch.view_as_real."
             )
     if not (input.dtype.is_floating_point or target.dtype.is_floating_point):
         raise NotImplementedError(
-            f'"mse_loss" not implemented for {_name(input.dtype)} input and {_name(target.dtype)} target: at least one '
+            f'"{function}" not implemented for {_name(input.dtype)} input and {_name(target.dtype)} target: at least one '
             "must be a floating-point tensor. Convert with .float()."
         )
 
 
-def check_mse_shapes(input: Tensor, target: Tensor, broadcast: Broadcast, stacklevel: int) -> None:
-    if input.shape == target.shape:
-        return
+def check_broadcast(function: str, input: Tensor, target: Tensor, broadcast: Broadcast, stacklevel: int) -> None:
     try:
         common = torch.broadcast_shapes(input.shape, target.shape)
     except RuntimeError:
         raise RuntimeError(
-            f"mse_loss: input of size {tuple(input.shape)} and target of size {tuple(target.shape)} do not broadcast. "
+            f"{function}: input of size {tuple(input.shape)} and target of size {tuple(target.shape)} do not broadcast. "
             "Give both the same size."
         ) from None
     if broadcast == "error":
         raise ValueError(
-            f"mse_loss: the target size {tuple(target.shape)} differs from the input size {tuple(input.shape)}; "
+            f"{function}: the target size {tuple(target.shape)} differs from the input size {tuple(input.shape)}; "
             f"broadcasting would compare {tuple(common)} pairs. Give both the same size (often .squeeze(1) or "
             ".unsqueeze(1) on one of them)."
         )
@@ -154,14 +207,16 @@ def check_mse_shapes(input: Tensor, target: Tensor, broadcast: Broadcast, stackl
         )
 
 
-def check_mse_weight(input: Tensor, weight: Tensor) -> None:
+def check_element_weight(function: str, input: Tensor, weight: Tensor) -> None:
     if weight.shape != input.shape:
         raise ValueError(
             "Weights and input must have the same size: "
             f"weight has {tuple(weight.shape)}, input has {tuple(input.shape)}."
         )
     if weight.dtype.is_complex:
-        raise NotImplementedError(f'"mse_loss" not implemented for {_name(weight.dtype)} weight: expected a real one.')
+        raise NotImplementedError(
+            f'"{function}" not implemented for {_name(weight.dtype)} weight: expected a real one.'
+        )
 
 
 def check_classification_shapes(function: str, input: Tensor, target: Tensor) -> None:
@@ -287,6 +342,27 @@ def check_linear(function: str, input: Tensor, linear_weight: Tensor, linear_bia
     return dim
 
 
+def check_low_rank(
+    function: str, input: Tensor, linear_weight: Tensor, low_rank: Any, dim: int
+) -> tuple[Tensor, Tensor, float] | None:
+    if low_rank is None:
+        return None
+    if not isinstance(low_rank, (tuple, list)) or len(low_rank) != 3:
+        raise TypeError(f"{function}: low_rank must be (A, B, scale) or None, but got {type(low_rank).__name__}.")
+    a, b, scale = low_rank
+    check_tensors(function, **{"A of low_rank": a, "B of low_rank": b})
+    check_same_device(function, input, **{"A of low_rank": a, "B of low_rank": b})
+    features, classes = input.shape[dim], linear_weight.shape[0]
+    if linear_weight.dim() != 2:
+        raise ValueError(f"{function}: low_rank needs a linear_weight of two dimensions, not {linear_weight.dim()}.")
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != features or b.shape[0] != classes or a.shape[0] != b.shape[1]:
+        raise RuntimeError(
+            f"{function}: expected low_rank with A of shape (rank, {features}) and B of shape ({classes}, rank), but got "
+            f"{tuple(a.shape)} and {tuple(b.shape)}."
+        )
+    return a, b, _number("the scale of low_rank", scale)
+
+
 def check_linear_dtypes(function: str, autocast: bool, input: Tensor, **others: Tensor | None) -> None:
     """The operands of a product have one dtype; under autocast, which makes it so, they need to be floats."""
     for name, tensor in others.items():
@@ -350,21 +426,21 @@ def check_normalizer(normalizer: Tensor | float | None, reduction: str) -> Tenso
             f"normalizer is what reduction='mean' divides by, but reduction is {reduction!r}: leave one of them out."
         )
     if isinstance(normalizer, Tensor):
-        if normalizer.dim() != 0 or normalizer.dtype.is_complex or normalizer.dtype == torch.bool:
+        if normalizer.numel() != 1 or normalizer.dtype.is_complex or normalizer.dtype == torch.bool:
             raise ValueError(
                 f"normalizer must be one number, but got a tensor of shape {tuple(normalizer.shape)} and dtype "
                 f"{_name(normalizer.dtype)}: sum it up first."
             )
-        return normalizer
+        # DataParallel makes a tensor of one number of it.
+        return normalizer if normalizer.dim() == 0 else normalizer.reshape(())
     normalizer = _number("normalizer", normalizer)
     if not 0.0 <= normalizer < math.inf:
         raise ValueError(f"normalizer must be finite and not negative, but got {normalizer}.")
     return normalizer
 
 
-def check_empty(empty: str) -> None:
-    if empty not in EMPTY:
-        raise ValueError(f"{empty!r} is not a valid value for empty: expected one of {', '.join(map(repr, EMPTY))}.")
+def check_empty(empty: str) -> str:
+    return _one_of("empty", empty, EMPTY)
 
 
 def check_dim(dim: int, of: str = "classes") -> int:
@@ -391,6 +467,19 @@ def check_z_loss(z_loss: float) -> float:
     if not 0.0 <= z_loss < math.inf:
         raise ValueError(f"z_loss must be finite and not negative, but got {z_loss}; 1e-4 is a usual value.")
     return z_loss
+
+
+def check_logit_scale(logit_scale: float) -> float:
+    logit_scale = _number("logit_scale", logit_scale)
+    if not -math.inf < logit_scale < math.inf:
+        raise ValueError(f"logit_scale must be finite, but got {logit_scale}; 1.0 leaves the logits as they are.")
+    return logit_scale
+
+
+def check_loss_dtype(loss_dtype: torch.dtype | None) -> torch.dtype | None:
+    if loss_dtype is not None and loss_dtype not in _FLOATS:
+        raise TypeError(f"loss_dtype must be a floating-point dtype or None, but got {loss_dtype!r}.")
+    return loss_dtype
 
 
 def check_logit_softcap(logit_softcap: float | None) -> float | None:
@@ -456,6 +545,17 @@ def _inplace_error(reason: str) -> RuntimeError:
     )
 
 
+def check_indices_in_range(target: Tensor, classes: int, ignore_index: int | None) -> None:
+    if not target.numel():
+        return
+    lowest, highest = (int(value) for value in target.aminmax())
+    if lowest >= 0 and highest < classes:
+        return
+    outside = (target < 0) | (target >= classes)
+    if bool((outside if ignore_index is None else outside & (target != ignore_index)).any()):
+        raise_target_out_of_bounds(target, classes, ignore_index)
+
+
 def raise_target_out_of_bounds(target: Tensor, classes: int, ignore_index: int | None) -> NoReturn:
     """Find the first class index outside [0, classes) and name it."""
     outside = (target < 0) | (target >= classes)
@@ -473,6 +573,33 @@ def raise_target_out_of_bounds(target: Tensor, classes: int, ignore_index: int |
         f"Target {value} is out of bounds. It stands at position {position} of the target, and there are {classes} "
         f"classes, so indices run from 0 to {classes - 1}: {hint}."
     )
+
+
+def check_probabilities(input: Tensor, counted: Tensor | None) -> None:
+    """Probabilities of the rows that count lie in [0, 1], up to rounding; nan may pass."""
+    if counted is not None and not bool(counted.all()):
+        input = input.movedim(1, -1)[counted]
+    if not input.numel():
+        return
+    tolerance = 4 * torch.finfo(input.dtype).eps
+    lowest, highest = (float(value) for value in input.aminmax())
+    if math.isnan(lowest):
+        # nan has taken the place of both; it may pass, what stands beside it may not.
+        check_probabilities(input[~input.isnan()], None)
+    if lowest < -tolerance or highest > 1 + tolerance:
+        raise_not_probabilities(lowest, highest)
+
+
+def check_one_hot(target: Tensor, dimensions: int, counted: Tensor | None) -> None:
+    if target.dim() < dimensions or target.is_floating_point() or target.dtype == torch.bool:
+        return
+    if counted is not None and not bool(counted.all()):
+        target = target.movedim(1, -1)[counted]
+    if not target.numel():
+        return
+    lowest, highest = (int(value) for value in target.aminmax())
+    if lowest < 0 or highest > 1:
+        raise_not_one_hot(lowest, highest)
 
 
 def raise_not_probabilities(lowest: float, highest: float) -> NoReturn:
@@ -506,3 +633,21 @@ def _name(dtype: torch.dtype) -> str:
         torch.complex128: "ComplexDouble",
     }
     return names.get(dtype, str(dtype).removeprefix("torch."))
+
+
+# The check of each option that stands for itself.
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "reduction": check_reduction,
+    "empty": check_empty,
+    "broadcast": check_broadcast_option,
+    "gradient": check_gradient_option,
+    "label_smoothing": check_label_smoothing,
+    "ignore_index": check_ignore_index,
+    "delta": check_delta,
+    "dim": check_dim,
+    "z_loss": check_z_loss,
+    "logit_scale": check_logit_scale,
+    "logit_softcap": check_logit_softcap,
+    "loss_dtype": check_loss_dtype,
+    "beta": check_beta,
+}

@@ -9,28 +9,19 @@ How the gradient follows. With l = log Σ_j exp(x_j), -log p_c = l - x_c and dl/
 A = Σ_c a_c
 
     d loss / dx_j = A p_j - a_j                           (index target: p - onehot(y))
-    d loss / da_c = -log p_c
-    Hessian · v   = A (p∘v - p (p·v)) = A p∘u             with u = v - p·v
-    directional derivative along x' = A (p·x') - a·x'     = -a·u'  with u' = x' - p·x'
 
 A class weight w and label smoothing ε enter through the shares only: a_c = w_c ((1-ε) t_c + ε/C), t the target's
 probabilities. The losses of the rows are then averaged, summed, or kept.
 
 What a row's loss may have beside. A sample weight s multiplies it. The z-loss adds λ l², whose gradient is 2 λ l p
-since dl/dx = p: with B = A + 2 λ l,
-
-    gradient              = B p - a
-    Hessian · v           = p∘(B u + 2 λ (p·v))           since dB along v is 2 λ (p·v)
-
-The soft cap puts y = c tanh(x / c) in place of x, before everything else: all of the above holds by y, and by the chain
-rule the gradient takes the factor k = dy/dx = 1 - (y/c)², and the Hessian-vector product, with v' = k v, is
-k p∘(B u' + 2 λ (p·v')) + v (B p - a) dk/dx, dk/dx = -2 (y/c²) k.
+since dl/dx = p. The logits may be multiplied by a scale k, and the soft cap puts y = c tanh(k x / c) in place of k x,
+before everything else: all of the above holds by y, and the chain rule gives the gradient the factor
+dy/dx = k (1 - (y/c)²).
 
 How it stays right in the corners. With m = max x, the sum s = Σ exp(x_j - m) is 1 + rest: the maximum's own term is 1,
 and rest is what the other classes add. Then -log p_c = log1p(rest) - (x_c - m): no 1 is added and rounded, so that a
-loss of 1e-30 is 1e-30. The gradient's entry for a target at the maximum is -rest / s, not p_y - 1, for the same reason.
-The backward recomputes the softmax from the logits; m and rest, two numbers a row, are all that the forward keeps. A
-batch that fits a core's cache has its gradient computed along with the loss instead (`_transforms.with_gradient`).
+loss of 1e-30 is 1e-30. The gradient's entry for the target is -Σ_{j≠y} p_j, not p_y - 1, for the same reason. m and
+rest, two numbers a row, are what the forward keeps for a backward that comes later.
 """
 
 from __future__ import annotations
@@ -40,517 +31,291 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _validation
-from torchlosses._numerics import compute_dtype
-from torchlosses._options import (
-    Change,
-    RowStatistics,
-    class_indices_denominator,
-    drawn,
-    mean_of,
-    rows_denominator,
+from torchlosses._declare import Loss, autocast_enabled, exponential, recording, replaced, result_dtype
+from torchlosses._module import LossModule, overridden
+from torchlosses._options import RowStatistics, row_statistics, statistics_of
+from torchlosses._rows import (
+    along_classes,
+    compute_dtype,
+    from_rows,
+    indices_to_rows,
+    per_class,
+    row_shape,
     soft_cap,
-)
-from torchlosses._reduction import reduce_rows, reduce_samples, rows_in_mean, scale_gradient
-from torchlosses._shapes import from_rows, indices_to_rows, per_class, row_shape, to_rows
-from torchlosses._transforms import (
-    Variants,
-    autocast_enabled,
-    batched,
-    batched_gradient,
-    forward_ad_rule,
-    is_small_training,
-    loop,
-    result_dtype,
-    save,
-    with_gradient,
-)
-from torchlosses.kernels import (
-    cross_entropy_backward,
-    cross_entropy_backward_,
-    cross_entropy_extended_backward,
-    cross_entropy_extended_backward_,
-    cross_entropy_extended_forward,
-    cross_entropy_forward,
-    cross_entropy_with_gradient,
+    soft_cap_slope,
+    to_rows,
 )
 
 
-class _CrossEntropy(Function):
-    """loss = s (Σ_c a_c (-log p_c) + λ l²) for each row, reduced; what the backward needs; statistics if asked for."""
+class Options(NamedTuple):
+    """What may be chosen; the function's documentation says what each means."""
+
+    reduction: str = "mean"
+    empty: float = math.nan
+    dtype: torch.dtype = torch.float32
+    gradients: int = 0
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    statistics: bool = False
+    inplace_backward: bool = False
+
+
+class CrossEntropy(Loss):
+    """loss = s (Σ_c a_c (-log p_c) + λ l²) for each row; gradient s ((A + 2 λ l) p - a) dy/dx."""
+
+    name = "cross_entropy"
+    tensors = ("input", "target", "weight?", "sample_weight?")
+    options = Options
+    shared = ("weight",)
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
+        input: Tensor, target: Tensor, weight: Tensor | None, sample_weight: Tensor | None, options: Options
+    ) -> tuple[Tensor, Tensor]:
+        """The rows' losses; and their maximum, rest and, where they are asked for, statistics."""
+        shares = _Shares(input, target, weight, sample_weight, options)
+        y = _logits(input, shares.compute, options)
+        maximum = y.detach().amax(1, keepdim=True)
+        y, hidden = shares.hide(y, maximum)
+        if hidden is not None:
+            maximum = maximum.masked_fill(hidden, 0)
+        shifted = y - maximum
+        dot = shares.dot(shifted)
+        i = shares.target if shares.indices else shifted.argmax(1, keepdim=True)
+        at_i = shifted.gather(1, i)
+        # One class is left out of the sum and comes back as expm1: where it is the maximum, that is exactly 0, and log1p
+        # keeps the small remainder that 1 + remainder would round away.
+        rest = exponential(replaced(shifted, i, -math.inf)).sum(1, keepdim=True) + torch.expm1(at_i)
+        log_sum = torch.log1p(rest)
+        losses = shares.losses(log_sum, at_i, dot)
+        if options.z_loss:
+            log_sum_exp = (maximum + log_sum).masked_fill(shares.total == 0, 0)
+            losses = losses + options.z_loss * log_sum_exp.square()
+        losses = shares.weighted(losses).squeeze(1)
+        state = [maximum, rest.detach()]
+        if options.statistics:
+            of_rows = maximum.squeeze(1), rest.detach().squeeze(1)
+            found = row_statistics(y.detach(), shares.target.squeeze(1) if shares.indices else target, *of_rows)
+            without = shares.without_trace()
+            state += [field.to(losses.dtype).unsqueeze(1).masked_fill(without, 0) for field in found]
+        return losses, torch.cat([field.movedim(1, 0) for field in state])
+
+    @staticmethod
+    def backward(
+        grad_output: Tensor,
         input: Tensor,
         target: Tensor,
         weight: Tensor | None,
         sample_weight: Tensor | None,
-        reduction: str,
-        ignore_index: int,
-        label_smoothing: float,
-        dtype: torch.dtype,
-        inplace_backward: bool,
-        z_loss: float,
-        logit_softcap: float | None,
-        statistics: bool,
-    ) -> tuple[Tensor, ...]:
-        if sample_weight is None and not z_loss and logit_softcap is None and not statistics:
-            return cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing, dtype)
-        arguments = (input, target, weight, sample_weight, reduction, ignore_index, label_smoothing)
-        results = cross_entropy_extended_forward(*arguments, z_loss, logit_softcap, statistics, dtype)
-        return results if statistics else results[:3]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options = inputs[4:]
-        save(ctx, *inputs[:4], *output[1:3])
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if grad_output is None:
-            return (None,) * 12
-        saved = ctx.saved_tensors
-        reduction, ignore_index, label_smoothing, _dtype, inplace_backward, z_loss, logit_softcap, _ = ctx.options
-        needs_input, needs_target, needs_weight, needs_sample_weight = ctx.needs_input_grad[:4]
-        options = (ignore_index, label_smoothing, z_loss, logit_softcap)
-        grad_input = grad_target = grad_weight = grad_sample_weight = None
-        if needs_target or needs_weight or needs_sample_weight:
-            input, target, weight, sample_weight = saved[:4]
-            grad_rows = _of_row(grad_output, input, target, reduction, ignore_index)
-            if needs_sample_weight:
-                losses = _losses_without_sample_weight(input, target, weight, sample_weight, *options)
-                grad_sample_weight = (grad_rows * losses).to(sample_weight.dtype)
-            grad_rows = per_class(grad_rows if sample_weight is None else grad_rows * sample_weight)
-            rows = _rows(input, target, weight, sample_weight, *options)
-            if sample_weight is not None:
-                # Not even an infinite cost counts where the weight is 0.
-                uncounted = rows.hidden | (per_class(sample_weight == 0) & rows.negative_log_probability.isinf())
-                costs = rows.negative_log_probability.masked_fill(uncounted, 0)
-                rows = rows._replace(negative_log_probability=costs)
-            if needs_target:
-                grad_target = (grad_rows * rows.d_share_d_target * rows.negative_log_probability).to(target.dtype)
-            if needs_weight:
-                grad_weight = _over_classes(grad_rows * _finite_where(rows.smoothed, rows)).to(weight.dtype)
-        if needs_input:
-            gradient = _gradient_in_place if inplace_backward else _GRADIENT.apply
-            grad_input = gradient(grad_output, *saved, reduction, *options)
-        return grad_input, grad_target, grad_weight, grad_sample_weight, *(None,) * 8
-
-    @staticmethod
-    def vmap(  # type: ignore[override]
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        sample_weight: Tensor | None,
-        reduction: str,
-        ignore_index: int,
-        label_smoothing: float,
-        dtype: torch.dtype,
-        inplace_backward: bool,
-        *extras: Any,
-    ) -> Any:
-        if in_dims[2] is not None:
-            options = (reduction, ignore_index, label_smoothing, dtype, inplace_backward, *extras)
-            return loop(_LOSS, info, in_dims, input, target, weight, sample_weight, *options)
-        input, target = (
-            batched(tensor, dimension, info.batch_size)
-            for tensor, dimension in zip((input, target), in_dims, strict=False)
-        )
-        if sample_weight is not None:
-            sample_weight = batched(sample_weight, in_dims[3], info.batch_size).flatten(0, 1)
-        row_dtype = dtype if reduction == "none" else compute_dtype(input, target, weight)
-        tensors = (input.flatten(0, 1), target.flatten(0, 1), weight, sample_weight)
-        results = _LOSS.apply_for_all(*tensors, "none", ignore_index, label_smoothing, row_dtype, False, *extras)
-        losses, maximum, rest = (row.unflatten(0, input.shape[:2]) for row in results[:3])
-        statistics = tuple(found.unflatten(1, input.shape[:2]) for found in results[3:])
-        count = _rows_of_samples(input, target, ignore_index) if reduction == "mean" else 1
-        loss = reduce_samples(losses, reduction, count).to(dtype)
-        return (loss, maximum, rest, *statistics), (0, 0, 0, *(1 for _ in statistics))
-
-
-class _CrossEntropyForwardAD(_CrossEntropy):
-    """The same, with the directional derivative s' loss + s (Σ_c a'_c (-log p_c) - a_c u'_c + 2 λ l (p·y'))."""
-
-    @staticmethod
-    @forward_ad_rule
-    def jvp(
-        ctx: Any,
-        saved: tuple[Tensor, ...],
-        input_tangent: Tensor | None,
-        target_tangent: Tensor | None,
-        weight_tangent: Tensor | None,
-        sample_weight_tangent: Tensor | None,
-        *_: None,
-    ) -> tuple[Tensor | None, ...]:
-        input, target, weight, sample_weight = saved[:4]
-        reduction, ignore_index, label_smoothing, dtype, _, z_loss, logit_softcap, statistics = ctx.options
-        options = (ignore_index, label_smoothing, z_loss, logit_softcap)
-        rows = _rows(input, target, weight, sample_weight, *options)
-        tangent = _directional_derivative(rows, input_tangent, target_tangent, weight_tangent).squeeze(1)
-        if sample_weight is not None:
-            tangent = tangent.masked_fill((sample_weight == 0) & tangent.isfinite().logical_not(), 0) * sample_weight
-        if sample_weight_tangent is not None:
-            losses = _losses_without_sample_weight(input, target, weight, sample_weight, *options)
-            tangent = tangent + sample_weight_tangent * losses
-        count = rows_in_mean(input, target, ignore_index) if reduction == "mean" else 1
-        return reduce_rows(tangent, reduction, count).to(dtype), *(None,) * (3 if statistics else 2)
-
-
-class _CrossEntropyGradient(Function):
-    """gradient = g s (A p - a + 2 λ l p) dy/dx, with 'mean' g/n for g.
-
-    A Function of its own, so that the gradient can be differentiated again.
-    """
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        grad: Tensor,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        sample_weight: Tensor | None,
-        maximum: Tensor,
-        rest: Tensor,
-        reduction: str,
-        ignore_index: int,
-        label_smoothing: float,
-        z_loss: float,
-        logit_softcap: float | None,
+        options: Options,
     ) -> Tensor:
-        options = (ignore_index, label_smoothing)
-        if sample_weight is None and not z_loss and logit_softcap is None:
-            return cross_entropy_backward(grad, input, target, weight, maximum, rest, reduction, *options)
-        tensors = (input, target, weight, sample_weight, maximum, rest)
-        grad = _of_row(grad, input, target, reduction, ignore_index)
-        return cross_entropy_extended_backward(grad, *tensors, *options, z_loss, logit_softcap)
+        """The gradient by the logits; `grad_output` is one number, or one a row."""
+        shares = _Shares(input, target, weight, sample_weight, options)
+        y = _logits(input, shares.compute, options)
+        y, _ = shares.hide(y, None)
+        g = shares.incoming(per_class(grad_output))
+        p = torch.softmax(y, 1)
+        drawn: Tensor | None = None
+        if options.z_loss:
+            drawn = (2 * options.z_loss * torch.logsumexp(y, 1, keepdim=True)).masked_fill(shares.total == 0, 0)
+        gradient = shares.gradient(p, drawn, g)
+        if options.logit_softcap is not None:
+            gradient = gradient * soft_cap_slope(_scaled(input, shares.compute, options), options.logit_softcap)
+        if options.logit_scale != 1:
+            gradient = gradient * options.logit_scale
+        return gradient
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.reduction, *ctx.options = inputs[7:]
-        # The rows' statistics are functions of the input: their part in the derivative is contained in the input's.
-        save(ctx, *inputs[:5])
+    def state_fields(options: Options) -> int:
+        """Maximum and rest, and the statistics."""
+        return 2 + len(RowStatistics._fields) if options.statistics else 2
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        # v·gradient is g s times the directional derivative of a row's loss along v. Its own derivatives, with
-        # k = dy/dx, v' = k v, u = v' - p·v' and B = A + 2 λ l:
-        #   by g: s (-a·u + 2 λ l (p·v')), and by s with g in its place;   by a: -g s u
-        #   by y: g s p∘(B u + 2 λ (p·v')), and so by x: k times that, and g s v (B p - a) dk/dx
-        grad, input, target, weight, sample_weight = ctx.saved_tensors
-        reduced = (input, target, ctx.reduction, ctx.options[0])
-        rows = _rows(input, target, weight, sample_weight, *ctx.options)
-        v = v.to(rows.share.dtype).masked_fill(rows.hidden, 0)
-        grad_rows = per_class(_of_row(grad, *reduced)).masked_fill(rows.excluded, 0)
-        grad_weighted = grad_rows if sample_weight is None else grad_rows * per_class(sample_weight)
-        along = v if rows.capping is None else rows.capping.slope * v
-        mean = (rows.probability * along).sum(1, keepdim=True)
-        u = along - mean
-        grad_share = -grad_weighted * u
-        grad_grad = grad_input = grad_target = grad_weight = grad_sample_weight = None
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[4]:
-            derivative = -(rows.share * u).sum(1)
-            if rows.drawing is not None:
-                derivative = derivative + (rows.drawing.slope * mean).squeeze(1)
-            if ctx.needs_input_grad[4] and sample_weight is not None:
-                of_rows = derivative * _of_row(grad, *reduced)
-                grad_sample_weight = of_rows.masked_fill(rows.excluded.squeeze(1), 0).to(sample_weight.dtype)
-            if sample_weight is not None:
-                derivative = derivative * sample_weight
-            grad_grad = _of_row(derivative.sum_to_size(grad.shape), *reduced).to(grad.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_input = _change_of_gradient(rows, grad_weighted, u, mean)
-            if rows.capping is not None:
-                grad_input = grad_input * rows.capping.slope
-                grad_input = grad_input + grad_weighted * v * _by_logits(rows) * rows.capping.curvature
-            grad_input = grad_input.to(input.dtype)
-        if ctx.needs_input_grad[2]:
-            grad_target = (rows.d_share_d_target * grad_share).to(target.dtype)
-        if ctx.needs_input_grad[3]:
-            grad_weight = _over_classes(rows.smoothed * grad_share).to(weight.dtype)
-        return grad_grad, grad_input, grad_target, grad_weight, grad_sample_weight, *(None,) * 7
+    def shows_state(options: Options) -> bool:
+        """For its statistics."""
+        return options.statistics
 
     @staticmethod
-    def vmap(  # type: ignore[override]
-        info: Any, in_dims: tuple[int | None, ...], grad: Tensor, *arguments: Any
-    ) -> tuple[Tensor, int]:
-        if in_dims[3] is not None:
-            return loop(_GRADIENT, info, in_dims, grad, *arguments)
-        input, target, weight, sample_weight, maximum, rest, reduction, *options = arguments
-        input, target, maximum, rest = (
-            batched(tensor, in_dims[position], info.batch_size)
-            for position, tensor in ((1, input), (2, target), (5, maximum), (6, rest))
+    def check(input: Tensor, target: Tensor, *others: Any) -> None:
+        """Class indices are in range."""
+        if target.dim() < input.dim() and target.device.type == "cpu":
+            _validation.check_indices_in_range(target, input.shape[1], others[-1].ignore_index)
+
+    @staticmethod
+    def counted(input: Tensor, target: Tensor, *others: Any) -> Tensor | None:
+        """Rows that are not ignored. Without classes there is no row that could have probabilities."""
+        if target.dim() < input.dim():
+            return target != others[-1].ignore_index
+        return None if input.shape[1] else input.new_zeros(CrossEntropy.rows(input), dtype=torch.bool)
+
+    @staticmethod
+    def denominator(
+        input: Tensor, target: Tensor, weight: Tensor | None, sample_weight: Tensor | None, options: Options
+    ) -> Tensor | None:
+        """Σ_n s_n w_{y_n} over the rows that are not ignored; Σ_n s_n for class probabilities."""
+        if target.dim() == input.dim():
+            return None if sample_weight is None else sample_weight.sum()
+        return class_indices_denominator(
+            target, weight, sample_weight, options.ignore_index, compute_dtype(input, weight)
         )
-        if sample_weight is not None:
-            sample_weight = batched(sample_weight, in_dims[4], info.batch_size).flatten(0, 1)
-        grad = batched_gradient(grad, in_dims[0], maximum.shape)
-        if reduction == "mean":
-            # Each sample's mean has a count of its own.
-            count = batched_gradient(_rows_of_samples(input, target, options[0]), 0, maximum.shape)
-            grad = scale_gradient(grad, reduction, count)
-        grad, rows, target, maximum, rest = (tensor.flatten(0, 1) for tensor in (grad, input, target, maximum, rest))
-        gradient = _GRADIENT.apply(grad, rows, target, weight, sample_weight, maximum, rest, "sum", *options)
-        return gradient.unflatten(0, input.shape[:2]), 0
 
 
-class _CrossEntropyGradientForwardAD(_CrossEntropyGradient):
-    @staticmethod
-    @forward_ad_rule
-    def jvp(
-        ctx: Any,
-        saved: tuple[Tensor, ...],
-        grad_tangent: Tensor | None,
-        input_tangent: Tensor | None,
-        target_tangent: Tensor | None,
-        weight_tangent: Tensor | None,
-        sample_weight_tangent: Tensor | None,
-        *_: None,
-    ) -> Tensor:
-        grad, input, target, weight, sample_weight = saved
-        reduced = (input, target, ctx.reduction, ctx.options[0])
-        rows = _rows(input, target, weight, sample_weight, *ctx.options)
-        grad_rows = per_class(_of_row(grad, *reduced)).masked_fill(rows.excluded, 0)
-        of_sample: Tensor | float = 1.0 if sample_weight is None else per_class(sample_weight)
-        grad_weighted = grad_rows if sample_weight is None else grad_rows * of_sample
-        tangent = torch.zeros_like(rows.share)
-        if grad_tangent is not None:
-            of_row = per_class(_of_row(grad_tangent, *reduced)).masked_fill(rows.excluded, 0)
-            tangent = tangent + of_row * of_sample * _by_logits(rows)
-        if sample_weight_tangent is not None:
-            of_row = per_class(sample_weight_tangent).masked_fill(rows.hidden, 0)
-            tangent = tangent + grad_rows * of_row * _by_logits(rows)
-        if input_tangent is not None:
-            along = _along(rows, input_tangent)
-            mean = (rows.probability * along).sum(1, keepdim=True)
-            tangent = tangent + _change_of_gradient(rows, grad_weighted, along - mean, mean)
-        if target_tangent is not None or weight_tangent is not None:
-            share_tangent = _share_tangent(rows, target_tangent, weight_tangent)
-            total_tangent = share_tangent.sum(1, keepdim=True)
-            tangent = tangent + grad_weighted * (total_tangent * rows.probability - share_tangent)
-        if rows.capping is not None:
-            tangent = tangent * rows.capping.slope
-            if input_tangent is not None:
-                direction = input_tangent.to(tangent.dtype).masked_fill(rows.hidden, 0)
-                tangent = tangent + grad_weighted * _by_logits(rows) * rows.capping.curvature * direction
-        return tangent.to(input.dtype)
-
-
-_LOSS = Variants(_CrossEntropy, _CrossEntropyForwardAD, tensors=4)
-_GRADIENT = Variants(_CrossEntropyGradient, _CrossEntropyGradientForwardAD, tensors=7)
-
-
-def _gradient_again(
-    grad: Tensor, input: Tensor, target: Tensor, reduction: str, ignore_index: int, label_smoothing: float
-) -> Tensor:
-    """The gradient of a small batch of which nothing but the arguments is kept."""
-    options = (reduction, ignore_index, label_smoothing)
-    _, maximum, rest = cross_entropy_forward(input.detach(), target, None, *options, input.dtype)
-    return _GRADIENT.apply(grad, input, target, None, None, maximum, rest, *options, 0.0, None)
-
-
-_loss_with_gradient = with_gradient("_CrossEntropy", cross_entropy_with_gradient, _gradient_again)
-
-
-def _gradient_in_place(
-    grad: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    maximum: Tensor,
-    rest: Tensor,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    *extras: Any,
-) -> Tensor:
-    """The gradient, written over the logits, of which nothing is left."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "cross_entropy: inplace_backward=True writes the gradient over the logits, so it cannot be differentiated "
-            "again (create_graph=True). Leave inplace_backward at False for second derivatives."
-        )
-    options = (ignore_index, label_smoothing)
-    if sample_weight is None and extras == (0.0, None):
-        cross_entropy_backward_(grad, input, target, weight, maximum, rest, reduction, *options)
-    else:
-        tensors = (input, target, weight, sample_weight, maximum, rest)
-        grad = _of_row(grad, input, target, reduction, ignore_index)
-        cross_entropy_extended_backward_(grad, *tensors, *options, *extras)
-    # Autograd's own check then stops a second backward, and whoever else has kept the logits.
-    torch.autograd.graph.increment_version(input)
-    return input.detach()
-
-
-def _of_row(grad: Tensor, input: Tensor, target: Tensor, reduction: str, ignore_index: int) -> Tensor:
-    """The gradient of one row's loss; a mean has divided it by the number of rows."""
-    return scale_gradient(grad, reduction, rows_in_mean(input, target, ignore_index) if reduction == "mean" else 1)
-
-
-def _rows_of_samples(input: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-    """The number of rows in each sample's mean, where the first dimension is mapped over."""
-    if target.dim() < input.dim():
-        return (target != ignore_index).flatten(1).sum(1)
-    return torch.full((len(input),), math.prod((input.shape[1], *input.shape[3:])), device=input.device)
-
-
-def _losses_without_sample_weight(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    logit_softcap: float | None,
-) -> Tensor:
-    """The derivative by the samples' weights, itself differentiable; 0 where a row of weight 0 has no value."""
-    counted = (sample_weight != 0) | _without_value(input, logit_softcap).squeeze(1).logical_not()
-    dtype = compute_dtype(input, target, weight)
-    options = ("none", ignore_index, label_smoothing, dtype, False, z_loss, logit_softcap, False)
-    return _LOSS.apply(input, target, weight, counted.to(dtype), *options)
-
-
-class _Rows(NamedTuple):
-    """The quantities of the derivation, spelled out as (rows, classes) tensors for derivatives beyond the gradient."""
-
-    negative_log_probability: Tensor
-    probability: Tensor
-    smoothed: Tensor  # (1-ε) t + ε/C
-    share: Tensor  # a = w ((1-ε) t + ε/C)
-    total: Tensor  # A = Σ a
-    d_share_d_target: Tensor | float  # w (1-ε)
-    excluded: Tensor  # rows that leave no trace in any derivative: ignored and hidden ones
-    hidden: Tensor  # rows without a weight whose logits are nan or infinite; they are computed as if they held zeros
-    drawing: Change | None  # of λ l² by l
-    capping: Change | None  # of y by x
-
-
-def _rows(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    logit_softcap: float | None,
-) -> _Rows:
-    compute = compute_dtype(input, target, weight)
-    classes = input.shape[1]
-    if target.dim() < input.dim():
-        ignored = (target == ignore_index).unsqueeze(1)
-        one_hot = torch.zeros_like(input, dtype=compute)
-        one_hot = one_hot.scatter(1, target.unsqueeze(1).masked_fill(ignored, 0), 1)
-        smoothed = ((1 - label_smoothing) * one_hot + label_smoothing / classes).masked_fill(ignored, 0)
-    else:
-        ignored = None
-        smoothed = (1 - label_smoothing) * target.to(compute) + label_smoothing / classes
-    weight_of_class: Tensor | float = 1.0
+def class_indices_denominator(
+    target: Tensor, weight: Tensor | None, sample_weight: Tensor | None, ignore_index: int, compute: torch.dtype
+) -> Tensor | None:
+    """Σ_n s_n w_{y_n} over the rows that are not ignored; None where rows have no weights."""
+    if weight is None and sample_weight is None:
+        return None
+    ignored = target == ignore_index
+    of_rows: Tensor | None = None
     if weight is not None:
-        weight_of_class = weight.to(compute).unsqueeze(1) if input.dim() == 3 else weight.to(compute)
-    share = smoothed * weight_of_class
-    total = share.sum(1, keepdim=True)
-    inactive = (share == 0).all(1, keepdim=True)
+        # Without a class there is no row that could take its weight.
+        wide = weight.to(compute)
+        # An index out of range is the operator's to name.
+        safe = target.masked_fill(ignored, 0).clamp(0, max(0, wide.shape[0] - 1))
+        of_rows = wide[safe] if wide.shape[0] else wide.sum()
     if sample_weight is not None:
-        inactive = inactive | (sample_weight == 0).unsqueeze(1)
-    hidden = inactive & _without_value(input, logit_softcap)
-    x = input.to(compute).masked_fill(hidden, 0)
-    capping = None
-    if logit_softcap is not None:
-        x, capping = soft_cap(x, logit_softcap)
-    maximum, log_rest = _log_sum_exp(x)
-    negative_log_probability = log_rest - (x - maximum)
-    drawing = drawn(maximum + log_rest, total, z_loss) if z_loss else None
-    return _Rows(
-        negative_log_probability=negative_log_probability,
-        probability=torch.exp(-negative_log_probability),
-        smoothed=smoothed,
-        share=share,
-        total=total,
-        d_share_d_target=weight_of_class * (1 - label_smoothing),
-        excluded=hidden if ignored is None else hidden | ignored,
-        hidden=hidden,
-        drawing=drawing,
-        capping=capping,
-    )
+        of_rows = sample_weight if of_rows is None else of_rows * sample_weight
+    assert of_rows is not None
+    return of_rows.masked_fill(ignored, 0).sum()
 
 
-def _without_value(input: Tensor, logit_softcap: float | None) -> Tensor:
-    """Rows whose loss is nan: a cap makes infinite logits finite."""
-    maximum = input.amax(1, keepdim=True)
-    return maximum.isfinite().logical_not() if logit_softcap is None else maximum.isnan()
+def _scaled(input: Tensor, compute: torch.dtype, options: Options) -> Tensor:
+    x = input.to(compute)
+    return x if options.logit_scale == 1 else x * options.logit_scale
 
 
-def _log_sum_exp(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The maximum x_i, and log1p(Σ_{j≠i} exp(x_j - x_i)); differentiable as they stand."""
-    i = x.argmax(1, keepdim=True)
-    maximum = x.gather(1, i)
-    return maximum, (x - maximum).exp().scatter(1, i, 0).sum(1, keepdim=True).log1p()
+def _logits(input: Tensor, compute: torch.dtype, options: Options) -> Tensor:
+    """y: scaled, and capped."""
+    x = _scaled(input, compute, options)
+    return x if options.logit_softcap is None else soft_cap(x, options.logit_softcap)
 
 
-def _by_logits(rows: _Rows) -> Tensor:
-    """B p - a, the derivative of a row's loss by its logits, capped if they are."""
-    total = rows.total if rows.drawing is None else rows.total + rows.drawing.slope
-    return total * rows.probability - rows.share
+class _Shares:
+    """The target's share a of each class, and what is a sum over the classes with it."""
 
+    def __init__(
+        self, input: Tensor, target: Tensor, weight: Tensor | None, sample_weight: Tensor | None, options: Options
+    ) -> None:
+        self.indices = target.dim() < input.dim()
+        self.compute = compute = compute_dtype(input, None if self.indices else target, weight)
+        classes, smoothing = input.shape[1], options.label_smoothing
+        self.sample_weight = None if sample_weight is None else sample_weight.to(compute).unsqueeze(1)
+        self.weight = weight = None if weight is None else along_classes(weight.to(compute), input)
+        self.ignored: Tensor | None = None
+        self.smooth = smoothing / classes if smoothing else 0.0
+        if self.indices:
+            ignored = (target == options.ignore_index).unsqueeze(1)
+            self.ignored = ignored
+            self.target = target.unsqueeze(1).masked_fill(ignored, 0)
+            # The target's own share, and that of all classes together.
+            self.own: Any = 1 - smoothing
+            all_smooth: Any = smoothing
+            if weight is not None:
+                flat = weight.flatten()
+                self.own = (1 - smoothing) * flat[self.target]
+                all_smooth = self.smooth * flat.sum() if smoothing else 0.0
+            self.all_smooth = all_smooth
+            total = self.own + all_smooth
+            self.total = total if isinstance(total, Tensor) else torch.full_like(ignored, total, dtype=compute)
+        else:
+            share = target.to(compute)
+            self.target = None
+            if smoothing:
+                share = (1 - smoothing) * share + self.smooth
+            self.share = share if weight is None else share * weight
+            self.total = self.share.sum(1, keepdim=True)
 
-def _change_of_gradient(rows: _Rows, grad_rows: Tensor, u: Tensor, mean: Tensor) -> Tensor:
-    """g p∘(B u + 2 λ (p·y')), the tangent of g (B p - a), by the logits that are capped if they are."""
-    if rows.drawing is None:
-        return grad_rows * rows.total * rows.probability * u
-    change = (rows.total + rows.drawing.slope) * u + rows.drawing.curvature * mean
-    return grad_rows * rows.probability * change
+    def without_trace(self) -> Tensor:
+        """Rows that are ignored or have no weight, (rows, 1)."""
+        without = self.total == 0
+        if self.sample_weight is not None:
+            without = without | (self.sample_weight == 0)
+        return without if self.ignored is None else without | self.ignored
 
+    def hide(self, y: Tensor, maximum: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The logits, with zeros in rows that leave no trace and are not finite; and which these are."""
+        without = self.without_trace()
+        # Where looking is free and nobody follows, most batches need no further pass.
+        may_look = not recording() and y.device.type == "cpu"
+        if may_look and not bool(without.any()):
+            return y, None
+        if maximum is None:
+            maximum = y.detach().amax(1, keepdim=True)
+        self.hidden = without & maximum.isfinite().logical_not()
+        return y.masked_fill(self.hidden, 0), self.hidden
 
-def _finite_where(factor: Tensor, rows: _Rows) -> Tensor:
-    """factor · (-log p), where 0 · ∞ is 0: a class without a share counts for nothing."""
-    infinite = (factor == 0) & rows.negative_log_probability.isinf()
-    return factor * rows.negative_log_probability.masked_fill(infinite, 0)
+    def dot(self, shifted: Tensor) -> Tensor | None:
+        """Σ_c a_c (x_c - m), of class indices without the target's own part. A class without a share has no effect."""
+        if not self.indices:
+            return (self.share * shifted).masked_fill(self.share == 0, 0).sum(1, keepdim=True)
+        if not self.smooth:
+            return None
+        if self.weight is None:
+            return self.smooth * shifted.sum(1, keepdim=True)
+        return self.smooth * (shifted * self.weight).masked_fill(self.weight == 0, 0).sum(1, keepdim=True)
 
+    def losses(self, log_sum: Tensor, at_target: Tensor, dot: Tensor | None) -> Tensor:
+        """Σ_c a_c (-log p_c)."""
+        if not self.indices:
+            return self.total * log_sum - dot
+        cost = log_sum - at_target
+        if isinstance(self.own, Tensor):
+            cost = cost.masked_fill((self.own == 0) & cost.isinf(), 0)
+        losses = self.own * cost
+        return losses if dot is None else losses + (self.all_smooth * log_sum - dot)
 
-def _along(rows: _Rows, input_tangent: Tensor) -> Tensor:
-    """y', the tangent of the logits after the cap."""
-    tangent = input_tangent.to(rows.share.dtype).masked_fill(rows.hidden, 0)
-    return tangent if rows.capping is None else rows.capping.slope * tangent
+    def weighted(self, losses: Tensor) -> Tensor:
+        """Times the sample weights; 0 where a row leaves no trace."""
+        if self.sample_weight is not None:
+            # The derivative by a weight of 0 is the loss, if there is one.
+            without = (self.sample_weight == 0) & losses.isfinite().logical_not()
+            losses = losses.masked_fill(without, 0) * self.sample_weight
+        without = (self.total == 0) & losses.isfinite().logical_not()
+        return losses.masked_fill(without if self.ignored is None else without | self.ignored, 0)
 
+    def incoming(self, g: Tensor) -> Tensor:
+        """g s, and 0 for rows that leave no trace."""
+        without = self.without_trace()
+        g = g.masked_fill(without & g.isfinite().logical_not(), 0)
+        if self.sample_weight is not None:
+            g = g * self.sample_weight
+        return g if self.ignored is None else g.masked_fill(self.ignored, 0)
 
-def _share_tangent(rows: _Rows, target_tangent: Tensor | None, weight_tangent: Tensor | None) -> Tensor:
-    """a' = w (1-ε) t' + w' ((1-ε) t + ε/C)."""
-    tangent = torch.zeros_like(rows.share)
-    if target_tangent is not None:
-        tangent = tangent + rows.d_share_d_target * target_tangent
-    if weight_tangent is not None:
-        along = weight_tangent.unsqueeze(1) if rows.share.dim() == 3 else weight_tangent
-        tangent = tangent + along * rows.smoothed
-    return tangent
-
-
-def _directional_derivative(
-    rows: _Rows, input_tangent: Tensor | None, target_tangent: Tensor | None, weight_tangent: Tensor | None
-) -> Tensor:
-    tangent = torch.zeros_like(rows.total)
-    if input_tangent is not None:
-        along = _along(rows, input_tangent)
-        mean = (rows.probability * along).sum(1, keepdim=True)
-        tangent = tangent - (rows.share * (along - mean)).sum(1, keepdim=True)
-        if rows.drawing is not None:
-            tangent = tangent + rows.drawing.slope * mean
-    if target_tangent is not None or weight_tangent is not None:
-        share_tangent = _share_tangent(rows, target_tangent, weight_tangent)
-        tangent = tangent + _finite_where(share_tangent, rows).sum(1, keepdim=True)
-    return tangent
-
-
-def _over_classes(values: Tensor) -> Tensor:
-    """Summed over everything but the class dimension."""
-    return values.sum((0, 2)) if values.dim() == 3 else values.sum(0)
+    def gradient(self, p: Tensor, drawn: Tensor | None, g: Tensor) -> Tensor:
+        """g ((A + drawn) p - a), with the digits that the difference of two numbers close to each other loses."""
+        pull = self.total if drawn is None else self.total + drawn
+        if not self.indices:
+            largest = p.argmax(1, keepdim=True)
+            most = p.gather(1, largest)
+            plain = pull * p - self.share
+            # At a class that has more than half, A p - a = Σ_{j≠i} a_j - A Σ_{j≠i} p_j.
+            others = self.share.scatter(1, largest, 0).sum(1, keepdim=True)
+            others = others - self.total * p.scatter(1, largest, 0).sum(1, keepdim=True)
+            if drawn is not None:
+                others = others + drawn * most
+            at_largest = torch.where(most > 0.5, others, plain.gather(1, largest))
+            return g * replaced(plain, largest, at_largest)
+        smoothing = self.all_smooth if drawn is None else self.all_smooth + drawn
+        has_more = drawn is not None or bool(self.smooth)
+        at_target = p.gather(1, self.target) if has_more else None
+        p = replaced(p, self.target, 0)
+        # p_t - 1 = -Σ_{j≠t} p_j
+        of_target = -self.own * p.sum(1, keepdim=True)
+        if at_target is not None:
+            of_target = of_target + smoothing * at_target
+        gradient = p * (pull * g)
+        if self.smooth:
+            even = self.smooth if self.weight is None else self.smooth * self.weight
+            gradient = gradient - even * g
+            of_target = of_target - (even if self.weight is None else self.smooth * self.weight.flatten()[self.target])
+        return replaced(gradient, self.target, of_target * g)
 
 
 @overload
@@ -569,9 +334,12 @@ def cross_entropy(
     sample_weight: Tensor | None = None,
     empty: _validation.Empty = "nan",
     z_loss: float = 0.0,
+    logit_scale: float = 1.0,
     logit_softcap: float | None = None,
+    loss_dtype: torch.dtype | None = None,
     return_stats: Literal[False] = False,
     inplace_backward: bool = False,
+    gradient: _validation.Gradient = "forward",
 ) -> Tensor: ...
 
 
@@ -591,9 +359,12 @@ def cross_entropy(
     sample_weight: Tensor | None = None,
     empty: _validation.Empty = "nan",
     z_loss: float = 0.0,
+    logit_scale: float = 1.0,
     logit_softcap: float | None = None,
+    loss_dtype: torch.dtype | None = None,
     return_stats: Literal[True],
     inplace_backward: bool = False,
+    gradient: _validation.Gradient = "forward",
 ) -> tuple[Tensor, RowStatistics]: ...
 
 
@@ -612,9 +383,12 @@ def cross_entropy(
     sample_weight: Tensor | None = None,
     empty: _validation.Empty = "nan",
     z_loss: float = 0.0,
+    logit_scale: float = 1.0,
     logit_softcap: float | None = None,
+    loss_dtype: torch.dtype | None = None,
     return_stats: bool = False,
     inplace_backward: bool = False,
+    gradient: _validation.Gradient = "forward",
 ) -> Tensor | tuple[Tensor, RowStatistics]:
     r"""Cross-entropy between logits and class indices or class probabilities, in nats.
 
@@ -652,18 +426,25 @@ def cross_entropy(
         empty: What a mean over nothing gives: 'nan' or 'zero'. The gradient is 0.
         z_loss: λ of λ (log Σ exp(x))², which is added to the loss of each row that is not ignored and keeps the logits
             from drifting. Class weights do not multiply it, sample weights do.
-        logit_softcap: c of x -> c tanh(x / c), taken before everything else; None leaves it out.
+        logit_scale: A factor of the logits, taken before everything else, the soft cap too.
+        logit_softcap: c of x -> c tanh(x / c), taken before everything else but the scale; None leaves it out.
+        loss_dtype: The dtype of the result; float32 keeps the digits of a sum over bfloat16 logits.
         return_stats: Whether to return the rows' statistics too.
+        gradient: When the gradient by `input` is computed. 'forward' computes it along with a loss that is one number,
+            for an incoming gradient of 1, and reads the logits from memory once; until the backward it takes the memory
+            of the logits. If the incoming gradient is another (the loss was divided; `normalizer` does that without),
+            or the graph is kept for a second backward, it is computed again. 'backward' holds nothing and reads the
+            logits twice: for many losses before one backward.
 
     Returns:
         A scalar, or with 'none' one loss a row: the shape of `input` without the class dimension. With `return_stats` a
-        pair of that and a `RowStatistics` of the rows' shape, of the logits after the soft cap. float32 and
+        pair of that and a `RowStatistics` of the rows' shape, of the logits after scale and soft cap. float32 and
         float64 keep their dtype; bfloat16 and float16 are computed in float32 and rounded once, and stay float32
         under autocast.
 
     Raises:
-        ValueError: `reduction`, `label_smoothing`, `empty`, `z_loss` or `logit_softcap` is none of its values;
-            `normalizer` without 'mean', or not one number; `sample_weight` does not broadcast to the rows; the batch
+        ValueError: `reduction`, `label_smoothing`, `empty`, `z_loss`, `logit_scale`, `logit_softcap` or `gradient` is
+            none of its values; `normalizer` without 'mean', or not one number; `sample_weight` does not broadcast to the rows; the batch
             sizes differ.
         RuntimeError: The other sizes do not fit; class indices are no integers or class probabilities no floats;
             `weight` has the wrong length, or with class indices another dtype; `ignore_index` >= 0 with class
@@ -696,23 +477,12 @@ def cross_entropy(
     A. Chowdhery et al., *PaLM* (2022), section 5; the soft cap from Gemma Team, *Gemma 2* (2024), section 2.
     """
     if has_torch_function_variadic(input, target, weight, sample_weight):
-        options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-        extras = {
-            "dim": dim,
-            "normalizer": normalizer,
-            "sample_weight": sample_weight,
-            "empty": empty,
-            "z_loss": z_loss,
-            "logit_softcap": logit_softcap,
-            "return_stats": return_stats,
-            "inplace_backward": inplace_backward,
-        }
-        options |= {name: value for name, value in extras.items() if value is not _DEFAULTS[name]}
-        tensors = (input, target, weight, sample_weight)
-        return handle_torch_function(cross_entropy, tensors, input, target, weight, **options)
+        return overridden(cross_entropy, (input, target, weight, sample_weight), locals())
     # A call of its own for every check would take longer than a small batch.
     if reduction not in _validation.REDUCTIONS:
         _validation.check_reduction(reduction)
+    if gradient not in _validation.GRADIENTS:
+        _validation.check_gradient_option(gradient)
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
     if type(ignore_index) is not int:
@@ -721,35 +491,34 @@ def cross_entropy(
         label_smoothing = _validation.check_label_smoothing(label_smoothing)
     if inplace_backward:
         inplace_backward = _validation.check_inplace_backward(input)
-    is_plain = (
-        normalizer is sample_weight is logit_softcap is None
+    gradients = int(gradient == "forward" and not inplace_backward)
+    if (
+        weight is normalizer is sample_weight is logit_softcap is loss_dtype is None
         and empty == "nan"
         and dim == 1
-        and not z_loss
-        and not return_stats
-    )
-    if (
-        is_plain
-        and weight is None
+        and not (z_loss or return_stats)
+        and logit_scale == 1
+        and type(target) is Tensor
         and isinstance(input, Tensor)
-        and isinstance(target, Tensor)
         and input.is_cpu
         and target.is_cpu
-        and ((dtype := input.dtype) is _FLOAT32 or dtype is _FLOAT64)
-        and target.dtype is _INT64
+        and ((dtype := input.dtype) is torch.float32 or dtype is torch.float64)
+        and target.dtype is torch.int64
         and target.dim() == 1
         and input.dim() == 2
         and input.size(0) == target.size(0)
     ):
-        if not inplace_backward and is_small_training(input, reduction):
-            return _loss_with_gradient(input, target, (reduction, ignore_index, label_smoothing))
-        options = (reduction, ignore_index, label_smoothing, dtype, inplace_backward, 0.0, None, False)
-        return _LOSS.apply(input, target, None, None, *options)
-    if not is_plain:
-        normalizer = _validation.check_normalizer(normalizer, reduction)
-        _validation.check_empty(empty)
-        z_loss = _validation.check_z_loss(z_loss)
-        logit_softcap = _validation.check_logit_softcap(logit_softcap)
+        # The commonest call: nothing is left to check or to convert.
+        options = Options(reduction, math.nan, dtype, gradients, ignore_index, label_smoothing)
+        if inplace_backward:
+            options = options._replace(inplace_backward=True)
+        return CrossEntropy.apply(input, target, None, None, normalizer=None, options=options)[0]
+    normalizer = _validation.check_normalizer(normalizer, reduction)
+    empty = _validation.check_empty(empty)
+    z_loss = _validation.check_z_loss(z_loss)
+    logit_scale = _validation.check_logit_scale(logit_scale)
+    logit_softcap = _validation.check_logit_softcap(logit_softcap)
+    loss_dtype = _validation.check_loss_dtype(loss_dtype)
     _validation.check_tensors("cross_entropy", input=input, target=target)
     _validation.check_same_device("cross_entropy", input, target=target, weight=weight, sample_weight=sample_weight)
     if dim != 1:
@@ -757,49 +526,41 @@ def cross_entropy(
     _validation.check_classification_shapes("cross_entropy", input, target)
     _validation.check_floating_input("cross_entropy", input)
     _validation.check_cross_entropy_target(input, target, ignore_index)
-    dtype = input.dtype
     indices = target.shape != input.shape
-    if not indices:
-        dtype = torch.promote_types(dtype, target.dtype)
+    dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
     if weight is not None:
         _validation.check_class_weight(input, target, weight, autocast_enabled(input.device))
         dtype = torch.promote_types(dtype, weight.dtype)
-    dtype = result_dtype(dtype, input.device)
-    rows = to_rows(input)
-    target_rows = indices_to_rows(target.to(torch.int64)) if indices else to_rows(target)
-    compute = compute_dtype(input, target, weight)
+    wide = compute_dtype(input, None if indices else target, weight)
+    if weight is not None:
+        # Numerator and denominator share one wide weight, so that its gradient is rounded once.
+        weight = weight.to(wide)
     if sample_weight is not None:
         shape = row_shape(input)
         _validation.check_sample_weight("cross_entropy", sample_weight, shape)
-        sample_weight = indices_to_rows(sample_weight.to(compute).expand(shape))
-    is_divided_here = reduction == "mean" and (not is_plain or (indices and weight is not None))
-    if is_divided_here and weight is not None:
-        # Numerator and denominator share one wide weight, so that its gradient is rounded once.
-        weight = weight.to(compute)
-    arguments = (rows, target_rows, weight, sample_weight, "sum" if is_divided_here else reduction)
-    options = (ignore_index, label_smoothing, compute if is_divided_here else dtype, inplace_backward)
-    if return_stats:
-        loss, _, _, found = _LOSS.apply_for_all(*arguments, *options, z_loss, logit_softcap, True)
-    else:
-        loss, found = _LOSS.apply(*arguments, *options, z_loss, logit_softcap, False), None
-    if is_divided_here:
-        if normalizer is None:
-            normalizer = (
-                class_indices_denominator(target_rows, ignore_index, weight, sample_weight, compute)
-                if indices
-                else rows_denominator(rows[:, 0] if rows.shape[1] else rows, sample_weight, compute)
-            )
-        loss = mean_of(loss, normalizer, empty).to(dtype)
-    elif reduction == "none":
+        sample_weight = indices_to_rows(sample_weight.to(wide).expand(shape))
+    options = Options(
+        reduction,
+        0.0 if empty == "zero" else math.nan,
+        result_dtype(loss_dtype, dtype, input.device),
+        gradients,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        logit_scale,
+        logit_softcap,
+        bool(return_stats),
+        inplace_backward,
+    )
+    target_rows = indices_to_rows(target.to(torch.int64)) if indices else to_rows(target)
+    loss, state = CrossEntropy.apply(
+        to_rows(input), target_rows, weight, sample_weight, normalizer=normalizer, options=options
+    )
+    if reduction == "none":
         loss = from_rows(loss, input)
-    if found is None:
+    if state is None:
         return loss
-    log_sum_exp, target_log_probability, correct, entropy = (from_rows(field, input) for field in found.unbind())
-    return loss, RowStatistics(log_sum_exp, target_log_probability, correct != 0, entropy)
-
-
-_FLOAT32, _FLOAT64, _INT64 = torch.float32, torch.float64, torch.int64
-_DEFAULTS: dict[str, Any] = cross_entropy.__kwdefaults__ or {}
+    return loss, statistics_of(from_rows(field, input) for field in state[2:].unbind())
 
 
 def _with_classes_second(input: Tensor, target: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -812,25 +573,7 @@ def _with_classes_second(input: Tensor, target: Tensor, dim: int) -> tuple[Tenso
     return input.movedim(classes, 1), target
 
 
-def _is_batch_of_rows(input: Tensor, target: Tensor) -> bool:
-    """The commonest call, (N, C) logits and N int64 indices on the CPU; nothing is left to check or to convert.
-
-    A small batch takes less time than the other checks.
-    """
-    return (
-        isinstance(input, Tensor)
-        and isinstance(target, Tensor)
-        and input.is_cpu
-        and target.is_cpu
-        and (input.dtype is torch.float32 or input.dtype is torch.float64)
-        and target.dtype is torch.int64
-        and target.dim() == 1
-        and input.dim() == 2
-        and input.size(0) == target.size(0)
-    )
-
-
-class CrossEntropyLoss(nn.CrossEntropyLoss):
+class CrossEntropyLoss(LossModule, nn.CrossEntropyLoss):
     r"""Cross-entropy on logits as a module: :func:`torchlosses.cross_entropy` with its options kept, in nats.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -849,9 +592,12 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         dim: The dimension of the classes.
         empty: What a mean over nothing gives: 'nan' or 'zero'.
         z_loss: λ of λ (log Σ exp(x))².
+        logit_scale: A factor of the logits.
         logit_softcap: c of x -> c tanh(x / c).
+        loss_dtype: The dtype of the result.
         return_stats: Whether to return the rows' statistics beside the loss.
         inplace_backward: Whether the backward writes the gradient over the logits; see `cross_entropy`.
+        gradient: When the gradient is computed, 'forward' or 'backward'; see `cross_entropy`.
 
     The call takes `normalizer` and `sample_weight`, as `cross_entropy` does.
 
@@ -860,7 +606,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         the shape of input; a scalar comes out, or with 'none' one loss a row. Dtypes as in `cross_entropy`.
 
     Raises:
-        ValueError: `reduction`, `label_smoothing`, `empty`, `z_loss` or `logit_softcap` is none of its values.
+        ValueError: An option is none of its values.
         TypeError: An option has the wrong type, or `size_average` or `reduce` is given.
         Errors of the call are those of `cross_entropy`.
 
@@ -878,9 +624,22 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     """
 
     __constants__ = ("ignore_index", "reduction", "label_smoothing", "inplace_backward")
-
-    weight: Tensor | None
-    reduction: _validation.Reduction  # pyright: ignore[reportIncompatibleVariableOverride] # narrower than the base's str
+    function = staticmethod(cross_entropy)
+    kept = (
+        "ignore_index",
+        "reduction",
+        "label_smoothing",
+        "dim",
+        "empty",
+        "z_loss",
+        "logit_scale",
+        "logit_softcap",
+        "loss_dtype",
+        "return_stats",
+        "inplace_backward",
+        "gradient",
+    )
+    shown = ("ignore_index", "reduction", "label_smoothing")
 
     def __init__(
         self,
@@ -894,25 +653,17 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         dim: int = 1,
         empty: _validation.Empty = "nan",
         z_loss: float = 0.0,
+        logit_scale: float = 1.0,
         logit_softcap: float | None = None,
+        loss_dtype: torch.dtype | None = None,
         return_stats: bool = False,
         inplace_backward: bool = False,
+        gradient: _validation.Gradient = "forward",
     ) -> None:
+        options = {name: value for name, value in locals().items() if name in type(self).kept}
         _validation.check_legacy_arguments(size_average, reduce)
-        _validation.check_reduction(reduction)
-        super().__init__(
-            weight,
-            ignore_index=_validation.check_ignore_index(ignore_index),
-            reduction=reduction,
-            label_smoothing=_validation.check_label_smoothing(label_smoothing),
-        )
-        _validation.check_empty(empty)
-        self.dim = _validation.check_dim(dim)
-        self.empty: _validation.Empty = empty
-        self.z_loss = _validation.check_z_loss(z_loss)
-        self.logit_softcap = _validation.check_logit_softcap(logit_softcap)
-        self.return_stats = return_stats
-        self.inplace_backward = inplace_backward
+        super().__init__(weight)
+        self.keep(**options)
 
     def forward(
         self,
@@ -923,37 +674,6 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         sample_weight: Tensor | None = None,
     ) -> Any:
         """The loss of logits against class indices or probabilities; see :func:`torchlosses.cross_entropy`."""
-        return cross_entropy(  # type: ignore[call-overload]
-            input,
-            target,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            dim=self.dim,
-            normalizer=normalizer,
-            sample_weight=sample_weight,
-            empty=self.empty,
-            z_loss=self.z_loss,
-            logit_softcap=self.logit_softcap,
-            return_stats=self.return_stats,  # type: ignore[arg-type]
-            inplace_backward=self.inplace_backward,
-        )
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also of a module that was pickled before it had these options."""
-        names = ("dim", "empty", "z_loss", "logit_softcap", "return_stats", "inplace_backward")
-        super().__setstate__({name: _DEFAULTS[name] for name in names} | state)
-
-    def extra_repr(self) -> str:
-        """The options, `weight` only by its shape."""
-        weight = "" if self.weight is None else f"weight={tuple(self.weight.shape)}, "
-        extras = "".join(
-            f", {name}={value!r}"
-            for name, default in _DEFAULTS.items()
-            if (value := getattr(self, name, default)) is not default and value != default
-        )
-        return (
-            f"{weight}ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
-            f"label_smoothing={self.label_smoothing}{extras}"
+        return cross_entropy(
+            input, target, self.weight, normalizer=normalizer, sample_weight=sample_weight, **self.options()
         )

@@ -2,7 +2,7 @@ r"""Cross-entropy of a linear layer's logits, without the logits.
 
 What it computes, for a row of features x, a linear layer W, b and the cross-entropy of its logits, in nats:
 
-    y    = W x + b                                        (logits, one a class)
+    y    = W x + b + r B A x                              (logits, one a class; the low-rank term r B A if it is given)
     loss = cross_entropy(y, target)
 
 How the gradient follows. With G = d loss / dy, which `torchlosses.cross_entropy` derives (softmax minus target), and
@@ -15,256 +15,254 @@ all rows together, x as (rows, features) and y, G as (rows, classes):
 How it stays small. A row of G depends on the same row of y only. So a block of rows goes all the way, y_b = x_b Wᵀ,
 then G_b written over y_b, then G_b W and G_bᵀ x_b, before the next block takes its place: three matrix products in all,
 as many as there must be, and the logits of one block in memory. For that the gradients of the *sum* are computed in the
-forward; the backward multiplies them by the incoming gradient, which for a sum is one number.
+forward, for an incoming gradient of 1; the backward multiplies them by the incoming gradient, which for a sum or a mean
+is one number.
 
 Where one number is not enough ('none'), or more is asked for than a gradient (a second derivative, forward mode,
 torch.func), the logits are computed again, block by block.
-
-The soft cap and the z-loss. With y = c tanh(y' / c), dy/dy' = 1 - (y/c)². The z-loss λ l², l = log Σ_j exp(y_j), adds
-2 λ l p to G, since dl/dy = p.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias, get_type_hints, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import has_torch_function
 
 from torchlosses import _validation
-from torchlosses._numerics import compute_dtype
-from torchlosses._options import (
-    RowStatistics,
-    class_indices_denominator,
-    mean_of,
-    rows_denominator,
-)
+from torchlosses import cross_entropy as _inner
+from torchlosses._declare import Loss, autocast_enabled, result_dtype
+from torchlosses._module import LossModule, overridden
+from torchlosses._options import RowStatistics, statistics_of
 from torchlosses._row_blocks import BlockFunction, gradient_over_row_blocks, over_row_blocks
-from torchlosses._transforms import autocast_enabled, result_dtype
-from torchlosses.cross_entropy import cross_entropy
-from torchlosses.kernels import is_differentiated, linear
-from torchlosses.kernels.targets import without_weight
+from torchlosses._rows import compute_dtype
+from torchlosses.cross_entropy import CrossEntropy, class_indices_denominator
+from torchlosses.kernels import linear
+from torchlosses.kernels.linear import default_block_rows
 
 _FUNCTION = "linear_cross_entropy"
-_autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
+LowRank: TypeAlias = tuple[Tensor, Tensor, float]
+
+_INNER = get_type_hints(_inner.Options)
+# Those of the cross-entropy, passed on unread, and what the product needs.
+Options: Any = NamedTuple(
+    "Options",
+    [*_INNER.items(), ("product_dtype", torch.dtype), ("low_rank_scale", float), ("block_rows", torch.SymInt)],
+)
+_ROWS = (0, 5, 7)  # the tensors that have rows: input, target, sample_weight
+_SHARED = (1, 2, 3, 4, 6)
 
 
-class _LinearCrossEntropy(Function):
-    """Losses one by one or summed; the gradients of the sum are there before they are asked for."""
+class LinearCrossEntropy(Loss):
+    """The cross-entropy of x Wᵀ + b + r (x Aᵀ) Bᵀ; gradients by x, W, b, A and B."""
 
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        input: Tensor,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        target: Tensor,
-        weight: Tensor | None,
-        sample_weight: Tensor | None,
-        reduction: str,
-        wanted: list[bool],
-        statistics: bool,
-        *options: Any,
-    ) -> tuple[Tensor, ...]:
-        arguments = (input, linear_weight, linear_bias, target, weight, sample_weight)
-        ctx.reduction, ctx.wanted, ctx.options = reduction, wanted, options
-        operands = [*wanted[:3], wanted[5]] if reduction == "sum" else [False] * 4
-        loss, *gradients, found = linear.forward(*arguments, reduction, *options, operands, statistics)
-        ctx.mark_non_differentiable(found)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*arguments, *gradients)
-        # A hook on saved tensors may keep what it is given; nobody else knows the gradients.
-        ctx.consume = not torch.compiler.is_compiling() and not _saved_tensors_have_hooks()
-        return loss, found
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        others = (None,) * (3 + len(ctx.options))
-        if grad_output is None:
-            return (None,) * 6 + others
-        *arguments, grad_input, grad_linear_weight, grad_linear_bias, losses = ctx.saved_tensors
-        compiling = torch.compiler.is_compiling()
-        if torch.is_grad_enabled() and not compiling:
-            return *_differentiable_gradients(grad_output, arguments, ctx.wanted, ctx.options), *others
-        if ctx.reduction == "none":
-            found = linear.backward(grad_output, *arguments, *ctx.options, ctx.wanted)
-            return *_wanted(found, arguments, ctx.wanted), *others
-        gradients = (grad_input, grad_linear_weight, grad_linear_bias, losses)
-        if compiling:
-            input, linear_weight, linear_bias, _, _, sample_weight = arguments
-            found = linear.scale(grad_output, input, linear_weight, linear_bias, sample_weight, *gradients)
-        elif ctx.consume and not _autograd._get_current_graph_task_keep_graph():
-            # The graph is freed behind this call, and a second backward raises: the gradients can be handed out.
-            found = tuple(gradient.mul_(grad_output) for gradient in gradients)
-        else:
-            found = tuple(gradient * grad_output for gradient in gradients)
-        found = (*found[:3], grad_output, grad_output, found[3])
-        return *_wanted(found, arguments, ctx.wanted), *others
-
-
-def _saved_tensors_have_hooks() -> bool:
-    return _autograd._top_saved_tensors_default_hooks(False) is not None
-
-
-def _wanted(
-    gradients: Sequence[Tensor], arguments: Sequence[Tensor | None], wanted: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    """Each gradient in the dtype of its argument, and None for those that were not asked for."""
-    return tuple(
-        gradient.to(argument.dtype) if want and argument is not None else None
-        for gradient, argument, want in zip(gradients, arguments, wanted, strict=True)
+    name = _FUNCTION
+    tensors = (
+        "input",
+        "linear_weight",
+        "linear_bias?",
+        "low_rank_a?",
+        "low_rank_b?",
+        "target",
+        "weight?",
+        "sample_weight?",
     )
+    options = Options
+    shared = ("linear_weight", "linear_bias", "low_rank_a", "low_rank_b", "weight")
+    derived = 5
+    kernels = linear
+    scales = True
+
+    @staticmethod
+    def forward(*tensors_and_options: Any) -> tuple[Tensor, Tensor]:
+        """The rows' losses and statistics, a block of rows at a time."""
+        *tensors, options = tensors_and_options
+        function, present = _block_function(tensors, options)
+        losses, *found = over_row_blocks(function, options.block_rows, *(tensors[place] for place in present))
+        return losses, torch.stack(found) if found else losses.new_empty((0, losses.shape[0]))
+
+    @staticmethod
+    def backward(grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
+        """The gradients by the operands of the product, a block of rows at a time."""
+        *tensors, options = tensors_and_options
+        function, present = _block_function(tensors, options._replace(statistics=False))
+        wanted = [position for position, place in enumerate(present) if place < 5 and options.gradients >> place & 1]
+        grad_rows = grad_output.expand(tensors[0].shape[0])
+        given = [tensors[place] for place in present]
+        found = gradient_over_row_blocks(function, options.block_rows, given, wanted, [grad_rows])
+        gradients: list[Tensor | None] = [None] * 5
+        for position, gradient in zip(wanted, found, strict=True):
+            gradients[present[position]] = gradient
+        return tuple(gradients)
+
+    @staticmethod
+    def inner(options: Any) -> _inner.Options:
+        """The options of the cross-entropy."""
+        return _inner.Options(*options[: len(_INNER)])
+
+    @staticmethod
+    def rows(input: Tensor) -> Sequence[int]:
+        """One loss a row of features."""
+        return input.shape[:1]
+
+    @staticmethod
+    def state_fields(options: Any) -> int:
+        """The statistics."""
+        return len(RowStatistics._fields) if options.statistics else 0
+
+    @staticmethod
+    def shows_state(options: Any) -> bool:
+        """For the statistics."""
+        return options.statistics
+
+    @staticmethod
+    def check(*tensors_and_options: Any) -> None:
+        """Class indices are in range."""
+        _, linear_weight, _, _, _, target, _, _, options = tensors_and_options
+        if target.dim() == 1 and target.device.type == "cpu":
+            _validation.check_indices_in_range(target, linear_weight.shape[0], options.ignore_index)
+
+    @staticmethod
+    def counted(*tensors_and_options: Any) -> Tensor | None:
+        """Rows that are not ignored. Without classes there is no row that could have probabilities."""
+        input, linear_weight, _, _, _, target, _, _, options = tensors_and_options
+        if target.dim() == 1:
+            return target != options.ignore_index
+        return None if linear_weight.shape[0] else torch.zeros(input.shape[:1], dtype=torch.bool, device=input.device)
+
+    @staticmethod
+    def denominator(*tensors_and_options: Any) -> Tensor | None:
+        """As that of the cross-entropy."""
+        input, linear_weight, _, _, _, target, weight, sample_weight, options = tensors_and_options
+        if target.dim() > 1:
+            return None if sample_weight is None else sample_weight.sum()
+        compute = compute_dtype(input, linear_weight, weight)
+        return class_indices_denominator(target, weight, sample_weight, options.ignore_index, compute)
+
+    @staticmethod
+    def without_trace(*tensors_and_options: Any) -> Tensor | None:
+        """Rows that are ignored or have no weight; None where it is known that there are none."""
+        *_, target, weight, sample_weight, options = tensors_and_options
+        found: Tensor | None = None if sample_weight is None else sample_weight == 0
+        if target.dim() == 1:
+            ignored = target == options.ignore_index
+            found = ignored if found is None else found | ignored
+            if weight is not None and weight.numel() and not options.label_smoothing:
+                found = found | (weight[target.masked_fill(ignored, 0)] == 0)
+        return found
 
 
-def _differentiable_gradients(
-    grad_output: Tensor, arguments: Sequence[Tensor | None], wanted: Sequence[bool], options: Sequence[Any]
-) -> tuple[Tensor | None, ...]:
-    """The gradients by the arguments, from logits that are computed again, so that they can be differentiated."""
-    function, present = _block_function(arguments, options, statistics=False)
-    given: list[Tensor] = [argument for place in present if (argument := arguments[place]) is not None]
-    places = [position for position, place in enumerate(present) if wanted[place]]
-    input = given[0]
-    grad_losses = grad_output.expand(input.shape[0])
-    found = gradient_over_row_blocks(function, options[-1], given, places, [grad_losses])
-    gradients: list[Tensor | None] = [None] * len(arguments)
-    for position, gradient in zip(places, found, strict=True):
-        gradients[present[position]] = gradient
-    return tuple(gradients)
-
-
-def _block_function(
-    arguments: Sequence[Tensor | None], options: Sequence[Any], statistics: bool
-) -> tuple[BlockFunction, list[int]]:
-    """The losses of a block in differentiable steps; and which of the arguments it takes, those of the rows first."""
-    ignore_index, label_smoothing, z_loss, logit_softcap, product_dtype, _ = options
-    input, linear_weight, _, target, weight, _ = arguments
-    assert input is not None
-    assert linear_weight is not None
-    assert target is not None
-    present = [place for place in (0, 3, 5, 1, 2, 4) if arguments[place] is not None]
-    indices = target.dim() < input.dim()
-    compute = compute_dtype(input, linear_weight, None if indices else target, weight)
+def _block_function(tensors: Sequence[Any], options: Any) -> tuple[BlockFunction, list[int]]:
+    """The losses of a block in differentiable steps; and which of the tensors it takes, those of the rows first."""
+    present = [place for place in (*_ROWS, *_SHARED) if tensors[place] is not None]
+    input, linear_weight, target, weight = tensors[0], tensors[1], tensors[5], tensors[6]
+    compute, product_dtype = compute_dtype(input, linear_weight, target, weight), options.product_dtype
+    inner = LinearCrossEntropy.inner(options)._replace(reduction="none", dtype=compute, gradients=0)
 
     def call(*given: Tensor) -> tuple[Tensor, ...]:
-        some: list[Tensor | None] = [None] * 6
+        some: list[Any] = [None] * 8
         for place, tensor in zip(present, given, strict=True):
             some[place] = tensor
-        x, linear_weight, linear_bias, t, w, s = some
-        assert x is not None
-        assert linear_weight is not None
-        assert t is not None
-        w, s = (None if tensor is None else tensor.to(compute) for tensor in (w, s))
-        if not indices:
-            t = t.to(compute)
-        # A row without weight leaves no trace: where it is not finite, it is computed as if it held zeros.
-        hidden = _without_weight(x, t, w, s, ignore_index, label_smoothing) & x.isfinite().all(1).logical_not()
-        x = x.masked_fill(hidden.unsqueeze(1), 0)
-        if s is not None:
-            s = s.masked_fill(hidden, 0)
-        y = F.linear(
-            x.to(product_dtype),
-            linear_weight.to(product_dtype),
-            None if linear_bias is None else linear_bias.to(product_dtype),
-        )
-        result: Any = cross_entropy(  # type: ignore[call-overload]
-            y.to(compute),
-            t,
-            w,
-            ignore_index=ignore_index,
-            reduction="none",
-            label_smoothing=label_smoothing,
-            sample_weight=s,
-            z_loss=z_loss,
-            logit_softcap=logit_softcap,
-            return_stats=statistics,
-        )
-        if not statistics:
-            return (result,)
-        losses, found = result
-        return losses, *(field.to(compute) for field in found)
+        x, linear_weight, linear_bias, a, b, t, w, s = some
+        # A row that leaves no trace: where it is not finite, it is computed as if it held zeros.
+        without = LinearCrossEntropy.without_trace(t, w, s, options)
+        if without is not None:
+            x = x.masked_fill((without & x.isfinite().all(1).logical_not()).unsqueeze(1), 0)
+        x, linear_weight = x.to(product_dtype), linear_weight.to(product_dtype)
+        y = F.linear(x, linear_weight, None if linear_bias is None else linear_bias.to(product_dtype))
+        if a is not None:
+            y = y + options.low_rank_scale * F.linear(F.linear(x, a.to(product_dtype)), b.to(product_dtype))
+        losses, state = CrossEntropy.forward(y.to(compute), t, w, s, inner)
+        return losses, *(state[2:].unbind() if options.statistics else ())
 
-    rows = sum(place in (0, 3, 5) for place in present)
-    auxiliary = len(RowStatistics._fields) if statistics else 0
+    rows = sum(place in _ROWS for place in present)
+    auxiliary = LinearCrossEntropy.state_fields(options)
     return BlockFunction(call, rows, 1 + auxiliary, auxiliary=auxiliary), present
 
 
-def _without_weight(
-    x: Tensor, t: Tensor, w: Tensor | None, s: Tensor | None, ignore_index: int, label_smoothing: float
-) -> Tensor:
-    """The rows that count for nothing."""
-    found: Tensor | None = None
-    if t.dim() < x.dim():
-        ignored = t == ignore_index
-        found = without_weight(ignored, t.masked_fill(ignored, 0), w, label_smoothing)
-    if s is not None:
-        found = s == 0 if found is None else found | (s == 0)
-    return torch.zeros(x.shape[0], dtype=torch.bool, device=x.device) if found is None else found
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: _validation.Reduction = "mean",
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    dim: int = -1,
+    normalizer: Tensor | float | None = None,
+    sample_weight: Tensor | None = None,
+    empty: _validation.Empty = "nan",
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    loss_dtype: torch.dtype | None = None,
+    low_rank: LowRank | None = None,
+    return_stats: Literal[False] = False,
+    block_rows: int | None = None,
+    gradient: _validation.Gradient = "forward",
+) -> Tensor: ...
 
 
-class _Operator(Function):
-    """The operator, with the derivative of its first output: what an exported program calls."""
-
-    @staticmethod
-    def forward(ctx: Any, wanted: list[bool], *arguments: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
-        ctx.wanted, ctx.options = wanted, arguments[7:-2]
-        loss, *others = linear.forward(*arguments)
-        ctx.mark_non_differentiable(*others)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*arguments[:6])
-        return loss, *others
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        others = (None,) * (3 + len(ctx.options))
-        if grad_output is None:
-            return (None,) * 7 + others
-        arguments = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return None, *_differentiable_gradients(grad_output, arguments, ctx.wanted, ctx.options), *others
-        grad_losses = grad_output.expand(arguments[0].shape[0])
-        found = linear.backward(grad_losses, *arguments, *ctx.options, ctx.wanted)
-        return None, *_wanted(found, arguments, ctx.wanted), *others
-
-
-def _differentiable_operator(*arguments: Any) -> tuple[Tensor, ...]:
-    if is_differentiated(arguments):
-        wanted = [argument is not None and argument.requires_grad for argument in arguments[:6]]
-        return _Operator.apply(wanted, *arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return linear.forward(*arguments)
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: _validation.Reduction = "mean",
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    dim: int = -1,
+    normalizer: Tensor | float | None = None,
+    sample_weight: Tensor | None = None,
+    empty: _validation.Empty = "nan",
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    loss_dtype: torch.dtype | None = None,
+    low_rank: LowRank | None = None,
+    return_stats: Literal[True],
+    block_rows: int | None = None,
+    gradient: _validation.Gradient = "forward",
+) -> tuple[Tensor, RowStatistics]: ...
 
 
-linear.register_derivative(_differentiable_operator)
-
-
-def _losses(
-    arguments: tuple[Tensor | None, ...], reduction: str, statistics: bool, options: tuple[Any, ...]
-) -> tuple[Tensor, Tensor | None]:
-    """Losses of (rows, features), one by one or summed, and (4, rows) of statistics."""
-    if not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    ):
-        function, present = _block_function(arguments, options, statistics)
-        given: list[Tensor] = [argument for place in present if (argument := arguments[place]) is not None]
-        losses, *found = over_row_blocks(function, options[-1], *given)
-        return losses.sum() if reduction == "sum" else losses, torch.stack(found) if statistics else None
-    if torch.compiler.is_exporting():
-        # The program may never be trained. If it is, the operator has a derivative of its own.
-        loss, *_, found = linear.forward(*arguments, reduction, *options, [False] * 4, statistics)
-        return loss, found if statistics else None
-    recording = torch.is_grad_enabled()
-    wanted = [recording and argument is not None and argument.requires_grad for argument in arguments]
-    # Gradients by the shares of the classes are rare enough to be computed when they are asked for.
-    inner = "none" if wanted[3] or wanted[4] else reduction
-    loss, found = _LinearCrossEntropy.apply(*arguments, inner, wanted, statistics, *options)
-    if inner != reduction:
-        loss = loss.sum()
-    return loss, found if statistics else None
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: _validation.Reduction = "mean",
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    dim: int = -1,
+    normalizer: Tensor | float | None = None,
+    sample_weight: Tensor | None = None,
+    empty: _validation.Empty = "nan",
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    loss_dtype: torch.dtype | None = None,
+    low_rank: LowRank | None = None,
+    return_stats: bool,
+    block_rows: int | None = None,
+    gradient: _validation.Gradient = "forward",
+) -> Tensor | tuple[Tensor, RowStatistics]: ...
 
 
 def linear_cross_entropy(
@@ -283,10 +281,14 @@ def linear_cross_entropy(
     sample_weight: Tensor | None = None,
     empty: _validation.Empty = "nan",
     z_loss: float = 0.0,
+    logit_scale: float = 1.0,
     logit_softcap: float | None = None,
+    loss_dtype: torch.dtype | None = None,
+    low_rank: LowRank | None = None,
     return_stats: bool = False,
     block_rows: int | None = None,
-) -> Any:
+    gradient: _validation.Gradient = "forward",
+) -> Tensor | tuple[Tensor, RowStatistics]:
     r"""Cross-entropy of a linear layer's logits with class indices or probabilities, in nats, without the logits.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -323,9 +325,18 @@ def linear_cross_entropy(
             there.
         empty: What a mean over nothing gives: 'nan' or 'zero'. The gradient is 0.
         z_loss: λ, which draws log Σ exp(y) to 0; 0 leaves it out. Class weights do not multiply it, sample weights do.
-        logit_softcap: c of y -> c tanh(y / c), taken before everything else; None leaves it out.
+        logit_scale: A factor of the logits, taken before everything else, the soft cap too.
+        logit_softcap: c of y -> c tanh(y / c), taken before everything else but the scale; None leaves it out.
+        loss_dtype: The dtype of the result; float32 keeps the digits of a sum over bfloat16 features.
+        low_rank: (A, B, r), of shapes (rank, features) and (classes, rank), and a number: the logits are those of the
+            weight W + r B A, which is not made. For a `linear_weight` of two dimensions.
         return_stats: Whether to return the rows' statistics too.
-        block_rows: How many rows are worked on at a time. None chooses so that the block's logits take about 42 MiB.
+        block_rows: How many rows are worked on at a time. None chooses so that the block's logits take about 42 MiB, on
+            an accelerator 2048 to 4096 rows.
+        gradient: When the gradients by `input`, `linear_weight`, `linear_bias` and `low_rank` are computed. 'forward'
+            computes them along with a loss that is one number, in three products; they take their memory until the
+            backward, which multiplies them by the incoming gradient. 'backward' holds nothing and computes the logits
+            twice.
 
     Returns:
         A scalar, or with 'none' one loss a row: the shape of class indices. With `return_stats` a pair of that and a
@@ -363,72 +374,94 @@ def linear_cross_entropy(
     Source: as for `cross_entropy`; the z-loss from A. Chowdhery et al., *PaLM* (2022), section 5; the soft cap from
     Gemma Team, *Gemma 2* (2024), section 2.
     """
-    tensors = (input, linear_weight, target, linear_bias, weight, sample_weight)
+    tensors = (input, linear_weight, target, linear_bias, weight, sample_weight, *(low_rank or ())[:2])
     if has_torch_function(tensors):
-        return handle_torch_function(
-            linear_cross_entropy,
-            tensors,
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            weight=weight,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            options=options,
-            dim=dim,
-            normalizer=normalizer,
-            sample_weight=sample_weight,
-            empty=empty,
-            z_loss=z_loss,
-            logit_softcap=logit_softcap,
-            return_stats=return_stats,
-            block_rows=block_rows,
-        )
+        arguments = {name: value for name, value in locals().items() if name != "tensors"}
+        return overridden(linear_cross_entropy, tensors, arguments)
     _validation.check_reduction(reduction)
+    _validation.check_gradient_option(gradient)
     ignore_index = _validation.check_ignore_index(-100 if ignore_index is None else ignore_index)
     label_smoothing = _validation.check_label_smoothing(label_smoothing)
     normalizer = _validation.check_normalizer(normalizer, reduction)
     _validation.check_empty(empty)
     z_loss = _validation.check_z_loss(z_loss)
+    logit_scale = _validation.check_logit_scale(logit_scale)
     logit_softcap = _validation.check_logit_softcap(logit_softcap)
+    loss_dtype = _validation.check_loss_dtype(loss_dtype)
     block_rows = _validation.check_block_rows(_block_rows(options, block_rows))
     indices, shape, dim = _check(input, linear_weight, target, linear_bias, weight, sample_weight, ignore_index, dim)
+    a, b, low_rank_scale = _validation.check_low_rank(_FUNCTION, input, linear_weight, low_rank, dim) or (
+        None,
+        None,
+        1.0,
+    )
     dtype, product_dtype, compute = _dtypes(input, linear_weight, target, weight, indices)
+    dtype = result_dtype(loss_dtype, dtype, input.device)
     if block_rows is None:
-        block_rows = linear.default_block_rows(linear_weight.shape[0], product_dtype.itemsize)
+        block_rows = default_block_rows(linear_weight.shape[0], product_dtype.itemsize, input.device.type)
     if not indices:
         target = target.movedim(dim, input.dim() - 1)
     input = input.movedim(dim, -1)
     if indices:
         target = target.reshape(shape).to(torch.int64)
-    if sample_weight is not None:
-        sample_weight = sample_weight.to(compute).expand(shape)
     if weight is not None:
         # Numerator and denominator share one wide weight, so that its gradient is rounded once.
         weight = weight.to(compute)
-    inner = "none" if reduction == "none" else "sum"
-    settings = (ignore_index, label_smoothing, z_loss, logit_softcap, product_dtype, block_rows)
+    if sample_weight is not None:
+        sample_weight = sample_weight.to(compute).expand(shape)
+    places = _each_place(input, linear_weight, linear_bias, target, sample_weight, indices)
+    several = len(places) != 1
+    if several and reduction == "mean" and normalizer is None:
+        normalizer = _denominator(target, weight, sample_weight, shape, linear_weight, indices, ignore_index, compute)
+    settings = Options(
+        reduction,
+        0.0 if empty == "zero" else math.nan,
+        compute if several else dtype,
+        int(gradient == "forward"),
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        logit_scale,
+        logit_softcap,
+        bool(return_stats),
+        False,
+        product_dtype,
+        low_rank_scale,
+        block_rows,
+    )
     results = [
-        _losses((*arguments[:4], weight, arguments[4]), inner, return_stats, settings)
-        for arguments in _each_place(input, linear_weight, linear_bias, target, sample_weight, indices)
+        LinearCrossEntropy.apply(*operands, a, b, t, weight, s, normalizer=normalizer, options=settings)
+        for *operands, t, s in places
     ]
-    loss = torch.stack([loss for loss, _ in results], -1)
-    loss = loss.reshape(shape) if reduction == "none" else loss.sum()
-    if reduction == "mean":
-        if normalizer is None and indices:
-            normalizer = class_indices_denominator(target, ignore_index, weight, sample_weight, compute)
-        elif normalizer is None:
-            # Without classes there is no row either.
-            no_row = linear_weight.shape[0] == 0
-            normalizer = 0.0 if no_row else rows_denominator(loss.new_empty(shape), sample_weight, compute)
-        loss = mean_of(loss, normalizer, empty)
-    loss = loss.to(dtype)
+    loss = results[0][0]
+    if several:
+        loss = torch.stack([loss for loss, _ in results], -1)
+        loss = loss if reduction == "none" else loss.sum()
+    loss = (loss.reshape(shape) if reduction == "none" else loss).to(dtype)
     if not return_stats:
         return loss
-    found = torch.stack([statistics for _, statistics in results if statistics is not None], -1)
-    return loss, _row_statistics(found.reshape(-1, *shape))
+    found = torch.stack([state for _, state in results], -1).reshape(-1, *shape)
+    return loss, statistics_of(found.unbind())
+
+
+def _denominator(
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    shape: torch.Size,
+    linear_weight: Tensor,
+    indices: bool,
+    ignore_index: int,
+    compute: torch.dtype,
+) -> Tensor:
+    """What a mean over the rows of several places divides by."""
+    if indices:
+        found = class_indices_denominator(target, weight, sample_weight, ignore_index, compute)
+        return (target != ignore_index).sum() if found is None else found
+    if sample_weight is not None:
+        return sample_weight.sum()
+    # Without classes there is no row either.
+    return torch.full((), math.prod(shape) if linear_weight.shape[0] else 0, device=target.device)
 
 
 def _check(
@@ -462,7 +495,7 @@ def _check(
 def _dtypes(
     input: Tensor, linear_weight: Tensor, target: Tensor, weight: Tensor | None, indices: bool
 ) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
-    """Of the returned loss, of the products, and of everything between."""
+    """Of the arguments together, of the products, and of everything between."""
     dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
     if weight is not None:
         dtype = torch.promote_types(dtype, weight.dtype)
@@ -470,7 +503,7 @@ def _dtypes(
     if autocast_enabled(input.device) and product_dtype != torch.float64:
         product_dtype = torch.get_autocast_dtype(input.device.type)
     compute = compute_dtype(input, linear_weight, None if indices else target, weight)
-    return result_dtype(dtype, input.device), product_dtype, compute
+    return dtype, product_dtype, compute
 
 
 def _block_rows(options: Any, block_rows: int | None) -> int | None:
@@ -510,12 +543,7 @@ def _each_place(
     return [(rows, *others) for others in zip(weights, biases, targets.unbind(-1), samples, strict=True)]
 
 
-def _row_statistics(found: Tensor) -> RowStatistics:
-    log_sum_exp, target_log_probability, correct, entropy = found.detach().unbind()
-    return RowStatistics(log_sum_exp, target_log_probability, correct != 0, entropy)
-
-
-class LinearCrossEntropyLoss(nn.Module):
+class LinearCrossEntropyLoss(LossModule, nn.Module):
     r"""A linear layer and the cross-entropy of its logits in one module, in nats: :func:`linear_cross_entropy`.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -539,9 +567,14 @@ class LinearCrossEntropyLoss(nn.Module):
         dim: The dimension of the input that holds the features, and of class probabilities that holds the classes.
         empty: What a mean over nothing gives: 'nan' or 'zero'.
         z_loss: λ of λ (log Σ exp(y))².
+        logit_scale: A factor of the logits.
         logit_softcap: c of y -> c tanh(y / c).
+        loss_dtype: The dtype of the result.
         return_stats: Whether to return the rows' statistics beside the loss.
         block_rows: How many rows are worked on at a time.
+        gradient: When the gradients are computed, 'forward' or 'backward'.
+
+    `LinearCrossEntropyLoss.of(linear)` makes one of a linear layer that exists, whose parameters it shares.
 
     Shape:
         input (..., in_features), or with the features at `dim`; target class indices (..., d1, ...), or class
@@ -568,6 +601,22 @@ class LinearCrossEntropyLoss(nn.Module):
     """
 
     __constants__ = ("ignore_index", "reduction", "label_smoothing", "num_classes", "out_features")
+    function = staticmethod(linear_cross_entropy)
+    kept = (
+        "reduction",
+        "ignore_index",
+        "label_smoothing",
+        "dim",
+        "empty",
+        "z_loss",
+        "logit_scale",
+        "logit_softcap",
+        "loss_dtype",
+        "return_stats",
+        "block_rows",
+        "gradient",
+    )
+    shown = ("reduction", "ignore_index", "label_smoothing")
 
     weight: Tensor | None
 
@@ -588,28 +637,25 @@ class LinearCrossEntropyLoss(nn.Module):
         dim: int = -1,
         empty: _validation.Empty = "nan",
         z_loss: float = 0.0,
+        logit_scale: float = 1.0,
         logit_softcap: float | None = None,
+        loss_dtype: torch.dtype | None = None,
         return_stats: bool = False,
         block_rows: int | None = None,
+        gradient: _validation.Gradient = "forward",
     ) -> None:
+        kept = {name: value for name, value in locals().items() if name in type(self).kept}
         super().__init__()
-        _validation.check_reduction(reduction)
-        _validation.check_empty(empty)
         if weight is not None:
             _validation.check_weight_of_classes(num_classes, weight.dtype, True, weight, False, type(self).__name__)
         self.register_buffer("weight", weight)
         self.num_classes = num_classes
         self.out_features = tuple(out_features)
-        self.reduction: _validation.Reduction = reduction
-        self.ignore_index = None if ignore_index is None else _validation.check_ignore_index(ignore_index)
-        self.label_smoothing = _validation.check_label_smoothing(label_smoothing)
-        self.options = options
-        self.dim = _validation.check_dim(dim, "features")
-        self.empty: _validation.Empty = empty
-        self.z_loss = _validation.check_z_loss(z_loss)
-        self.logit_softcap = _validation.check_logit_softcap(logit_softcap)
-        self.return_stats = return_stats
-        self.block_rows = _validation.check_block_rows(_block_rows(options, block_rows))
+        kept["block_rows"] = _validation.check_block_rows(_block_rows(options, block_rows))
+        if ignore_index is None:
+            del kept["ignore_index"]
+            self.ignore_index = None
+        self.keep(**kept)
         self.linear = nn.Linear(
             in_features, math.prod(self.out_features, start=num_classes), bias=bias, device=device, dtype=dtype
         )
@@ -634,30 +680,20 @@ class LinearCrossEntropyLoss(nn.Module):
             target,
             linear_bias=linear_bias,
             weight=self.weight,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            dim=self.dim,
             normalizer=normalizer,
             sample_weight=sample_weight,
-            empty=self.empty,
-            z_loss=self.z_loss,
-            logit_softcap=self.logit_softcap,
-            return_stats=self.return_stats,
-            block_rows=self.block_rows,
+            **self.options(),
         )
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also of a module that was pickled before it had `dim`."""
-        super().__setstate__({"dim": -1} | state)
+    @classmethod
+    def of(cls, linear: nn.Linear, **options: Any) -> LinearCrossEntropyLoss:
+        """The loss of an existing linear layer, whose weight and bias it shares; `options` as in the constructor."""
+        module = cls(1, linear.out_features, device="meta", **options)
+        module.linear = linear
+        return module
 
     def extra_repr(self) -> str:
-        """The options, `weight` only by its shape."""
-        weight = "" if self.weight is None else f"weight={tuple(self.weight.shape)}, "
-        return (
-            f"in_features={self.linear.in_features}, num_classes={self.num_classes}, out_features={self.out_features}, "
-            f"bias={self.linear.bias is not None}, {weight}reduction={self.reduction!r}, "
-            f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, dim={self.dim}, "
-            f"empty={self.empty!r}, z_loss={self.z_loss}, logit_softcap={self.logit_softcap}, "
-            f"return_stats={self.return_stats}, block_rows={self.block_rows}"
-        )
+        """The layer's sizes, and the options that are not what they are by default."""
+        linear = self.linear
+        sizes = f"in_features={linear.in_features}, num_classes={self.num_classes}, out_features={self.out_features}"
+        return f"{sizes}, bias={linear.bias is not None}, {super().extra_repr()}"

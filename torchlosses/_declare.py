@@ -1,0 +1,744 @@
+"""A loss is declared as an autograd Function is written, with a forward and a backward; all else about it follows here.
+
+    class SquaredError(Loss):
+        name = "mse_loss"
+        tensors = ("input", "target", "weight?", "sample_weight?")
+        options = Options                                              # a NamedTuple: one field an option
+
+        @staticmethod
+        def forward(input, target, weight, sample_weight, options):    # the losses of the rows
+            ...
+
+        @staticmethod
+        def backward(grad_output, input, target, weight, sample_weight, options):    # the gradient by `input`
+            ...
+
+How that relates to `torch.autograd.Function`. forward and backward mean what they mean there, the loss and its gradient
+written out by hand. Three things differ. They are pure functions of their arguments: there is no ctx, and backward takes
+the tensors again. They are written in differentiable operations, and speak of rows only: what a reduction makes of the
+rows, and what a mean divides by, is the same for all losses and stands here. And each becomes an operator of the
+namespace `torchlosses`:
+
+    NAME            (*tensors, normalizer, *options)                              -> loss, gradients, state
+    NAME_backward   (grad_output, *tensors, normalizer, state, *options)          -> gradients
+    NAME_backward_  (grad_output, gradient, *tensors, normalizer, state, *options)   the same, written to `gradient`
+
+so that a backend can put kernels in their place, the same two, fast. Without one they run as they are written
+(`kernels.eager`), a block of rows at a time.
+
+Every derivative beyond these two, by the other tensors, of the gradient, along a direction, is the automatic derivative
+of forward and backward. It is registered for the dispatch key Autograd, in front of every backend, so that an operator
+has it wherever it goes: in a direct call, a compiled graph, an exported program, under torch.func.
+
+The gradient along with the loss. Where autograd alone is at work and the result is one number, NAME computes the
+gradient for an incoming gradient of 1 in the same pass. The first backward hands it out, after NAME_backward_ has
+computed it again if the incoming gradient is another; a second backward computes it anew.
+
+What PyTorch keeps private is used in this file only, and `tests/test_private.py` says what to look at when one of these
+names is gone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, get_type_hints
+
+import torch
+from torch import Tensor, nn
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import Function, forward_ad
+from torch.autograd.function import _SingleLevelFunction
+from torch.utils._pytree import tree_map_only
+
+from torchlosses import kernels
+from torchlosses._rows import compute_dtype, mean_of, part_of_mean
+
+transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_below_autograd: Any = torch._C._AutoDispatchBelowAutograd
+_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+_autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_is_tracing: Callable[[], bool] = torch._C._is_tracing
+_make_dual: Any = torch._VF._make_dual  # type: ignore[attr-defined]
+_unpack_dual: Any = torch._VF._unpack_dual  # type: ignore[attr-defined]
+
+_SCHEMA_TYPES = {
+    str: "str",
+    int: "int",
+    int | None: "int?",
+    torch.SymInt: "SymInt",
+    float: "float",
+    float | None: "float?",
+    bool: "bool",
+    torch.dtype: "ScalarType",
+}
+
+
+# Where the package is imported a second time in one process, the operators of the first are replaced.
+if (_former := getattr(torch.ops.torchlosses, "library_in_use", None)) is not None:
+    _former._destroy()
+LIBRARY = torch.library.Library("torchlosses", "FRAGMENT")
+torch.ops.torchlosses.library_in_use = LIBRARY
+
+
+def recording() -> bool:
+    """Whether somebody follows what is made of the tensors at hand: autograd, forward-mode AD, or torch.func."""
+    return torch.is_grad_enabled() or transforms_active() or forward_ad._current_level >= 0
+
+
+def save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save for the backward, and for `jvp` where forward-mode AD is at work."""
+    ctx.save_for_backward(*tensors)
+    if forward_ad._current_level >= 0 or transforms_active():
+        ctx.save_for_forward(*tensors)
+
+
+def forward_ad_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Make `rule(ctx, saved, *tangents)` a `jvp` of a Function that is itself differentiable in forward mode.
+
+    PyTorch switches forward-mode AD off while a `jvp` runs, so that a derivative of the derivative (`jacfwd` of
+    `jacfwd`) would come out as 0 without an error. Here it stays on, and `saved` holds the saved tensors without the
+    tangents of this level, which `rule` is about to use up: a level is number 0, and torch.func gives each of its levels
+    a number 0 of its own.
+    """
+
+    @functools.wraps(rule)
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = tuple(None if t is None else _unpack_dual(t, level=0)[0] for t in ctx.saved_tensors)
+            return rule(ctx, saved, *tangents)
+
+    return jvp
+
+
+def replaced(tensor: Tensor, index: Tensor, value: Any) -> Tensor:
+    """`tensor` with `value` where `index` points along dimension 1; in place where nobody follows."""
+    return tensor.scatter(1, index, value) if recording() else tensor.scatter_(1, index, value)
+
+
+def exponential(tensor: Tensor) -> Tensor:
+    """exp; in place where nobody follows."""
+    return tensor.exp() if recording() else tensor.exp_()
+
+
+def is_compiling_or_transformed() -> bool:
+    """Whether torch.compile, a transform of torch.func or forward-mode AD is at work."""
+    return torch.compiler.is_compiling() or transforms_active() or forward_ad._current_level >= 0
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for `device`; meta tensors know no autocast, and torch raises when asked."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def result_dtype(asked: torch.dtype | None, computed: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype a loss is returned in: the one asked for, or that of its arguments, at least float32 under autocast."""
+    if asked is not None:
+        return asked
+    return torch.promote_types(computed, torch.float32) if autocast_enabled(device) else computed
+
+
+class Loss:
+    """What a loss declares; see the module's text. A subclass is not instantiated: `apply` calls the loss.
+
+    Attributes:
+        name: of the operator, the public function's.
+        tensors: The tensors, in order; a question mark makes one optional.
+        options: The record of options. Its first fields are those of `Reduced`.
+        shared: Tensors that all rows share, such as one number a class.
+        derived: How many of the tensors, the first ones, have their gradient in `backward`, which then gives a tuple.
+        elementwise: Whether a row is an element: all tensors then have the shape of the first.
+        kernels: What runs where no other backend does.
+        scales: Whether gradients that came along with the loss are multiplied by an incoming gradient other than 1,
+            because computing them again would take far longer than rounding once more costs.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    options: Any
+    shared: tuple[str, ...] = ()
+    derived: int = 1
+    elementwise: bool = False
+    kernels: Any = kernels.eager
+    scales: bool = False
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+    @staticmethod
+    def state_fields(options: Any) -> int:
+        """How many numbers a row `forward` gives beside the losses, stacked in one tensor: what backward kernels keep."""
+        return 0
+
+    @staticmethod
+    def shows_state(options: Any) -> bool:
+        """Whether the caller wants to see it."""
+        return False
+
+    @staticmethod
+    def check(*tensors_and_options: Any) -> None:
+        """Look at the values, where looking is free: called by the kernels for tensors on the CPU."""
+
+    @staticmethod
+    def counted(*tensors_and_options: Any) -> Tensor | None:
+        """Which rows count in a mean; None where all do."""
+        return None
+
+    @staticmethod
+    def denominator(*tensors_and_options: Any) -> Tensor | None:
+        """What a mean divides by where rows have weights; None where it is the number of rows that count."""
+        return None
+
+    @classmethod
+    def rows(cls, input: Tensor) -> Sequence[int]:
+        """The shape of the rows."""
+        return input.shape if cls.elementwise else [*input.shape[:1], *input.shape[2:]]
+
+    # What follows is the same for all losses.
+
+    keeps: bool
+    count: int  # tensors, the normalizer among them
+    operator: Any
+    backward_operator: Any
+    backward_operator_: Any
+    _direct: Any
+
+    def __init_subclass__(cls, abstract: bool = False) -> None:
+        """Make the operators, unless what is declared is what several losses share."""
+        if abstract:
+            return
+        cls.count = len(cls.tensors) + 1
+        cls.keeps = cls.state_fields is not Loss.state_fields
+        cls._shared_places = {i for i, name in enumerate(cls.tensors) if name.rstrip("?") in cls.shared}
+        own = ", ".join(f"Tensor{'?' * t.endswith('?')} {t.rstrip('?')}" for t in (*cls.tensors, "normalizer?"))
+        record = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in get_type_hints(cls.options).items())
+        gradients = ", ".join(["Tensor"] * cls.derived)
+        state = ", Tensor state" if cls.keeps else ""
+        n, m = cls.count, cls.count + cls.keeps
+        cls.operator = _define(
+            cls.name,
+            f"({own}, {record}) -> (Tensor, {gradients}{', Tensor' if cls.keeps else ''})",
+            lambda *a: cls.kernels.forward(cls, a[:n], cls.options(*a[n:])),
+            lambda *a: cls._fake(a[:n], cls.options(*a[n:])),
+            lambda info, dims, *a: cls._fold(info, dims, a[:n], cls.options(*a[n:])),
+            _Rules(cls.options, n, 0, cls._reduced, cls),
+        )
+        cls.backward_operator = _define(
+            f"{cls.name}_backward",
+            f"(Tensor grad_output, {own}{state}, {record}) -> " + (gradients if cls.derived == 1 else f"({gradients})"),
+            lambda g, *a: cls.kernels.backward(cls, g, a[:n], cls.options(*a[m:])),
+            lambda g, *a: cls._fake_gradients(a[:n], cls.options(*a[m:])),
+            lambda info, dims, *a: cls._fold_backward(info, dims, a[: 1 + m], cls.options(*a[1 + m :])),
+            _Rules(cls.options, 1 + n, m - n, cls._gradient_of_rows, None),
+        )
+        if cls.derived == 1:
+            cls.backward_operator_ = _define(
+                f"{cls.name}_backward_",
+                f"(Tensor grad_output, Tensor(a!) gradient, {own}{state}, {record}) -> ()",
+                lambda g, out, *a: cls.kernels.backward_(cls, g, out, a[:n], cls.options(*a[m:])),
+                lambda *a: None,
+                None,
+                None,
+            )
+        cls._direct = _direct_function(cls)
+
+    @classmethod
+    def apply(cls, *tensors: Tensor | None, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
+        """The loss, and the rows' state (None where nothing is kept of it)."""
+        if options.reduction == "mean":
+            if normalizer is None:
+                normalizer = cls.denominator(*tensors, options)
+            elif not isinstance(normalizer, Tensor):
+                normalizer = _number(normalizer, tensors[0])
+        arguments = (*tensors, normalizer)
+        shows_state = cls.shows_state(options)
+        if not _is_plain(tensors[0]):
+            bits = cls._wanted(arguments, options) if cls.scales and torch.compiler.is_compiling() else 0
+            output = cls.operator(*arguments, *options._replace(gradients=bits))
+            return output[0], output[-1] if shows_state else None
+        try:
+            if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
+                output = cls._direct(*arguments, options)
+                return output if shows_state else (output, None)
+            with _below_autograd():
+                output = cls.operator(*arguments, *options._replace(gradients=0))
+        except (IndexError, ValueError):
+            # A compiled kernel says in one sentence what it objects to; the check says where, and what to do.
+            cls.check(*tensors, options)
+            raise
+        return output[0], output[-1] if shows_state else None
+
+    @classmethod
+    def _wanted(cls, arguments: Sequence[Tensor | None], options: Any) -> int:
+        """The gradients that are to come along with the loss, a bit each."""
+        if not options.gradients or options.reduction == "none" or torch.compiler.is_exporting():
+            return 0
+        if not torch.is_grad_enabled():
+            return 0
+        return sum(1 << i for i, t in enumerate(arguments[: cls.derived]) if t is not None and t.requires_grad)
+
+    @classmethod
+    def handed_over(
+        cls, grad_output: Tensor, ready: Sequence[Tensor], tensors: Any, state: Any, options: Any
+    ) -> Sequence[Tensor]:
+        """The gradients for `grad_output`, in the memory of those for 1."""
+        if cls.scales:
+            return [gradient if gradient.numel() == 0 else gradient.mul_(grad_output) for gradient in ready]
+        # On the CPU a look is free; elsewhere the kernel looks.
+        if grad_output.device.type != "cpu" or grad_output.item() != 1:
+            with _below_autograd():
+                cls.backward_operator_(grad_output, ready[0], *tensors, *state, *options)
+        return ready
+
+    @classmethod
+    def _fake(cls, tensors: Sequence[Tensor | None], options: Any) -> tuple[Tensor, ...]:
+        input = tensors[0]
+        rows = cls.rows(input)
+        if options.reduction != "none":
+            loss = input.new_empty((), dtype=options.dtype)
+        elif cls.elementwise:
+            loss = torch.empty_like(input, dtype=options.dtype)
+        else:
+            loss = input.new_empty(rows, dtype=options.dtype)
+        gradients = (
+            torch.empty_like(tensors[i]) if options.gradients >> i & 1 else input.new_empty(0)
+            for i in range(cls.derived)
+        )
+        if not cls.keeps:
+            return loss, *gradients
+        return loss, *gradients, input.new_empty([cls.state_fields(options), *rows], dtype=compute_dtype(*tensors[:-1]))
+
+    @classmethod
+    def _fake_gradients(cls, tensors: Sequence[Tensor | None], options: Any) -> Any:
+        if cls.derived == 1:
+            return torch.empty_like(tensors[0])
+        wanted = (options.gradients >> i & 1 for i in range(cls.derived))
+        return tuple(
+            torch.empty_like(t) if want else tensors[0].new_empty(0) for t, want in zip(tensors, wanted, strict=False)
+        )
+
+    @classmethod
+    def losses_of(cls, tensors: Sequence[Tensor | None], options: Any) -> tuple[Tensor, Tensor | None]:
+        """What `forward` gives: the rows' losses, and their state."""
+        output = cls.forward(*tensors, options)
+        return output if cls.keeps else (output, None)
+
+    @classmethod
+    def divisor(cls, tensors: Sequence[Tensor | None], options: Any) -> Tensor:
+        """What a mean divides by: the last of the tensors, or the number of rows that count."""
+        *tensors, normalizer = tensors
+        if normalizer is not None:
+            return normalizer
+        counted = cls.counted(*tensors, options)
+        if counted is None:
+            return torch.full((), math.prod(cls.rows(tensors[0])), dtype=torch.int64, device=tensors[0].device)
+        return counted.sum()
+
+    @classmethod
+    def grad_of_rows(cls, grad_output: Tensor, tensors: Sequence[Tensor | None], options: Any) -> Tensor:
+        """The gradient of the result by a row's loss: one number a row, or one for all."""
+        if options.reduction == "mean":
+            grad_output = part_of_mean(grad_output, cls.divisor(tensors, options))
+        return grad_output.to(compute_dtype(*tensors[:-1]))
+
+    @classmethod
+    def _reduced(cls, *tensors_and_options: Any) -> Tensor:
+        """The loss in differentiable steps."""
+        *tensors, options = tensors_and_options
+        losses, _ = cls.losses_of(tensors[:-1], options)
+        return cls.reduced(losses if options.reduction == "none" else losses.sum(), tensors, options)
+
+    @classmethod
+    def reduced(cls, losses: Tensor, tensors: Sequence[Tensor | None], options: Any) -> Tensor:
+        """Of the losses themselves for 'none', else of their sum."""
+        if options.reduction == "mean":
+            losses = mean_of(losses, cls.divisor(tensors, options), options.empty)
+        return losses.to(options.dtype)
+
+    @classmethod
+    def _gradient_of_rows(cls, *arguments: Any) -> Any:
+        """The gradients of `backward`, in differentiable steps."""
+        grad_output, *tensors, options = arguments
+        found = cls.backward(cls.grad_of_rows(grad_output, tensors, options), *tensors[:-1], options)
+        if cls.derived == 1:
+            return found.to(tensors[0].dtype)
+        return tuple(
+            gradient.to(tensor.dtype) if options.gradients >> i & 1 else tensors[0].new_empty(0)
+            for i, (gradient, tensor) in enumerate(zip(found, tensors, strict=False))
+        )
+
+    @classmethod
+    def _backward(
+        cls, grad_output: Tensor, tensors: Sequence[Tensor | None], kept: Sequence[Tensor], options: Any, needed: Any
+    ) -> list[Tensor | None]:
+        """The gradients, those that came along with the loss only multiplied where nobody follows."""
+        state, ready = kept[: cls.keeps], kept[cls.keeps :]
+        if not ready or recording():
+            return cls._gradients(grad_output, tensors, state, options, needed)
+        others = (*(False,) * cls.derived, *needed[cls.derived :])
+        gradients = cls._gradients(grad_output, tensors, state, options, others)
+        for i, gradient in enumerate(ready):
+            if needed[i]:
+                gradients[i] = gradient * grad_output
+        return gradients
+
+    @classmethod
+    def _gradients(
+        cls, grad_output: Tensor, tensors: Sequence[Tensor | None], state: Sequence[Tensor], options: Any, needed: Any
+    ) -> list[Tensor | None]:
+        """By the first tensors through the operator, so that they can be differentiated again; by the others too."""
+        gradients: list[Tensor | None] = [None] * cls.count
+        wanted = sum(1 << i for i in range(cls.derived) if needed[i])
+        if wanted:
+            bits = 0 if cls.derived == 1 else wanted
+            found = cls.backward_operator(grad_output, *tensors, *state, *options._replace(gradients=bits))
+            for i, gradient in enumerate((found,) if cls.derived == 1 else found):
+                gradients[i] = gradient if needed[i] else None
+        others = [place for place in range(cls.derived, cls.count) if needed[place]]
+        for place, gradient in _pulled_back(cls._reduced, tensors, options, others, grad_output).items():
+            gradients[place] = gradient
+        return gradients
+
+    # A mapped call is one of more rows.
+
+    @classmethod
+    def _fold(cls, info: Any, dims: Sequence[int | None], tensors: Sequence[Tensor | None], options: Any) -> Any:
+        *own, normalizer = tensors
+        if any(dims[place] is not None for place in cls._shared_places):
+            return _loop(cls.operator, info, dims, (*tensors, *options))
+        front = cls._front(own, dims, info.batch_size)
+        flat = cls._flat(front)
+        input = front[0]
+        shape = input.shape if cls.elementwise else (*input.shape[:2], *input.shape[3:])
+        row_dtype = options.dtype if options.reduction == "none" else compute_dtype(*own)
+        unreduced = options._replace(reduction="none", dtype=row_dtype, gradients=0)
+        losses, *others = cls.operator(*flat, None, *unreduced)
+        losses = losses.reshape(shape)
+        if options.reduction != "none":
+            losses = losses.reshape(info.batch_size, -1).sum(1)
+        if options.reduction == "mean":
+            if normalizer is not None:
+                denominator = front_of(normalizer, dims[len(own)], info.batch_size)
+            elif (counted := cls.counted(*flat, options)) is not None:
+                denominator = counted.reshape(info.batch_size, -1).sum(1)
+            else:
+                denominator = losses.new_full((), math.prod(shape[1:]))
+            losses = mean_of(losses, denominator, options.empty)
+        outputs, places = [losses.to(options.dtype)], [0]
+        outputs += others[: cls.derived]
+        places += [None] * cls.derived
+        if cls.keeps:
+            outputs.append(others[-1].unflatten(1, input.shape[:2]))
+            places.append(1)
+        return tuple(outputs), tuple(places)
+
+    @classmethod
+    def _fold_backward(cls, info: Any, dims: Sequence[int | None], arguments: Sequence[Any], options: Any) -> Any:
+        grad_output, *own = arguments
+        if any(dims[1 + place] is not None for place in cls._shared_places) or cls.derived > 1:
+            return _loop(cls.backward_operator, info, dims, (*arguments, *options))
+        state = [own.pop()] if cls.keeps else []
+        normalizer = own.pop()
+        front = cls._front(own, dims[1:], info.batch_size)
+        input = front[0]
+        shape = input.shape if cls.elementwise else (*input.shape[:2], *input.shape[3:])
+        grad = front_of(grad_output, dims[0], info.batch_size)
+        if options.reduction == "mean":
+            if normalizer is not None:
+                denominator = front_of(normalizer, dims[cls.count], info.batch_size)
+            elif (counted := cls.counted(*cls._flat(front), options)) is not None:
+                denominator = counted.reshape(info.batch_size, -1).sum(1)
+            else:
+                denominator = torch.full((), math.prod(shape[1:]), dtype=torch.int64, device=input.device)
+            grad = part_of_mean(grad, denominator)
+        grad = grad.reshape(-1, *(1,) * (len(shape) - 1)) if grad.dim() == 1 else grad
+        flat = cls._flat([*front, grad.expand(shape)])
+        kept = []
+        if cls.keeps:
+            kept = [front_of(state[0], dims[-1], info.batch_size).movedim(0, 1).flatten(1, 2)]
+        gradient = cls.backward_operator(flat[-1], *flat[:-1], None, *kept, *options._replace(reduction="none"))
+        return gradient.reshape(input.shape), 0
+
+    @classmethod
+    def _front(cls, tensors: Sequence[Tensor | None], dims: Sequence[int | None], size: int) -> list[Any]:
+        shared = cls._shared_places
+        return [t if place in shared else front_of(t, dims[place], size) for place, t in enumerate(tensors)]
+
+    @classmethod
+    def _flat(cls, tensors: Sequence[Tensor | None]) -> list[Any]:
+        """The mapped dimension and the rows as one; elements need no such thing."""
+        if cls.elementwise:
+            return list(tensors)
+        shared = cls._shared_places
+        return [t if place in shared or t is None else t.flatten(0, 1) for place, t in enumerate(tensors)]
+
+
+class _Rules(NamedTuple):
+    """How an operator is differentiated."""
+
+    options: Any
+    tensors: int
+    skipped: int  # arguments behind the tensors that are functions of them
+    formula: Callable[..., Any]  # the same in differentiable steps
+    loss: type[Loss] | None  # whose gradients are not the formula's
+
+
+def _define(
+    name: str,
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    fold: Callable[..., Any] | None,
+    rules: _Rules | None,
+) -> Any:
+    """An operator, its twin `eager_NAME` to which other backends pass on what they do not cover, and its derivative."""
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(f"eager_{name}{schema}")
+    operator = getattr(torch.ops.torchlosses, name).default
+    for each in (name, f"eager_{name}"):
+        LIBRARY.impl(each, _undisturbed(kernel), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"torchlosses::{name}", fake, lib=LIBRARY)
+    if fold is not None:
+        torch.library.register_vmap(f"torchlosses::{name}", fold, lib=LIBRARY)
+    autograd = _without_derivative(operator) if rules is None else _with_derivative(operator, rules)
+    LIBRARY.impl(name, autograd, "Autograd")
+    return operator
+
+
+def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Autocast chose the dtype of the loss before the operator ran; it must not change the operator's own steps."""
+
+    def call(*arguments: Any) -> Any:
+        device = arguments[0].device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return kernel(*arguments)
+        with torch.autocast(device, enabled=False):
+            return kernel(*arguments)
+
+    return call
+
+
+def _without_derivative(operator: Any) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            raise RuntimeError(
+                f"{operator.name()} writes over one of its arguments and has no derivative: call it under "
+                f"torch.no_grad(), or call {operator.name().removesuffix('_')}."
+            )
+        with _below_autograd():
+            return operator(*arguments)
+
+    return call
+
+
+def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
+    """The kernel for the dispatch key Autograd: a Function of one level, of autograd or of torch.func."""
+    n, skipped = rules.tensors, rules.skipped
+    m = n + skipped
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        *tensors, options = arguments
+        if transforms_active():
+            # `apply` switched both kinds of gradient off; the transforms further out need them.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
+                output = operator(*tensors, *options)
+        else:
+            with _below_autograd():
+                output = operator(*tensors, *options)
+        ctx.options = options
+        loss, kept = rules.loss, ()
+        if loss is not None:
+            ctx.mark_non_differentiable(*output[1:])
+            kept = output[1 + loss.derived :]
+            if loss.scales and options.gradients:
+                kept = (*kept, *output[1 : 1 + loss.derived])
+        ctx.set_materialize_grads(False)
+        # Of a gradient nothing is kept: its state is a function of the tensors.
+        save(ctx, *tensors[:n], *kept)
+        return output
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        nothing = (None,) * (skipped + 1)
+        if all(grad is None for grad in grads):
+            return (None,) * n + nothing
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[:n]
+        tensors = saved[:n]
+        if rules.loss is not None:
+            if grads[0] is None:
+                return (None,) * n + nothing
+            return *rules.loss._backward(grads[0], tensors, saved[n:], ctx.options, needed), *nothing
+        places = [place for place in range(n) if needed[place]]
+        grad = grads[0] if len(grads) == 1 else tuple(grads)
+        gradients = _pulled_back(rules.formula, tensors, ctx.options, places, grad)
+        return *(gradients.get(place) for place in range(n)), *nothing
+
+    @forward_ad_rule
+    def jvp(ctx: Any, saved: tuple[Any, ...], *tangents: Any) -> Any:
+        duals = [
+            t if d is None else _make_dual(t.contiguous(), d, level=0)
+            for t, d in zip(saved[:n], tangents, strict=False)
+        ]
+        result = rules.formula(*duals, ctx.options)
+        outputs = result if isinstance(result, tuple) else (result,)
+        found = tuple(_unpack_dual(output, level=0)[1] for output in outputs)
+        if rules.loss is not None:
+            found += (None,) * (len(operator._schema.returns) - 1)
+        return found if len(found) > 1 else found[0]
+
+    methods = {
+        "forward": forward,
+        "backward": backward,
+        "jvp": jvp,
+        "_compiled_autograd_key": Function._compiled_autograd_key,
+    }
+    name = operator._schema.name.partition("::")[2]
+    function: Any = type(name, (_SingleLevelFunction,), {key: staticmethod(value) for key, value in methods.items()})
+
+    def kernel(*arguments: Any) -> Any:
+        if transforms_active():
+            with enable_single_level_autograd_function():
+                return function.apply(*arguments[:m], rules.options(*arguments[m:]))
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            return function.apply(*arguments[:m], rules.options(*arguments[m:]))
+        with _below_autograd():
+            return operator(*arguments)
+
+    return kernel
+
+
+def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
+    """The same for plain autograd, past the dispatcher: with the gradient along with the loss."""
+    n = loss.count
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        *tensors, options = arguments
+        if options.gradients:
+            wanted = options.reduction != "none" and not _saved_tensors_have_hooks()
+            bits = 0
+            if wanted:
+                needed = ctx.needs_input_grad
+                bits = int(needed[0]) if loss.derived == 1 else sum(1 << i for i in range(loss.derived) if needed[i])
+            if bits != options.gradients:
+                options = options._replace(gradients=bits)
+        with _below_autograd():
+            output = loss.operator(*tensors, *options)
+        ctx.options, ctx.gradients = options, None
+        if options.gradients:
+            ctx.gradients = output[1 : 1 + loss.derived]
+        if not loss.keeps:
+            ctx.save_for_backward(*tensors)
+            return output[0]
+        state = output[-1]
+        ctx.save_for_backward(*tensors, state)
+        if not loss.shows_state(options):
+            return output[0]
+        ctx.mark_non_differentiable(state)
+        ctx.set_materialize_grads(False)
+        return output[0], state
+
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> Any:
+        if grad_output is None:
+            return (None,) * (n + 1)
+        # Also where they are not needed: autograd checks here that they are still what they were.
+        saved = ctx.saved_tensors
+        tensors, state, needed, options = saved[:n], saved[n:], ctx.needs_input_grad, ctx.options
+        ready, ctx.gradients = ctx.gradients, None
+        is_last = not recording() and _is_plain(grad_output) and not _functorch.is_legacy_batchedtensor(grad_output)
+        if not is_last:
+            if getattr(options, "inplace_backward", False):
+                raise RuntimeError(
+                    f"{loss.name}: inplace_backward=True writes the gradient over the logits, so it cannot be "
+                    "differentiated again (create_graph=True). Leave inplace_backward at False for second derivatives."
+                )
+            return *loss._gradients(grad_output, tensors, state, options._replace(gradients=0), needed), None
+        in_place = getattr(options, "inplace_backward", False) and needed[0]
+        along = loss.derived if ready is not None else int(in_place)
+        needed = (*(False,) * along, *needed[along:])
+        gradients = loss._gradients(grad_output, tensors, state, options._replace(gradients=0), needed)
+        if ready is not None:
+            for i, gradient in enumerate(loss.handed_over(grad_output, ready, tensors, state, options)):
+                if ctx.needs_input_grad[i]:
+                    gradients[i] = gradient
+        elif in_place:
+            gradients[0] = _in_place(loss, grad_output, tensors, state, options)
+        return *gradients, None
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    # Past Function.apply, which asks once more for torch.func.
+    function: Any = super(Function, type(loss.name, (Function,), methods))
+    return function.apply
+
+
+def _in_place(loss: type[Loss], grad_output: Tensor, tensors: Any, state: Any, options: Any) -> Tensor:
+    """The gradient, written over the first tensor, of which nothing is left."""
+    input = tensors[0].detach()
+    with _below_autograd():
+        loss.backward_operator_(grad_output, input, input, *tensors[1:], *state, *options._replace(gradients=0))
+    # Autograd's own check then stops a second backward, and whoever else has kept the values.
+    torch.autograd.graph.increment_version(tensors[0])
+    return input
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether no compiler, transform, forward-mode AD, dispatch mode, tracer or subclass sees what is done to it."""
+    return (
+        not torch.compiler.is_compiling()
+        and not transforms_active()
+        and forward_ad._current_level < 0
+        and not _dispatch_modes()
+        and not _is_tracing()
+        and (type(tensor) is Tensor or type(tensor) is nn.Parameter)
+    )
+
+
+def _saved_tensors_have_hooks() -> bool:
+    """In a checkpointed forward, for one: nobody wants what is computed there ahead of time."""
+    return _autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _number(value: float, like: Tensor) -> Tensor:
+    """A number as a tensor; float32 would lose its digits."""
+    dtype = torch.float32 if like.device.type == "mps" else torch.float64
+    return torch.full((), value, dtype=dtype, device=like.device)
+
+
+def _pulled_back(
+    formula: Callable[..., Any], tensors: Sequence[Tensor | None], options: Any, places: Sequence[int], grad: Any
+) -> dict[int, Tensor]:
+    """The automatic derivatives by the tensors at `places`."""
+    if not places:
+        return {}
+    # Levels of torch.func that are left by now would be taken for the one that vjp enters.
+    tensors, grad = tree_map_only(Tensor, _functorch.unwrap_if_dead, (list(tensors), grad))
+
+    def call(*values: Tensor) -> Any:
+        merged = list(tensors)
+        for place, value in zip(places, values, strict=True):
+            merged[place] = value
+        return formula(*merged, options)
+
+    output, pull_back = torch.func.vjp(call, *(tensors[place] for place in places))
+    if isinstance(grad, tuple):
+        grad = tuple(torch.zeros_like(o) if g is None else g for g, o in zip(grad, output, strict=True))
+    return dict(zip(places, pull_back(grad), strict=True))
+
+
+def front_of(tensor: Any, dimension: int | None, size: int) -> Any:
+    """`tensor` with the mapped dimension in front; one that is not mapped is expanded."""
+    if tensor is None:
+        return None
+    return tensor.expand(size, *tensor.shape) if dimension is None else tensor.movedim(dimension, 0)
+
+
+def _loop(operator: Any, info: Any, dims: Sequence[int | None], arguments: Sequence[Any]) -> Any:
+    """The mapped call as a plain loop, for the rare arguments that cannot be folded into the rows."""
+    calls = [
+        operator(*(a if d is None else a.select(d, i) for a, d in zip(arguments, dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    if isinstance(calls[0], Tensor):
+        return torch.stack(calls), 0
+    return tuple(torch.stack(outputs) for outputs in zip(*calls, strict=True)), (0,) * len(calls[0])

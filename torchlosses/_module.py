@@ -1,0 +1,65 @@
+"""What is the same for all losses as modules, and for all functions that a Tensor subclass may take over."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import handle_torch_function
+
+from torchlosses import _validation
+
+
+def overridden(function: Callable[..., Any], tensors: tuple[Any, ...], arguments: Mapping[str, Any]) -> Any:
+    """What a subclass or a mode makes of a call: it is given every argument, by name."""
+    return handle_torch_function(function, tensors, **arguments)
+
+
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The default values of a function's arguments."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+class LossModule:
+    """A module that keeps options of its function as attributes of the same names.
+
+    Attributes:
+        function: The loss.
+        kept: The names of the options, in the order in which `repr` shows them.
+        shown: Those that `repr` shows also where they have their default values.
+    """
+
+    function: Callable[..., Any]
+    kept: tuple[str, ...]
+    shown: tuple[str, ...] = ("reduction",)
+
+    def keep(self, **options: Any) -> None:
+        """Check options, and keep them."""
+        for name, value in _validation.checked(options).items():
+            setattr(self, name, value)
+
+    def options(self) -> dict[str, Any]:
+        """The options, as the function takes them."""
+        return {name: getattr(self, name) for name in self.kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also of a module that was pickled before it had all of its options."""
+        defaults = defaults_of(type(self).function)
+        missing = {name: defaults[name] for name in self.kept if name not in state}
+        super().__setstate__(missing | state)  # type: ignore[misc]
+
+    def extra_repr(self) -> str:
+        """The options that are not what they are by default, and a weight's shape."""
+        defaults = defaults_of(type(self).function)
+        parts = []
+        for name in ("weight", "pos_weight"):
+            if isinstance(weight := getattr(self, name, None), Tensor):
+                parts.append(f"{name}={tuple(weight.shape)}")
+        for name in self.kept:
+            value = getattr(self, name, defaults[name])
+            if name in self.shown or (value is not defaults[name] and value != defaults[name]):
+                parts.append(f"{name}={value!r}")
+        return ", ".join(parts)
