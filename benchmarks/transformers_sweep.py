@@ -115,7 +115,13 @@ def small(configuration: type, special: dict[str, Any]) -> Any:
 
 
 _MAMBA: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 8}
-_ROUTED: dict[str, Any] = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+_ROUTED: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+}
 SPECIAL: dict[str, dict[str, Any]] = {
     "BambaForCausalLM": _MAMBA,
     "CohereCompassForCausalLM": {"layer_types": ["full_attention"] * 2},
@@ -190,37 +196,77 @@ if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     import time, traceback
+
     only = sys.argv[1] if len(sys.argv) > 1 else ""
     import signal
-    def alarm(*_): raise TimeoutError("too slow")
+
+    def alarm(*_):
+        raise TimeoutError("too slow")
+
     signal.signal(signal.SIGALRM, alarm)
     skip = set(sys.argv[2].split(",")) if len(sys.argv) > 2 else set()
     for configuration, cls in model_types():
-        if cls.__name__ in skip: continue
+        if cls.__name__ in skip:
+            continue
         signal.alarm(40)
-        if only.lower() not in cls.__name__.lower(): continue
+        if only.lower() not in cls.__name__.lower():
+            continue
         t = time.time()
         try:
             with torch.device("meta"):
                 n = sum(p.numel() for p in build(configuration, cls).parameters())
             if n > 3e6:
-                with torch.device("meta"): model = build(configuration, cls)
-                print("BIG", cls.__name__, n, sorted(((p.numel(), name) for name, p in model.named_parameters()), reverse=True)[:4], flush=True)
+                with torch.device("meta"):
+                    model = build(configuration, cls)
+                print(
+                    "BIG",
+                    cls.__name__,
+                    n,
+                    sorted(((p.numel(), name) for name, p in model.named_parameters()), reverse=True)[:4],
+                    flush=True,
+                )
                 continue
             model = build(configuration, cls)
         except BaseException as e:
-            if only: traceback.print_exc()
-            print("NOBUILD", cls.__name__, configuration.__name__, type(e).__name__, str(e)[:300].replace("\n", " "), flush=True); continue
+            if only:
+                traceback.print_exc()
+            print(
+                "NOBUILD",
+                cls.__name__,
+                configuration.__name__,
+                type(e).__name__,
+                str(e)[:300].replace("\n", " "),
+                flush=True,
+            )
+            continue
         n = sum(p.numel() for p in model.parameters())
         try:
             inputs = inputs_of(model)
             losses_and_gradients(model, inputs)
         except BaseException as e:
-            if only: traceback.print_exc()
-            print("NORUN", cls.__name__, configuration.__name__, type(e).__name__, str(e)[:200].replace("\n", " "), flush=True); continue
+            if only:
+                traceback.print_exc()
+            print(
+                "NORUN",
+                cls.__name__,
+                configuration.__name__,
+                type(e).__name__,
+                str(e)[:200].replace("\n", " "),
+                flush=True,
+            )
+            continue
         try:
             c = compare(model)
         except BaseException as e:
-            if only: traceback.print_exc()
-            print("FAIL", cls.__name__, type(e).__name__, str(e)[:300].replace("\n", " "), flush=True); continue
-        print("OK" if c.agrees() else "DIFF", cls.__name__, f"{c.loss:.1e} {c.gradient:.1e} {c.logits:.1e}", str(c.explanation).replace("\n", " | "), f"{time.time()-t:.1f}s", flush=True)
+            if only:
+                traceback.print_exc()
+            print("FAIL", cls.__name__, type(e).__name__, str(e)[:300].replace("\n", " "), flush=True)
+            continue
+        print(
+            "OK" if c.agrees() else "DIFF",
+            cls.__name__,
+            f"{c.loss:.1e} {c.gradient:.1e} {c.logits:.1e}",
+            str(c.explanation).replace("\n", " | "),
+            f"{time.time() - t:.1f}s",
+            flush=True,
+        )

@@ -114,10 +114,18 @@ def check_fsdp(rank: int) -> None:
         if head_alone:
             fully_shard(model.lm_head, reshard_after_forward=reshard)
         fully_shard(model)
-        assert_close(step(model, rank, inside), expected, msg=lambda text: f"{tied, inside, head_alone, reshard}: {text}")
+        assert_close(
+            step(model, rank, inside), expected, msg=lambda text: f"{tied, inside, head_alone, reshard}: {text}"
+        )
         for name, parameter in model.named_parameters():
             assert isinstance(parameter.grad, DTensor), name
-            assert_close(parameter.grad.full_tensor(), gradients[name], rtol=1e-5, atol=1e-7, msg=lambda text: f"{name} {tied, inside, head_alone, reshard}: {text}")
+            assert_close(
+                parameter.grad.full_tensor(),
+                gradients[name],
+                rtol=1e-5,
+                atol=1e-7,
+                msg=lambda text: f"{name} {tied, inside, head_alone, reshard}: {text}",
+            )
         with torch.no_grad():
             model.eval()
             assert loss_of(model, batch(), inside).isfinite()

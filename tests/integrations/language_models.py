@@ -16,7 +16,12 @@ BATCH, LENGTH, CLASSES, WIDTH = 3, 90, 131, 16
 
 SIZES: dict[str, Any] = {"vocab_size": CLASSES, "hidden_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 2}
 DECODER: dict[str, Any] = {**SIZES, "intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8}
-BERT: dict[str, Any] = {**SIZES, "intermediate_size": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+BERT: dict[str, Any] = {
+    **SIZES,
+    "intermediate_size": 24,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 # A classification with so many classes that its logits are larger than the rest.
 LABELS = 400
 
@@ -82,7 +87,9 @@ def assert_same_step(actual: Any, expected: Any, tolerance: float = 1e-5) -> Non
     largest = max(gradient.abs().max().item() for gradient in own.values())
     assert largest > 0
     for name, gradient in own.items():
-        assert_close(found[name], gradient, rtol=0, atol=tolerance * largest, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(
+            found[name], gradient, rtol=0, atol=tolerance * largest, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 class _Sizes(TorchDispatchMode):

@@ -472,7 +472,9 @@ class TestFallbacks:
         with pytest.raises(RuntimeError, match="register_hook"):
             output.logits.register_hook(print)
         # Before the loss it works, and makes the logits.
-        own, lazy = (model(input_ids=lm.tokens()).logits for model in (lm.llama(), apply(lm.llama(), on_fallback="ignore")))
+        own, lazy = (
+            model(input_ids=lm.tokens()).logits for model in (lm.llama(), apply(lm.llama(), on_fallback="ignore"))
+        )
         for logits in (own, lazy):
             logits.retain_grad()
             F.cross_entropy(logits.flatten(0, 1), lm.tokens().flatten()).backward()
@@ -570,7 +572,12 @@ class TestLazyLogits:
     def test_the_options_of_cross_entropy(self, reduction: str) -> None:
         target = lm.labels().flatten()
         weight = torch.linspace(0.5, 2, lm.CLASSES)
-        options: dict[str, Any] = {"weight": weight, "reduction": reduction, "label_smoothing": 0.1, "ignore_index": -100}
+        options: dict[str, Any] = {
+            "weight": weight,
+            "reduction": reduction,
+            "label_smoothing": 0.1,
+            "ignore_index": -100,
+        }
         y, own = (logits.flatten(0, 1) for logits in (self.logits(), lm.llama()(input_ids=lm.tokens()).logits))
         assert_close(F.cross_entropy(y, target, **options), F.cross_entropy(own, target, **options))
         assert_close(nn.CrossEntropyLoss(**options)(y, target), F.cross_entropy(own, target, **options))
@@ -765,7 +772,9 @@ class TestAround:
 
     def test_a_fallback_in_a_compiled_region_is_told(self) -> None:
         model = apply(lm.llama())
-        compiled = torch.compile(lambda ids: model(input_ids=ids).logits.softmax(-1), fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(
+            lambda ids: model(input_ids=ids).logits.softmax(-1), fullgraph=True, backend="aot_eager"
+        )
         with pytest.warns(UserWarning, match="softmax"):
             p = compiled(lm.tokens())
         assert_close(p, lm.llama()(input_ids=lm.tokens()).logits.softmax(-1))

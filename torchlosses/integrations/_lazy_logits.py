@@ -168,7 +168,7 @@ def _values(given: Any) -> Any:
     """The same with values in place of what is not computed yet."""
     if isinstance(given, Chain):
         return given.value()
-    if isinstance(given, (LazyLogits, TracedLogits)):
+    if is_lazy(given):
         return real(_lazy(given))
     if type(given) in (list, tuple):
         return type(given)([_values(entry) for entry in given])
@@ -263,6 +263,11 @@ def _shape(lazy: Any) -> torch.Size:
 
 def _lazy(face: Any) -> Any:
     return face if isinstance(face, TracedLogits) else face.lazy
+
+
+def is_lazy(value: Any) -> bool:
+    """Whether it is one of the faces of lazy logits."""
+    return isinstance(value, (LazyLogits, TracedLogits))
 
 
 def _face(lazy: Any) -> Any:
@@ -526,9 +531,26 @@ def _torch_cross_entropy(lazy: Any, target: Any, *arguments: Any, **keywords: An
     return _cross_entropy(lazy, target, given)
 
 
-def _own_cross_entropy(lazy: Any, target: Any, weight: Tensor | None = None, **keywords: Any) -> Any:
-    """`torchlosses.cross_entropy` of lazy logits."""
-    return _cross_entropy(lazy, target, {"weight": weight, **keywords})
+def _own_cross_entropy(given: dict[str, Any]) -> Any:
+    """`torchlosses.cross_entropy` of lazy logits, which hands over all of its arguments by name."""
+    given = dict(given)
+    face, target = given.pop("input"), given.pop("target")
+    if not is_lazy(face):
+        return torchlosses.cross_entropy(face, _values(target), **_values(given))
+    lazy, scale, cap = _lazy(face), given.pop("logit_scale", 1.0), given.pop("logit_softcap", None)
+    in_place, dim = given.pop("inplace_backward", False), given.pop("dim", 1)
+    legacy = [given.pop(name, None) for name in ("size_average", "reduce")]
+    if in_place or legacy != [None, None] or dim not in (1, -1):
+        options = "inplace_backward, dim, size_average and reduce are for logits that exist"
+        _fall_back(lazy, "cross_entropy", options)
+        given |= {"logit_scale": scale, "logit_softcap": cap, "inplace_backward": in_place, "dim": dim}
+        given |= dict(zip(("size_average", "reduce"), legacy, strict=True))
+        return torchlosses.cross_entropy(real(lazy), _values(target), **given)
+    if scale != 1.0:
+        lazy = _step(lazy, "multiply", scale)
+    if cap is not None:
+        lazy = _step(_step(_step(lazy, "divide", cap), "tanh", None), "multiply", cap)
+    return _cross_entropy(lazy, target, given)
 
 
 def _cross_entropy(lazy: Any, target: Any, given: dict[str, Any]) -> Any:
@@ -550,9 +572,10 @@ def _cross_entropy(lazy: Any, target: Any, given: dict[str, Any]) -> Any:
         lazy.events.append("fused")
         note_loss(notes.number, terms.scale, terms.soft_cap, len(terms.products))
         device = lazy.features.device
-        loss_dtype = lazy.dtype if _autocast_dtype(device) is None else torch.promote_types(lazy.dtype, torch.float32)
+        dtype = lazy.dtype if _autocast_dtype(device) is None else torch.promote_types(lazy.dtype, torch.float32)
+        given["loss_dtype"] = given.get("loss_dtype") or dtype
         with torch.set_grad_enabled(lazy.recording and torch.is_grad_enabled()), _as_at_the_head(lazy):
-            result = _fused_loss(lazy.features, lazy.weight, target, terms, loss_dtype, given)
+            result = _fused_loss(lazy.features, lazy.weight, target, terms, given)
     if not given["return_stats"]:
         return result
     loss, found = result
@@ -575,30 +598,35 @@ def _fusible(lazy: Any, target: Any, given: dict[str, Any]) -> tuple[_Terms | No
         return None, f"logits of {lazy.features.dim()} dimensions; (rows, classes) would be fused"
     if _is_deferred(target):
         return None, "the target is made of logits"
-    if given.get("logit_softcap") is not None or given.get("inplace_backward"):
-        return None, "logit_softcap and inplace_backward are for logits that exist"
     terms = _terms(lazy)
     return terms, "" if terms else "what was done to the logits is more than a scale, a bias, an adapter and a soft cap"
 
 
-def _fused_loss(
-    features: Tensor, weight: Tensor, target: Tensor, terms: _Terms, loss_dtype: torch.dtype, given: dict[str, Any]
-) -> Any:
+def _fused_loss(features: Tensor, weight: Tensor, target: Tensor, terms: _Terms, given: dict[str, Any]) -> Any:
     """`linear_cross_entropy` of what the logits would be made of."""
-    bias = terms.bias
-    for chain in terms.chains:
-        a, b = chain.weights
-        features = torch.cat([features, F.linear(chain.x, a).to(features.dtype)], -1)
-        weight = torch.cat([weight, (chain.scale * b).to(weight.dtype)], 1)
-    if terms.scale != 1.0:
-        features = features * terms.scale
-        bias = None if bias is None else bias * terms.scale
-    result: Any = torchlosses.linear_cross_entropy(
-        features, weight, target, linear_bias=bias, logit_softcap=terms.soft_cap, **given
+    alike = [product for product in terms.products if product.x is features]
+    low_rank = None
+    if alike:
+        a = torch.cat([product.a for product in alike]).to(weight.dtype)
+        low_rank = (a, torch.cat([product.scale * product.b for product in alike], 1).to(weight.dtype), 1.0)
+    for product in terms.products:
+        # A dropout in front of an adapter: it has features of its own, which stand beside the others.
+        if product.x is not features:
+            reduced = F.linear(product.x, product.a).to(features.dtype)
+            features = torch.cat([features, reduced], -1)
+            weight = torch.cat([weight, (product.scale * product.b).to(weight.dtype)], 1)
+            if low_rank is not None:
+                low_rank = (F.pad(low_rank[0], (0, reduced.shape[-1])), *low_rank[1:])
+    return torchlosses.linear_cross_entropy(
+        features,
+        weight,
+        target,
+        linear_bias=terms.bias,
+        logit_scale=terms.scale,
+        logit_softcap=terms.soft_cap,
+        low_rank=low_rank,
+        **given,
     )
-    if given["return_stats"]:
-        return result[0].to(loss_dtype), result[1]
-    return result.to(loss_dtype)
 
 
 # The faces.
@@ -629,13 +657,13 @@ name_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _dispatch(call: Any, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """An operation that has lazy logits among its arguments."""
+    if call is torchlosses.cross_entropy:
+        return _own_cross_entropy(keywords)
     face = arguments[0] if arguments else None
-    if isinstance(face, (LazyLogits, TracedLogits)):
+    if is_lazy(face):
         lazy, others = _lazy(face), arguments[1:]
         if call is F.cross_entropy:
             return _torch_cross_entropy(lazy, *others, **keywords)
-        if call is torchlosses.cross_entropy:
-            return _own_cross_entropy(lazy, *others, **keywords)
         if name in _IN_PLACE or name.endswith("_"):
             return _change(face, call, name, others, keywords)
         found = _operate(lazy, name, others, keywords)
@@ -652,7 +680,7 @@ def _dispatch(call: Any, name: str, arguments: tuple[Any, ...], keywords: dict[s
 
 def _note_operands(given: Any, name: str) -> None:
     for value in given:
-        if isinstance(value, (LazyLogits, TracedLogits)):
+        if is_lazy(value):
             _fall_back(_lazy(value), name, "this operation takes logits that exist, so they are made")
         elif type(value) in (list, tuple):
             _note_operands(value, name)
@@ -687,8 +715,31 @@ def _is_of_a_wrapper(hook: Any) -> bool:
 
 # What a Tensor without values can say.
 _PROPERTIES = {
-    *("shape", "dtype", "device", "layout", "ndim", "itemsize", "nbytes", "requires_grad", "is_leaf", "grad_fn", "grad"),
-    *("is_cuda", "is_cpu", "is_meta", "is_mps", "is_xpu", "is_quantized", "is_sparse", "is_nested", "output_nr", "names"),
+    *(
+        "shape",
+        "dtype",
+        "device",
+        "layout",
+        "ndim",
+        "itemsize",
+        "nbytes",
+        "requires_grad",
+        "is_leaf",
+        "grad_fn",
+        "grad",
+    ),
+    *(
+        "is_cuda",
+        "is_cpu",
+        "is_meta",
+        "is_mps",
+        "is_xpu",
+        "is_quantized",
+        "is_sparse",
+        "is_nested",
+        "output_nr",
+        "names",
+    ),
     *("_base", "_version", "_grad", "_backward_hooks", "is_mkldnn", "is_mtia", "is_vulkan", "is_sparse_csr"),
 }
 _QUERIES = {

@@ -34,7 +34,7 @@ from torchlosses.integrations._lazy_logits import (
     Loss,
     Notes,
     Options,
-    TracedLogits,
+    is_lazy,
     note_fallback,
     value_of,
 )
@@ -360,23 +360,19 @@ def _loss_of(output: Any) -> Any:
 def _with(output: Any, function: Any) -> Any:
     """The same with another thing in place of lazy logits; a tuple has no place for None."""
     if isinstance(output, transformers.utils.ModelOutput):
-        changed = {name: function(value) if _is_lazy(value) else value for name, value in output.items()}
+        changed = {name: function(value) if is_lazy(value) else value for name, value in output.items()}
         return type(output)(**changed)
     if type(output) is tuple:
-        changed = [(function(value) if _is_lazy(value) else value) for value in output]
+        changed = [(function(value) if is_lazy(value) else value) for value in output]
         return tuple([value for value in changed if value is not None])
-    return function(output) if _is_lazy(output) else output
-
-
-def _is_lazy(value: Any) -> bool:
-    return isinstance(value, (LazyLogits, TracedLogits))
+    return function(output) if is_lazy(output) else output
 
 
 def _before_head(notes: Notes, head: nn.Module, arguments: tuple[Any, ...]) -> Any:
     """Hand the linear layer its features in a wrapping, which answers the product with lazy logits."""
     if not torch.compiler.is_compiling():
         notes.head_was_called = True
-    is_plain = len(arguments) != 1 or not isinstance(arguments[0], Tensor) or _is_lazy(arguments[0])
+    is_plain = len(arguments) != 1 or not isinstance(arguments[0], Tensor) or is_lazy(arguments[0])
     if is_plain or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return None
     return (Chain(arguments[0], module=head, notes=notes),)
