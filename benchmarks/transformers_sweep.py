@@ -1,35 +1,39 @@
-"""`make sweep-transformers`: every kind of causal language model that Transformers has, tiny, with its own loss and with lazy logits.
+"""`make sweep-transformers`: every causal language model of Transformers, tiny, with its own loss and with lazy logits.
 
     python -m benchmarks.transformers_sweep                    # all; writes the table of docs/language_models.md
-    python -m benchmarks.transformers_sweep --only gemma       # those whose name holds this; nothing is written
+    python -m benchmarks.transformers_sweep --only gemma       # those with this in their name; nothing is written
 
-A model of each type is made from its configuration, with every size small. Loss, logits and gradients are its own, in
-float32, in training and in evaluation mode; then again after `apply`. The differences are relative: of the loss to the
-loss, of the gradients to the largest gradient of the model.
+A model of each type is made from its configuration, with every size small. Loss and gradients in training mode, loss
+and logits in evaluation mode are its own, in float32; then again after `apply`. The differences are relative: of the
+loss to the loss, of the gradients to the largest gradient of the model, of the logits to the largest logit.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import logging
-import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from benchmarks.report import fill
 from torchlosses.integrations.transformers import Explanation, apply, explain, remove
 
 PAGE = Path(__file__).parents[1] / "docs" / "language_models.md"
 TOLERANCE = 1e-5
+# Models of at least so many types must be built, or the sweep has lost its way.
+FEWEST = 140
+LARGEST = 8_000_000
 BATCH, LENGTH, CLASSES = 2, 16, 99
 
 # What the sizes are called, and what each is set to where a configuration has it.
@@ -47,8 +51,8 @@ SIZES: dict[int, str] = {
         ssm_state_size mamba_d_state hidden_size_per_layer_input""",
     16: """qk_head_dim kv_lora_rank q_lora_rank o_lora_rank index_topk chunk_size mamba_chunk_size embedding_size
         pronunciation_embed_dim shape_embed_dim""",
-    32: """hidden_size d_model n_embd dim_model emb_dim encoder_ffn_dim decoder_ffn_dim intermediate_size moe_intermediate_size
-        shared_expert_intermediate_size ffn_dim ffn_hidden_size word_embed_proj_dim embedding_dim attention_hidden_size
+    32: """hidden_size d_model n_embd dim_model emb_dim encoder_ffn_dim decoder_ffn_dim intermediate_size
+        moe_intermediate_size shared_expert_intermediate_size ffn_dim ffn_hidden_size word_embed_proj_dim embedding_dim attention_hidden_size
         shared_intermediate_size feed_forward_size dff dim_ff d_inner lru_width input_embedding_size
         output_embedding_size expert_ffn_hidden_size moe_shared_expert_intermediate_size dense_intermediate_size
         intermediate_size_mlp shared_experts_intermediate_size backbone_hidden_size""",
@@ -60,9 +64,18 @@ SMALL = {name: size for size, names in SIZES.items() for name in names.split()}
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A model that could not be built tiny, or not be run on words alone."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     """How far two ways are apart, and what the second did."""
 
+    model: str
     loss: float
     gradient: float
     logits: float
@@ -144,7 +157,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }
 
 
-def inputs_of(model: nn.Module) -> dict[str, Tensor]:
+def inputs_of(model: nn.Module) -> dict[str, Any]:
+    """Words, and the same words as labels, some of them ignored."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(3, CLASSES - 3, (BATCH, LENGTH), generator=generator)
     labels = tokens.clone()
@@ -188,85 +202,89 @@ def compare(model: nn.Module) -> Comparison:
     gradient = max((a - b).abs().max().item() for a, b in pairs) / largest
     loss = max(abs(a.item() - b.item()) / abs(a.item()) for a, b in zip(own, lazy, strict=True))
     logits = (own_logits - lazy_logits).abs().max().item() / own_logits.abs().max().item()
-    return Comparison(loss, gradient, logits, explanation)
+    return Comparison(type(model).__name__, loss, gradient, logits, explanation)
+
+
+def sweep(models: Iterable[tuple[type, type[nn.Module]]]) -> list[Comparison | Skipped]:
+    """Compare each of the models that can be built."""
+    results: list[Comparison | Skipped] = []
+    with warnings.catch_warnings():
+        # What the models say about their configurations, which are made up.
+        warnings.simplefilter("ignore")
+        for configuration, kind in models:
+            try:
+                with torch.device("meta"):
+                    parameters = sum(parameter.numel() for parameter in build(configuration, kind).parameters())
+                if parameters > LARGEST:
+                    raise ValueError(f"{parameters:,} parameters are not tiny")
+                model = build(configuration, kind)
+                losses_and_gradients(model, inputs_of(model))
+            # Whatever stops a model of somebody else's that is made of made-up sizes is a reason to leave it out.
+            except Exception as error:
+                results.append(Skipped(kind.__name__, f"{type(error).__name__}: {error}".splitlines()[0][:90]))
+            else:
+                results.append(compare(model))
+    return results
+
+
+def table(results: list[Comparison | Skipped]) -> str:
+    """The document's part: what each model's loss is computed from."""
+    compared = [result for result in results if isinstance(result, Comparison)]
+    fused = sum(result.explanation.fused is True for result in compared)
+    lines = [
+        f"Transformers {transformers.__version__}: {len(compared)} types were built and agree, {fused} of them without "
+        f"logits. The largest difference of a loss is {max(result.loss for result in compared):.0e}, that of a "
+        f"gradient {max(result.gradient for result in compared):.0e}.",
+        "",
+        "| model | head | scale | soft cap | fused |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for result in compared:
+        explanation = result.explanation
+        losses = explanation.losses[:1] if explanation.fused else ()
+        scale, cap = (losses[0].scale, losses[0].soft_cap) if losses else (1.0, None)
+        why = "yes" if explanation.fused else "; ".join(f"{name}: {why}" for name, why in explanation.fallbacks.items())
+        head = (explanation.head or "").split(" ")[0]
+        factor = "" if scale == 1.0 else f"{scale:.4g}"
+        lines.append(f"| {result.model} | `{head}` | {factor} | {'' if cap is None else f'{cap:g}'} | {why} |")
+    skipped = [result for result in results if isinstance(result, Skipped)]
+    if skipped:
+        lines += ["", "Not built tiny, or not run on words alone:", ""]
+        lines += [f"- {result.model}: {result.reason}" for result in skipped]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the command; 1 where a model does not agree, or too few could be built."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.transformers_sweep", description=__doc__)
+    parser.add_argument("--only", metavar="PART", default="", help="models whose name holds this; nothing is written")
+    parser.add_argument("--output", type=Path, default=PAGE, metavar="FILE", help="the document with the table")
+    arguments = parser.parse_args()
+
+    console = Console(stderr=True)
+    transformers.logging.set_verbosity_error()
+    chosen = [pair for pair in model_types() if arguments.only.lower() in pair[1].__name__.lower()]
+    if not chosen:
+        parser.error(f"no model has {arguments.only!r} in its name")
+    results = [result for pair in track(chosen, "comparing", console=console) for result in sweep([pair])]
+    for result in results:
+        console.print(str(result), markup=False, highlight=False, soft_wrap=True)
+    compared = [result for result in results if isinstance(result, Comparison)]
+    problems = [result.model for result in compared if not result.agrees()]
+    if problems:
+        console.print(f"These do not agree: {', '.join(problems)}")
+    if not arguments.only and len(compared) < FEWEST:
+        problems.append("too few")
+        console.print(f"Only {len(compared)} of {len(chosen)} models could be built; at least {FEWEST} must be.")
+    if arguments.only or problems:
+        console.print("Nothing was written.")
+    else:
+        text = arguments.output.read_text(encoding="utf-8")
+        filled = fill(text, {"model-types": table(results)}, arguments.output.name)
+        arguments.output.write_text(filled, encoding="utf-8")
+        console.print(f"{len(compared)} models agree. Wrote the table of {arguments.output}.")
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    import time, traceback
-
-    only = sys.argv[1] if len(sys.argv) > 1 else ""
-    import signal
-
-    def alarm(*_):
-        raise TimeoutError("too slow")
-
-    signal.signal(signal.SIGALRM, alarm)
-    skip = set(sys.argv[2].split(",")) if len(sys.argv) > 2 else set()
-    for configuration, cls in model_types():
-        if cls.__name__ in skip:
-            continue
-        signal.alarm(40)
-        if only.lower() not in cls.__name__.lower():
-            continue
-        t = time.time()
-        try:
-            with torch.device("meta"):
-                n = sum(p.numel() for p in build(configuration, cls).parameters())
-            if n > 3e6:
-                with torch.device("meta"):
-                    model = build(configuration, cls)
-                print(
-                    "BIG",
-                    cls.__name__,
-                    n,
-                    sorted(((p.numel(), name) for name, p in model.named_parameters()), reverse=True)[:4],
-                    flush=True,
-                )
-                continue
-            model = build(configuration, cls)
-        except BaseException as e:
-            if only:
-                traceback.print_exc()
-            print(
-                "NOBUILD",
-                cls.__name__,
-                configuration.__name__,
-                type(e).__name__,
-                str(e)[:300].replace("\n", " "),
-                flush=True,
-            )
-            continue
-        n = sum(p.numel() for p in model.parameters())
-        try:
-            inputs = inputs_of(model)
-            losses_and_gradients(model, inputs)
-        except BaseException as e:
-            if only:
-                traceback.print_exc()
-            print(
-                "NORUN",
-                cls.__name__,
-                configuration.__name__,
-                type(e).__name__,
-                str(e)[:200].replace("\n", " "),
-                flush=True,
-            )
-            continue
-        try:
-            c = compare(model)
-        except BaseException as e:
-            if only:
-                traceback.print_exc()
-            print("FAIL", cls.__name__, type(e).__name__, str(e)[:300].replace("\n", " "), flush=True)
-            continue
-        print(
-            "OK" if c.agrees() else "DIFF",
-            cls.__name__,
-            f"{c.loss:.1e} {c.gradient:.1e} {c.logits:.1e}",
-            str(c.explanation).replace("\n", " | "),
-            f"{time.time() - t:.1f}s",
-            flush=True,
-        )
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What each of two processes does in the tests of `torchlosses.integrations.transformers`; run by the processes themselves."""
+"""What each of two processes does in the tests of `torchlosses.integrations.transformers`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -114,18 +113,10 @@ def check_fsdp(rank: int) -> None:
         if head_alone:
             fully_shard(model.lm_head, reshard_after_forward=reshard)
         fully_shard(model)
-        assert_close(
-            step(model, rank, inside), expected, msg=lambda text: f"{tied, inside, head_alone, reshard}: {text}"
-        )
+        assert_close(step(model, rank, inside), expected)
         for name, parameter in model.named_parameters():
             assert isinstance(parameter.grad, DTensor), name
-            assert_close(
-                parameter.grad.full_tensor(),
-                gradients[name],
-                rtol=1e-5,
-                atol=1e-7,
-                msg=lambda text: f"{name} {tied, inside, head_alone, reshard}: {text}",
-            )
+            assert_close(parameter.grad.full_tensor(), gradients[name], rtol=1e-5, atol=1e-7)
         with torch.no_grad():
             model.eval()
             assert loss_of(model, batch(), inside).isfinite()

@@ -1,4 +1,4 @@
-"""Language models of Transformers with lazy logits: as their own loss and gradients, in all that surrounds a training."""
+"""Language models of Transformers with lazy logits: their own loss and gradients, in all that surrounds a training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from torchlosses.integrations.transformers import (  # noqa: E402
     statistics,
 )
 
-# Of Transformers and PEFT about each other, and of the compiler, which looks at the gradient of each tensor that it is given.
+# Of Transformers and PEFT about each other; and of the compiler, which looks at the gradient of what it is given.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
@@ -79,12 +79,13 @@ T5 |= {"dropout_rate": 0.0, "decoder_start_token_id": 0}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "output_router_logits": True}
 VIT = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 MANY = {"num_labels": lm.LABELS}
+CAPPED, SCALED = {"final_logit_softcapping": 5.0}, {"logits_scaling": 8.0}
 
 # Model, inputs, and scale and soft cap as `explain` knows them.
 MODELS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Tensor]], float, float | None]] = {
-    "Gemma 2": (named("Gemma2ForCausalLM", "Gemma2Config", **lm.DECODER, final_logit_softcapping=5.0), lm.language, 1.0, 5.0),
+    "Gemma 2": (named("Gemma2ForCausalLM", "Gemma2Config", **lm.DECODER, **CAPPED), lm.language, 1.0, 5.0),
     "Cohere": (named("CohereForCausalLM", "CohereConfig", **lm.DECODER, logit_scale=0.25), lm.language, 0.25, None),
-    "Granite": (named("GraniteForCausalLM", "GraniteConfig", **lm.DECODER, logits_scaling=8.0), lm.language, 0.125, None),
+    "Granite": (named("GraniteForCausalLM", "GraniteConfig", **lm.DECODER, **SCALED), lm.language, 0.125, None),
     "Qwen 3 MoE": (named("Qwen3MoeForCausalLM", "Qwen3MoeConfig", **lm.DECODER, **MOE), lm.language, 1.0, None),
     "GPT-2": (gpt2("GPT2LMHeadModel"), lm.language, 1.0, None),
     "GPT-2 sequence": (
@@ -312,7 +313,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"logits": "some"}, "logits must be one of 'lazy', 'none', 'eager', but got 'some'"),
+            ({"logits": "some"}, "logits must be one of 'lazy', 'none', 'eager'"),
             ({"on_fallback": "no"}, "on_fallback must be one of"),
             ({"z_loss": -1.0}, "z_loss must be a finite number of at least 0"),
             ({"z_loss": math.nan}, "z_loss must be a finite number of at least 0"),
@@ -324,10 +325,10 @@ class TestOptions:
             apply(lm.llama(), **options)
 
     def test_wrong_models(self) -> None:
-        with pytest.raises(TypeError, match="must be a torch.nn.Module, but got str"):
+        with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, but got str"):
             apply("a model")  # type: ignore[type-var]
         for function in (explain, statistics):
-            with pytest.raises(ValueError, match="call .*apply"):
+            with pytest.raises(ValueError, match=r"call .*apply"):
                 function(lm.llama())
         with pytest.raises(ValueError, match="stats=True"):
             statistics(apply(lm.llama()))
@@ -451,7 +452,7 @@ class TestFallbacks:
             with torch.no_grad():  # nothing is lost where nothing is trained
                 model(input_ids=lm.tokens()).logits.argmax(-1)
         assert list(explain(model).fallbacks) == ["softmax"]
-        with pytest.raises(RuntimeError, match="argmax.*on_fallback='raise'"):
+        with pytest.raises(RuntimeError, match=r"argmax.*on_fallback='raise'"):
             apply(model, on_fallback="raise")(input_ids=lm.tokens()).logits.argmax(-1)
 
     def test_a_loss_that_is_told_more_than_the_models_is_told_it_without_the_fusion_too(self) -> None:
@@ -462,7 +463,7 @@ class TestFallbacks:
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), lm.labels()[:, 1:].flatten())
         assert list(explain(model).fallbacks) == ["mul_"]
         assert_close(loss, expected)
-        with pytest.warns(UserWarning, match="softmax: .* is the model's own, without z_loss, stats"):
+        with pytest.warns(UserWarning, match=r"softmax: .* is the model's own, without z_loss, stats"):
             apply(model, z_loss=0.05, stats=True)(input_ids=lm.tokens()).logits.softmax(-1)
 
     def test_gradients_of_logits_that_are_not_there(self) -> None:

@@ -1,1 +1,1 @@
-"""Where the losses meet other libraries; each module is imported by name and needs the library that it is named after."""
+"""Where the losses meet other libraries; a module needs the library that it is named after."""

@@ -1,9 +1,9 @@
 """Logits that are not computed until somebody looks at them: what a language model's head returns in their place.
 
 A head is a product, y = W x + b, and most of what happens to y before the loss can be said without y: it is scaled,
-capped, cast, cut by rows, reshaped. `Lazy` is that saying: the features x, W, b, and the steps. A cross-entropy of it is
-a `linear_cross_entropy` of the features. Everything else replays the steps on the product, once, and goes on with the
-real logits, as if they had been there all along.
+capped, cast, cut by rows, reshaped. `Lazy` is that saying: the features x, W, b, and the steps. A cross-entropy of
+it is a `linear_cross_entropy` of the features. Everything else replays the steps on the product, once, and goes on with
+the real logits, as if they had been there all along.
 
 It has two faces. Outside of torch.compile it is a Tensor, `LazyLogits`, which autograd, hooks, DistributedDataParallel
 and FSDP2 take for the logits: it has their shape, dtype and derivative. The compiler cannot trace the construction of
@@ -112,7 +112,7 @@ note_loss._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Chain:
-    """scale · B A x for linear layers A, B, ... without biases, not computed yet: a head's input, or what an adapter adds.
+    """scale · B A x for linear layers A, B, ... without biases, not computed: a head's input, or what an adapter adds.
 
     Any operation that it does not know is applied to the value.
     """
@@ -468,10 +468,9 @@ def _view(lazy: Any, shape: Any) -> Any:
         return None
     *rows, classes = shape
     own = lazy.weight.shape[0]
-    if classes != own:
-        # -1 stands for the classes where the rows come out as they are.
-        if classes != -1 or torch.Size(rows).numel() * own != _shape(lazy).numel():
-            return None
+    # -1 stands for the classes where the rows come out as they are.
+    if classes != own and (classes != -1 or torch.Size(rows).numel() * own != _shape(lazy).numel()):
+        return None
     return _of_rows(lazy, lambda x: x.reshape(*rows, x.shape[-1]))
 
 
@@ -823,10 +822,10 @@ class LazyLogits(_Methods, Tensor):  # type: ignore[misc]
         is_property = name in ("get", "set", "delete") and hasattr(func, "__self__")
         if is_property:
             name = func.__self__.__name__ + ("" if name == "get" else "_")
-        if isinstance(face, LazyLogits) and "changed" not in face.lazy.events:
-            if name in (_PROPERTIES if is_property else _QUERIES):
-                with torch._C.DisableTorchFunctionSubclass():
-                    return func(*args, **kwargs)
+        is_answered = name in (_PROPERTIES if is_property else _QUERIES)
+        if is_answered and isinstance(face, LazyLogits) and "changed" not in face.lazy.events:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
         return _dispatch(func, name, tuple(args), kwargs)
 
     @classmethod

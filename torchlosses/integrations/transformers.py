@@ -5,13 +5,13 @@
     >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     >>> model = apply(LlamaForCausalLM(LlamaConfig(vocab_size=1000, **sizes)))
 
-The logits, a number for each token and each entry of the vocabulary, are the largest tensor of a training step. `apply`
-puts a hook on the model's output head, so that it returns lazy logits: a Tensor that is computed when somebody looks at
-it (`torchlosses.integrations._lazy_logits`). The model's own code then computes its own loss of them, and a cross-entropy
-of lazy logits is a `torchlosses.linear_cross_entropy`. Nothing else changes: no model is named here.
+The logits, a number for each token and each entry of the vocabulary, are the largest tensor of a training step.
+`apply` puts a hook on the model's output head, so that it returns lazy logits: a Tensor that is computed when
+somebody looks at it. The model's own code then computes its own loss of them, and a cross-entropy of lazy logits is a
+`torchlosses.linear_cross_entropy`. Nothing else changes: no model is named here.
 
-Where the logits are looked at, they are made and the result is the model's own. Where that happens in training, a warning
-names what looked.
+Where the logits are looked at, they are made and the result is the model's own. Where that happens in training, a
+warning names what looked.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ def apply(
         TypeError: `model` is not a Module.
         RuntimeError: With `on_fallback='raise'`, no head was found; later, an operation that makes the logits.
 
-    Edge cases: where every label is ignored, the loss is what the model divides by, nan for a mean. A head that is not a
-    linear layer, or that computes something of its own, is left alone, with one warning.
+    Edge cases: where every label is ignored, the loss is what the model makes of no rows, nan for a mean. A head that
+    is not a linear layer, or that computes something of its own, is left alone, with one warning.
 
     Example:
         >>> import torch
