@@ -52,7 +52,8 @@ SIZES: dict[int, str] = {
     16: """qk_head_dim kv_lora_rank q_lora_rank o_lora_rank index_topk chunk_size mamba_chunk_size embedding_size
         pronunciation_embed_dim shape_embed_dim""",
     32: """hidden_size d_model n_embd dim_model emb_dim encoder_ffn_dim decoder_ffn_dim intermediate_size
-        moe_intermediate_size shared_expert_intermediate_size ffn_dim ffn_hidden_size word_embed_proj_dim embedding_dim attention_hidden_size
+        moe_intermediate_size shared_expert_intermediate_size ffn_dim ffn_hidden_size word_embed_proj_dim
+        embedding_dim attention_hidden_size
         shared_intermediate_size feed_forward_size dff dim_ff d_inner lru_width input_embedding_size
         output_embedding_size expert_ffn_hidden_size moe_shared_expert_intermediate_size dense_intermediate_size
         intermediate_size_mlp shared_experts_intermediate_size backbone_hidden_size""",

@@ -35,12 +35,6 @@ from torchlosses.integrations.transformers import (  # noqa: E402
     statistics,
 )
 
-# Of Transformers and PEFT about each other; and of the compiler, which looks at the gradient of what it is given.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
-]
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -965,3 +959,28 @@ class TestTrainer:
         ours = train(apply(lm.llama(), label_smoothing=0.2, on_fallback="raise"), tmp_path)
         for other in (lazy, ours):
             assert_close(dict(other.model.state_dict()), dict(own.model.state_dict()), rtol=0, atol=1e-5)
+
+
+def test_the_lightning_module_of_the_page(tmp_path: Path) -> None:
+    """Trains as a plain loop does; `make integrations` has Lightning."""
+    lightning = pytest.importorskip("lightning", reason="not installed: it comes with the extra 'integrations'")
+    page = (ROOT / "docs" / "language_models.md").read_text(encoding="utf-8")
+    (code,) = [block for block in page.split("```python\n") if block.startswith("import lightning")]
+    names: dict[str, Any] = {}
+    exec(code.split("```")[0], names)
+    module = names["LanguageModule"](lm.llama())
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the number of workers, and others of Lightning's
+        trainer.fit(module, torch.utils.data.DataLoader(lm.tokens(), batch_size=lm.BATCH))
+    own = lm.llama().train()
+    optimizer = torch.optim.AdamW(own.parameters(), lr=1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        own(input_ids=lm.tokens(), labels=lm.tokens()).loss.backward()
+        optimizer.step()
+    assert_close(dict(module.model.state_dict()), dict(own.state_dict()), rtol=0, atol=1e-5)
+    assert explain(module.model).fused

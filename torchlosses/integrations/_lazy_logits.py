@@ -604,18 +604,18 @@ def _fusible(lazy: Any, target: Any, given: dict[str, Any]) -> tuple[_Terms | No
 def _fused_loss(features: Tensor, weight: Tensor, target: Tensor, terms: _Terms, given: dict[str, Any]) -> Any:
     """`linear_cross_entropy` of what the logits would be made of."""
     alike = [product for product in terms.products if product.x is features]
+    others = [product for product in terms.products if product.x is not features]
     low_rank = None
     if alike:
         a = torch.cat([product.a for product in alike]).to(weight.dtype)
         low_rank = (a, torch.cat([product.scale * product.b for product in alike], 1).to(weight.dtype), 1.0)
-    for product in terms.products:
+    for product in others:
         # A dropout in front of an adapter: it has features of its own, which stand beside the others.
-        if product.x is not features:
-            reduced = F.linear(product.x, product.a).to(features.dtype)
-            features = torch.cat([features, reduced], -1)
-            weight = torch.cat([weight, (product.scale * product.b).to(weight.dtype)], 1)
-            if low_rank is not None:
-                low_rank = (F.pad(low_rank[0], (0, reduced.shape[-1])), *low_rank[1:])
+        reduced = F.linear(product.x, product.a).to(features.dtype)
+        features = torch.cat([features, reduced], -1)
+        weight = torch.cat([weight, (product.scale * product.b).to(weight.dtype)], 1)
+        if low_rank is not None:
+            low_rank = (F.pad(low_rank[0], (0, reduced.shape[-1])), *low_rank[1:])
     return torchlosses.linear_cross_entropy(
         features,
         weight,
