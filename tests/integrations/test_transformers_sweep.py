@@ -1,0 +1,71 @@
+"""A tenth of the sweep over the causal language models of Transformers; `make sweep-transformers` runs all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+transformers = pytest.importorskip("transformers", reason="not installed: it comes with the extra 'transformers'")
+pytest.importorskip("rich", reason="not installed: it comes with the extra 'training'")
+
+from benchmarks import transformers_sweep  # noqa: E402
+from benchmarks.transformers_sweep import Comparison, Skipped, model_types, sweep, table  # noqa: E402
+
+PAGE = Path(transformers_sweep.PAGE).read_text(encoding="utf-8")
+# Each tenth line of the table, so that a new version of Transformers does not change which.
+TENTH = [line.split("|")[1].strip() for line in PAGE.splitlines() if line.startswith("| ") and "`" in line][4::10]
+KINDS = {kind.__name__: (configuration, kind) for configuration, kind in model_types()}
+
+
+def test_a_tenth_is_a_tenth() -> None:
+    assert len(TENTH) >= transformers_sweep.FEWEST // 10
+
+
+@pytest.mark.parametrize("name", TENTH)
+def test_agrees(name: str) -> None:
+    (result,) = sweep([KINDS[name]])
+    assert isinstance(result, Comparison), result
+    assert result.agrees(), result
+    assert result.explanation.fused, result
+
+
+@pytest.mark.parametrize("wrong", ["loss", "gradient", "logits"])
+def test_a_difference_would_show(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one part in ten thousand, in what comes after `apply`."""
+    measured: Callable[..., tuple[list[Tensor], list[Tensor], Tensor]] = transformers_sweep.losses_and_gradients
+    calls = []
+
+    def changed(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        calls.append(wrong)
+        losses, gradients, logits = measured(model, inputs)
+        factor = 1.0001 if len(calls) == 3 else 1.0
+        if wrong == "loss":
+            return [factor * loss for loss in losses], gradients, logits
+        if wrong == "gradient":
+            return losses, [factor * gradient for gradient in gradients], logits
+        return losses, gradients, factor * (logits + 0)
+
+    monkeypatch.setattr(transformers_sweep, "losses_and_gradients", changed)
+    (result,) = sweep([KINDS["LlamaForCausalLM"]])
+    assert isinstance(result, Comparison)
+    assert not result.agrees()
+
+
+def test_nan_does_not_agree() -> None:
+    (result,) = sweep([KINDS["LlamaForCausalLM"]])
+    assert isinstance(result, Comparison)
+    assert result.agrees()
+    assert not Comparison(result.model, torch.nan, 0.0, 0.0, result.explanation).agrees()
+
+
+def test_the_table() -> None:
+    results = [*sweep([KINDS["Gemma2ForCausalLM"], KINDS["CohereForCausalLM"]]), Skipped("Other", "a reason")]
+    text = table(results)
+    assert "| Gemma2ForCausalLM | `lm_head` |  | 30 | yes |" in text
+    assert "| CohereForCausalLM | `lm_head` | 0.0625 |  | yes |" in text
+    assert "2 types were built and agree, 2 of them without logits" in text
+    assert text.endswith("- Other: a reason")
