@@ -194,7 +194,8 @@ def _run(
     order = row_order(input, adjacent)
     outer, inner = (size_along(input, dimension) for dimension in order)
     alone = input.numel() <= launches.SMALL
-    choice = launches.tiles(device, outer, inner, classes, adjacent)
+    compute, compute_type = launches.compute_type(input, target, sample_weight)
+    choice = launches.tiles(device, outer, inner, classes, adjacent, compute == torch.float64)
     size = choice.classes if choice.single or not adjacent else 1024
     rows = choice.rows if choice.single or not adjacent else min(4, choice.rows)
     programs = 1 if alone else choice.programs
@@ -219,7 +220,7 @@ def _run(
         *input_steps, input.stride(1), *target_steps, target_class, *row_steps(sample_weight, order, False),
         *(row_steps(grad_output, order, False) if reduction == "none" else (0, 0)), *gradient_steps, gradient_class,
         options.delta, options.empty,
-        COMPUTE=launches.compute_type(input, target, sample_weight)[1], REDUCTION=reduction, PROBABILITIES=probabilities,
+        COMPUTE=compute_type, REDUCTION=reduction, PROBABILITIES=probabilities,
         WITHOUT_DELTA=options.delta == 0, FORWARD=loss is not None, GRADIENT=gradient is not None,
         HELD=grad_output is not None and bool(options.gradients & 1),
         UNIT_FIRST=grad_output is not None and launches.unit_first(input, reduction), ALONE=alone,

@@ -130,7 +130,7 @@ def _run(
         )
         programs, warps = choice.programs, choice.warps
     else:
-        choice = launches.tiles(device, outer, inner, classes, adjacent)
+        choice = launches.tiles(device, outer, inner, classes, adjacent, state.dtype == torch.float64)
         programs, warps = choice.programs, choice.warps
     if alone:
         programs, warps = 1, max(warps, 4)

@@ -53,7 +53,7 @@ def recounted(
     for first in range(low + group * VEC, high, TILES * GROUPS * VEC):
         place = first + tl.arange(0, TILES)[:, None] * (GROUPS * VEC) + tl.arange(0, VEC)[None, :]
         x = tl.load(base + place, mask=place < high, other=float("-inf")).to(COMPUTE)
-        y, _ = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+        y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
         y = tl.where(place < high, y, float("-inf"))
         rest += tl.sum(tl.sum(tl.where(y == m, 0.0, fast_exp(y - m)), 1), 0)
     if not ALIGNED:
@@ -61,7 +61,7 @@ def recounted(
         place, valid = ends(shift, end, VEC)
         valid = valid & (group == 0)
         x = tl.load(base + place, mask=valid, other=float("-inf")).to(COMPUTE)
-        y, _ = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+        y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
         y = tl.where(valid, y, float("-inf"))
         rest += tl.sum(tl.sum(tl.where(y == m, 0.0, fast_exp(y - m)), 1), 0)
     return rest
@@ -79,9 +79,25 @@ def loaded(x_base, t_base, place, valid, PROBABILITIES: tl.constexpr, POLICY: tl
 
 @triton.jit
 def weights_of(weight_ptr, weight_stride, place, valid, COMPUTE: tl.constexpr, WEIGHTED: tl.constexpr):
+    """The classes' weights."""
     if WEIGHTED:
-        return tl.load(weight_ptr + place * weight_stride, mask=valid, other=0.0).to(COMPUTE)
-    return tl.full((), 1.0, COMPUTE)
+        weight = tl.load(weight_ptr + place * weight_stride, mask=valid, other=0.0).to(COMPUTE)
+    else:
+        weight = tl.full((), 1.0, COMPUTE)
+    return weight
+
+
+@triton.jit
+def shares_again(
+    t_base, place, shift, valid, weight_ptr, weight_stride, kept, even,
+    PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr, COMPUTE: tl.constexpr,
+):
+    """The sum of the shares of each group of a tile."""
+    weight = weights_of(weight_ptr, weight_stride, place - shift, valid, COMPUTE, WEIGHTED)
+    t = tl.zeros(place.shape, COMPUTE)
+    if PROBABILITIES:
+        t = tl.load(t_base + place, mask=valid, other=0.0, eviction_policy="evict_last").to(COMPUTE)
+    return tl.sum(shares(t, weight, valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED), 1)
 
 
 @triton.jit
@@ -92,7 +108,7 @@ def taken_in(
 ):
     """`accumulated` of a tile as it was loaded."""
     SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
-    y, _ = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
+    y, slope = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
     if SCALED or CAPPED:
         y = tl.where(valid, y, float("-inf"))
     share = y
@@ -314,17 +330,17 @@ def rows_kernel(
                 # In the order of the forward, so that every bit is the same.
                 shares_of_groups = tl.zeros([GROUPS], COMPUTE)
                 if not ALIGNED:
-                    weight = weights_of(weight_ptr, weight_stride, end_places - shift, end_valid, COMPUTE, WEIGHTED)
-                    share = shares(t_ends.to(COMPUTE), weight, end_valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
-                    shares_of_groups += tl.where(tl.arange(0, GROUPS) == 0, tl.sum(tl.sum(share, 1), 0), 0.0)
+                    of_ends = shares_again(
+                        t_base, end_places, shift, end_valid, weight_ptr, weight_stride, kept, even,
+                        PROBABILITIES, SMOOTHED, WEIGHTED, COMPUTE,
+                    )
+                    shares_of_groups += tl.where(tl.arange(0, GROUPS) == 0, tl.sum(of_ends, 0), 0.0)
                 for first in range(low, high, BLOCK):
                     place = first + places(0, GROUPS, VEC)
-                    weight = weights_of(weight_ptr, weight_stride, place - shift, place < high, COMPUTE, WEIGHTED)
-                    share = weight
-                    if PROBABILITIES:
-                        share = tl.load(t_base + place, mask=place < high, other=0.0, eviction_policy="evict_last").to(COMPUTE)
-                    share = shares(share, weight, place < high, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
-                    shares_of_groups += tl.sum(share, 1)
+                    shares_of_groups += shares_again(
+                        t_base, place, shift, place < high, weight_ptr, weight_stride, kept, even,
+                        PROBABILITIES, SMOOTHED, WEIGHTED, COMPUTE,
+                    )
                 total = tl.sum(shares_of_groups, 0)
 
         # The second look: the gradient.

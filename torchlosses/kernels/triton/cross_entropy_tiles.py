@@ -147,7 +147,7 @@ def tiles_kernel(
         at_target = tl.zeros([ROWS], COMPUTE)
         if not PROBABILITIES:
             own = tl.load(x_rows + target * x_class, mask=active, other=0.0).to(COMPUTE)
-            at_target, _ = logits(own, logit_scale, logit_softcap, SCALED, CAPPED)
+            at_target, slope_at_target = logits(own, logit_scale, logit_softcap, SCALED, CAPPED)
 
         if SINGLE:
             x, t, share, valid = tile_of(
@@ -166,7 +166,7 @@ def tiles_kernel(
                         x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, active, classes, kept, even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
-                y, _ = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+                y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
                 y = tl.where(valid, y, float("-inf"))
                 place = tl.where(valid, c.to(tl.int32)[None, :], BEYOND)
                 state = accumulated(state, y, share, t, place, True, SHARES, PROBABILITIES, STATISTICS)

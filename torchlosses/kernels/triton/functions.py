@@ -111,20 +111,22 @@ def tanh(u):
         above = (-9.64399179425052238628e-1 * z - 9.92877231001918586564e1) * z - 1.61468768441708447952e3
         below = ((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z + 4.84406305325125486048e3
         far = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(u)) + 1.0)
-        return tl.where(tl.abs(u) < 0.625, u + u * z * (above / below), tl.where(u < 0.0, -far, far))
-    # Eigen's and XLA's: rounds to ±1 from there on. A comparison that a nan fails keeps it.
-    v = tl.where(u > 7.90531110763549805, 7.90531110763549805, tl.where(u < -7.90531110763549805, -7.90531110763549805, u))
-    z = v * v
-    above = -2.76076847742355e-16 * z + 2.00018790482477e-13
-    above = above * z - 8.60467152213735e-11
-    above = above * z + 5.12229709037114e-08
-    above = above * z + 1.48572235717979e-05
-    above = above * z + 6.37261928875436e-04
-    above = above * z + 4.89352455891786e-03
-    below = 1.19825839466702e-06 * z + 1.18534705686654e-04
-    below = below * z + 2.26843463243900e-03
-    below = below * z + 4.89352518554385e-03
-    return v * above / below
+        result = tl.where(tl.abs(u) < 0.625, u + u * z * (above / below), tl.where(u < 0.0, -far, far))
+    else:
+        # Eigen's and XLA's: rounds to ±1 from there on. A comparison that a nan fails keeps it.
+        v = tl.where(u > 7.90531110763549805, 7.90531110763549805, tl.where(u < -7.90531110763549805, -7.90531110763549805, u))
+        z = v * v
+        above = -2.76076847742355e-16 * z + 2.00018790482477e-13
+        above = above * z - 8.60467152213735e-11
+        above = above * z + 5.12229709037114e-08
+        above = above * z + 1.48572235717979e-05
+        above = above * z + 6.37261928875436e-04
+        above = above * z + 4.89352455891786e-03
+        below = 1.19825839466702e-06 * z + 1.18534705686654e-04
+        below = below * z + 2.26843463243900e-03
+        below = below * z + 4.89352518554385e-03
+        result = v * above / below
+    return result
 
 
 @triton.jit
