@@ -14,9 +14,9 @@
             ...
 
 How that relates to `torch.autograd.Function`. forward and backward mean what they mean there, the loss and its gradient
-written out by hand. Three things differ. They are pure functions of their arguments: there is no ctx, and backward takes
-the tensors again. They are written in differentiable operations, and speak of rows only: what a reduction makes of the
-rows, and what a mean divides by, is the same for all losses and stands here. And each becomes an operator of the
+written out by hand. Three things differ. They are pure functions of their arguments: there is no ctx, and backward
+takes the tensors again. They are written in differentiable operations, and speak of rows only: what a reduction makes
+of the rows, and what a mean divides by, is the same for all losses and stands here. And each becomes an operator of the
 namespace `torchlosses`:
 
     NAME            (*tensors, normalizer, *options)                              -> loss, gradients, state
@@ -41,6 +41,7 @@ names is gone.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_type_hints
@@ -61,6 +62,8 @@ _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
+_is_excluded: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_excluded
+_FRONT_OF_TRANSFORMS: Any = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode  # type: ignore[attr-defined]
 _make_dual: Any = torch._VF._make_dual  # type: ignore[attr-defined]
 _unpack_dual: Any = torch._VF._unpack_dual  # type: ignore[attr-defined]
 
@@ -75,6 +78,8 @@ _SCHEMA_TYPES = {
     torch.dtype: "ScalarType",
 }
 
+# Tensors of several processes, by the name of their class, and who computes a loss of them: loaded when one is seen.
+_TAKEN_OVER = {"DTensor": "torchlosses.distributed._dtensors"}
 
 # Where the package is imported a second time in one process, the operators of the first are replaced.
 if (_former := getattr(torch.ops.torchlosses, "library_in_use", None)) is not None:
@@ -86,6 +91,21 @@ torch.ops.torchlosses.library_in_use = LIBRARY
 def recording() -> bool:
     """Whether somebody follows what is made of the tensors at hand: autograd, forward-mode AD, or torch.func."""
     return torch.is_grad_enabled() or transforms_active() or forward_ad._current_level >= 0
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Whether to read a value is free, and no one is to know of it: not of a fake, mapped or traced tensor."""
+    return tensor.device.type == "cpu" and not recording() and _is_plain(tensor)
+
+
+def functions_apply() -> bool:
+    """Whether a Function can be applied: not inside of an operator at a level of torch.func, nor in functionalize."""
+    if not transforms_active():
+        return True
+    levels = _functorch.get_interpreter_stack()
+    return not _is_excluded(_FRONT_OF_TRANSFORMS) and all(
+        level.key() != _functorch.TransformType.Functionalize for level in levels
+    )
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:
@@ -100,8 +120,8 @@ def forward_ad_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
 
     PyTorch switches forward-mode AD off while a `jvp` runs, so that a derivative of the derivative (`jacfwd` of
     `jacfwd`) would come out as 0 without an error. Here it stays on, and `saved` holds the saved tensors without the
-    tangents of this level, which `rule` is about to use up: a level is number 0, and torch.func gives each of its levels
-    a number 0 of its own.
+    tangents of this level, which `rule` is about to use up: a level is number 0, and torch.func gives each of its
+    levels a number 0 of its own.
     """
 
     @functools.wraps(rule)
@@ -169,7 +189,7 @@ class Loss:
 
     @staticmethod
     def state_fields(options: Any) -> int:
-        """How many numbers a row `forward` gives beside the losses, stacked in one tensor: what backward kernels keep."""
+        """How many numbers a row `forward` gives beside the losses, in one tensor: what backward kernels keep."""
         return 0
 
     @staticmethod
@@ -228,7 +248,7 @@ class Loss:
         cls.backward_operator = _define(
             f"{cls.name}_backward",
             f"(Tensor grad_output, {own}{state}, {record}) -> " + (gradients if cls.derived == 1 else f"({gradients})"),
-            lambda g, *a: cls.kernels.backward(cls, g, a[:n], cls.options(*a[m:])),
+            lambda g, *a: cls.kernels.backward(cls, g, a[:n], cls.options(*a[m:]), *a[n:m]),
             lambda g, *a: cls._fake_gradients(a[:n], cls.options(*a[m:])),
             lambda info, dims, *a: cls._fold_backward(info, dims, a[: 1 + m], cls.options(*a[1 + m :])),
             _Rules(cls.options, 1 + n, m - n, cls._gradient_of_rows, None),
@@ -237,16 +257,21 @@ class Loss:
             cls.backward_operator_ = _define(
                 f"{cls.name}_backward_",
                 f"(Tensor grad_output, Tensor(a!) gradient, {own}{state}, {record}) -> ()",
-                lambda g, out, *a: cls.kernels.backward_(cls, g, out, a[:n], cls.options(*a[m:])),
+                lambda g, out, *a: cls.kernels.backward_(cls, g, out, a[:n], cls.options(*a[m:]), *a[n:m]),
                 lambda *a: None,
                 None,
                 None,
             )
+        for suffix, key, kernel in kernels.in_triton(cls):
+            LIBRARY.impl(f"{cls.name}{suffix}", _undisturbed(kernel), key)
         cls._direct = _direct_function(cls)
 
     @classmethod
     def apply(cls, *tensors: Tensor | None, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
         """The loss, and the rows' state (None where nothing is kept of it)."""
+        for tensor in (*tensors, normalizer):
+            if type(tensor) is not Tensor and (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
+                return importlib.import_module(module).apply(cls, tensors, normalizer, options)
         if options.reduction == "mean":
             if normalizer is None:
                 normalizer = cls.denominator(*tensors, options)
@@ -381,7 +406,7 @@ class Loss:
         gradients = cls._gradients(grad_output, tensors, state, options, others)
         for i, gradient in enumerate(ready):
             if needed[i]:
-                gradients[i] = gradient * grad_output
+                gradients[i] = _SCALED(gradient, grad_output, tensors[i])
         return gradients
 
     @classmethod
@@ -457,7 +482,7 @@ class Loss:
         flat = cls._flat([*front, grad.expand(shape)])
         kept = []
         if cls.keeps:
-            kept = [front_of(state[0], dims[-1], info.batch_size).movedim(0, 1).flatten(1, 2)]
+            kept = [front_of(state[0], dims[1 + cls.count], info.batch_size).movedim(0, 1).flatten(1, 2)]
         gradient = cls.backward_operator(flat[-1], *flat[:-1], None, *kept, *options._replace(reduction="none"))
         return gradient.reshape(input.shape), 0
 
@@ -507,6 +532,47 @@ def _define(
     return operator
 
 
+def define_linear(
+    name: str, schema: str, kernel: Callable[..., Tensor], transpose: Callable[..., Tensor] | None
+) -> Callable[..., Tensor]:
+    """An operator that is linear in its first argument, the only tensor, and gives a tensor of the same shape.
+
+    Its derivative along a direction is itself, and `transpose(grad, *others)` gives the gradient by the first argument.
+    Where there is no such function it has no derivative.
+    """
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    operator = getattr(torch.ops.torchlosses, name).default
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"torchlosses::{name}", lambda tensor, *_: tensor.new_empty(tensor.shape), lib=LIBRARY)
+
+    def forward(ctx: Any, tensor: Tensor, *others: Any) -> Tensor:
+        ctx.others = others
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
+            return operator(tensor, *others)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        assert transpose is not None
+        return transpose(grad, *ctx.others), *(None,) * len(ctx.others)
+
+    @forward_ad_rule
+    def jvp(ctx: Any, saved: tuple[Any, ...], tangent: Tensor, *_: None) -> Tensor:
+        return operator(tangent, *ctx.others)
+
+    methods = {"forward": forward, "backward": backward, "jvp": jvp}
+    methods["_compiled_autograd_key"] = Function._compiled_autograd_key
+    function: Any = type(name, (_SingleLevelFunction,), {key: staticmethod(value) for key, value in methods.items()})
+
+    def autograd(*arguments: Any) -> Tensor:
+        if transpose is None or not recording():
+            with _below_autograd():
+                return operator(*arguments)
+        with enable_single_level_autograd_function():
+            return function.apply(*arguments)
+
+    LIBRARY.impl(name, autograd, "Autograd")
+    return operator
+
+
 def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Autocast chose the dtype of the loss before the operator ran; it must not change the operator's own steps."""
 
@@ -525,8 +591,8 @@ def _without_derivative(operator: Any) -> Callable[..., Any]:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             raise RuntimeError(
-                f"{operator.name()} writes over one of its arguments and has no derivative: call it under "
-                f"torch.no_grad(), or call {operator.name().removesuffix('_')}."
+                f"{operator.name()} has no derivative: call it under torch.no_grad(), or the operator of the loss, "
+                "which has one."
             )
         with _below_autograd():
             return operator(*arguments)
@@ -583,7 +649,8 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
         ]
         result = rules.formula(*duals, ctx.options)
         outputs = result if isinstance(result, tuple) else (result,)
-        found = tuple(_unpack_dual(output, level=0)[1] for output in outputs)
+        parts = [_unpack_dual(output, level=0) for output in outputs]
+        found = tuple(torch.zeros_like(value) if tangent is None else tangent for value, tangent in parts)
         if rules.loss is not None:
             found += (None,) * (len(operator._schema.returns) - 1)
         return found if len(found) > 1 else found[0]
@@ -616,7 +683,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
     def forward(ctx: Any, *arguments: Any) -> Any:
         *tensors, options = arguments
         if options.gradients:
-            wanted = options.reduction != "none" and not _saved_tensors_have_hooks()
+            wanted = options.reduction != "none" and not saved_tensors_have_hooks()
             bits = 0
             if wanted:
                 needed = ctx.needs_input_grad
@@ -654,17 +721,16 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
                     "differentiated again (create_graph=True). Leave inplace_backward at False for second derivatives."
                 )
             return *loss._gradients(grad_output, tensors, state, options._replace(gradients=0), needed), None
-        if ready is not None:
-            ready = loss.handed_over(grad_output, ready, tensors, state, options)
-            needed = (*(False,) * loss.derived, *needed[loss.derived :])
-        elif getattr(options, "inplace_backward", False) and needed[0]:
-            ready = (_in_place(loss, grad_output, tensors, state, options),)
-            needed = (False, *needed[1:])
+        in_place = getattr(options, "inplace_backward", False) and needed[0]
+        along = loss.derived if ready is not None else int(in_place)
+        needed = (*(False,) * along, *needed[along:])
         gradients = loss._gradients(grad_output, tensors, state, options._replace(gradients=0), needed)
         if ready is not None:
-            for i, gradient in enumerate(ready):
+            for i, gradient in enumerate(loss.handed_over(grad_output, ready, tensors, state, options)):
                 if ctx.needs_input_grad[i]:
                     gradients[i] = gradient
+        elif in_place:
+            gradients[0] = _in_place(loss, grad_output, tensors, state, options)
         return *gradients, None
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
@@ -695,9 +761,9 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _saved_tensors_have_hooks() -> bool:
+def saved_tensors_have_hooks() -> bool:
     """In a checkpointed forward, for one: nobody wants what is computed there ahead of time."""
-    return _autograd._top_saved_tensors_default_hooks(True) is not None
+    return not torch.compiler.is_compiling() and _autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _number(value: float, like: Tensor) -> Tensor:
@@ -721,10 +787,36 @@ def _pulled_back(
             merged[place] = value
         return formula(*merged, options)
 
-    output, pull_back = torch.func.vjp(call, *(tensors[place] for place in places))
+    output, pull_back = vjp(call, *(tensors[place] for place in places))
     if isinstance(grad, tuple):
         grad = tuple(torch.zeros_like(o) if g is None else g for g, o in zip(grad, output, strict=True))
     return dict(zip(places, pull_back(grad), strict=True))
+
+
+def vjp(function: Callable[..., Any], *values: Any) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
+    """As `torch.func.vjp`, also where tensors are saved with hooks, which torch.func does not support."""
+    if transforms_active() or not saved_tensors_have_hooks():
+        return torch.func.vjp(function, *values)[:2]
+    with torch.enable_grad():
+        # An alias of each, so that nothing further back is reached.
+        aliases = [value.view_as(value) for value in values]
+        for alias in aliases:
+            if not alias.requires_grad:
+                alias.requires_grad_()
+        output = function(*aliases)
+
+    def pull_back(grads: Any) -> tuple[Tensor, ...]:
+        outputs, grads = ((output,), (grads,)) if isinstance(output, Tensor) else (output, grads)
+        followed = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+        if not followed:
+            return tuple(torch.zeros_like(alias) for alias in aliases)
+        outputs, grads = zip(*followed, strict=True)
+        further = torch.is_grad_enabled()
+        return torch.autograd.grad(
+            outputs, aliases, grads, retain_graph=True, create_graph=further, materialize_grads=True
+        )
+
+    return output, pull_back
 
 
 def front_of(tensor: Any, dimension: int | None, size: int) -> Any:
@@ -743,3 +835,19 @@ def _loop(operator: Any, info: Any, dims: Sequence[int | None], arguments: Seque
     if isinstance(calls[0], Tensor):
         return torch.stack(calls), 0
     return tuple(torch.stack(outputs) for outputs in zip(*calls, strict=True)), (0,) * len(calls[0])
+
+
+def _scaled(gradient: Tensor, grad_output: Tensor, tensor: Tensor) -> Tensor:
+    return (gradient * grad_output).to(gradient.dtype)
+
+
+# The tensor by which the gradient is taken has no part in the product. It is there so that a compiled graph, which has
+# no second derivative, knows that one would be needed, and says so.
+_SCALED = _define(
+    "scaled_gradient",
+    "(Tensor gradient, Tensor grad_output, Tensor tensor) -> Tensor",
+    _scaled,
+    lambda gradient, grad_output, tensor: torch.empty_like(gradient),
+    None,
+    None,
+)

@@ -14,14 +14,21 @@ from torchlosses._rows import compute_dtype
 
 
 class Elementwise(Loss, abstract=True):
-    """A loss of elements: `forward` gives w s loss, `backward` g w s d loss / d input."""
+    """A loss of elements: `forward` gives w s loss, `backward` g w s d loss / d input.
+
+    Attributes:
+        weight_in_mean: Whether a mean divides by the sum of the weights w, as torch's namesake does or does not.
+    """
 
     tensors = ("input", "target", "weight?", "sample_weight?")
     elementwise = True
+    weight_in_mean = True
 
-    @staticmethod
-    def denominator(input: Tensor, target: Tensor, weight: Any, sample_weight: Any, *_: Any) -> Tensor | None:
+    @classmethod
+    def denominator(cls, input: Tensor, target: Tensor, weight: Any, sample_weight: Any, *_: Any) -> Tensor | None:
         """Σ w s; each with all its digits, so that its gradient is rounded once."""
+        if not cls.weight_in_mean:
+            weight = None
         if weight is None and sample_weight is None:
             return None
         compute = compute_dtype(input, target, weight)
@@ -96,8 +103,11 @@ def call(
         input, target = input.to(dtype), target.to(dtype)
     if weight is not None:
         dtype = torch.promote_types(dtype, weight.dtype)
+    compute = compute_dtype(input, target, weight)
+    if weight is not None:
+        # Numerator and denominator share one wide weight, so that its gradient is rounded once.
+        weight = weight.to(compute)
     if sample_weight is not None:
-        compute = compute_dtype(input, target, weight)
         sample_weight = _validation.check_leading_sample_weight(name, sample_weight, input.shape)
         sample_weight = sample_weight.to(compute).expand(input.shape)
     nothing = 0.0 if empty == "zero" else math.nan

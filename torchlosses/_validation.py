@@ -174,13 +174,13 @@ def check_elementwise_dtypes(function: str, input: Tensor, target: Tensor) -> No
     for name, tensor in (("input", input), ("target", target)):
         if tensor.dtype not in _FLOATS and not is_integer(tensor.dtype) and tensor.dtype != torch.bool:
             raise NotImplementedError(
-                f'"{function}" not implemented for {_name(tensor.dtype)} {name}: expected float32, float64, bfloat16 or '
-                "float16. Convert it with .float(), and complex numbers with torch.view_as_real."
+                f'"{function}" not implemented for {_name(tensor.dtype)} {name}: expected float32, float64, bfloat16 '
+                "or float16. Convert it with .float(), and complex numbers with torch.view_as_real."
             )
     if not (input.dtype.is_floating_point or target.dtype.is_floating_point):
         raise NotImplementedError(
-            f'"{function}" not implemented for {_name(input.dtype)} input and {_name(target.dtype)} target: at least one '
-            "must be a floating-point tensor. Convert with .float()."
+            f'"{function}" not implemented for {_name(input.dtype)} input and {_name(target.dtype)} target: at least '
+            "one must be a floating-point tensor. Convert with .float()."
         )
 
 
@@ -189,8 +189,8 @@ def check_broadcast(function: str, input: Tensor, target: Tensor, broadcast: Bro
         common = torch.broadcast_shapes(input.shape, target.shape)
     except RuntimeError:
         raise RuntimeError(
-            f"{function}: input of size {tuple(input.shape)} and target of size {tuple(target.shape)} do not broadcast. "
-            "Give both the same size."
+            f"{function}: input of size {tuple(input.shape)} and target of size {tuple(target.shape)} do not "
+            "broadcast. Give both the same size."
         ) from None
     if broadcast == "error":
         raise ValueError(
@@ -357,8 +357,8 @@ def check_low_rank(
         raise ValueError(f"{function}: low_rank needs a linear_weight of two dimensions, not {linear_weight.dim()}.")
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != features or b.shape[0] != classes or a.shape[0] != b.shape[1]:
         raise RuntimeError(
-            f"{function}: expected low_rank with A of shape (rank, {features}) and B of shape ({classes}, rank), but got "
-            f"{tuple(a.shape)} and {tuple(b.shape)}."
+            f"{function}: expected low_rank with A of shape (rank, {features}) and B of shape ({classes}, rank), "
+            f"but got {tuple(a.shape)} and {tuple(b.shape)}."
         )
     return a, b, _number("the scale of low_rank", scale)
 

@@ -56,9 +56,11 @@ class TextbookCrossEntropy(Loss):
         if target.dim() < input.dim():
             losses = -_log_plus_delta(p.gather(1, target.unsqueeze(1)), options.delta).squeeze(1)
         else:
-            product = t * _log_plus_delta(p, options.delta)
-            # 0 · log 0 = 0
-            losses = -(product.masked_fill(t == 0, 0) if options.delta == 0 else product).sum(1)
+            logarithm = _log_plus_delta(p, options.delta)
+            if options.delta == 0:
+                # 0 · log 0 = 0
+                logarithm = logarithm.masked_fill((t == 0) & logarithm.isinf(), 0)
+            losses = -(t * logarithm).sum(1)
         return losses if sample_weight is None else losses * sample_weight.to(losses.dtype)
 
     @staticmethod
@@ -75,10 +77,10 @@ class TextbookCrossEntropy(Loss):
             i = target.unsqueeze(1)
             at_target = (-g / (p.gather(1, i) + options.delta)).expand(i.shape)
             return torch.zeros_like(p).scatter(1, i, at_target)
-        quotient = t / (p + options.delta)
+        divisor = p + options.delta
         if options.delta == 0:
-            quotient = quotient.masked_fill(t == 0, 0)
-        return -g * quotient
+            divisor = divisor.masked_fill((t == 0) & (p == 0), 1)
+        return -g * (t / divisor)
 
     @staticmethod
     def check(input: Tensor, target: Tensor, sample_weight: Tensor | None, options: Options) -> None:
@@ -164,7 +166,8 @@ def cee_loss(
     Raises:
         ValueError: `input` leaves [0, 1] by more than rounding (logits belong to `cross_entropy`), an integer target of
             the input's shape is not one-hot, `delta` is negative or not finite, `reduction`, `empty` or `gradient`
-            is none of its values, `normalizer` is given without 'mean', `sample_weight` does not fit, or the batch sizes differ.
+            is none of its values, `normalizer` is given without 'mean', `sample_weight` does not fit, or the batch
+            sizes differ.
         RuntimeError: The other sizes do not fit, class indices are no integers, or the devices differ.
         IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device).
         NotImplementedError: `input` is not floating-point.

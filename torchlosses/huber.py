@@ -46,6 +46,7 @@ class Huber(Elementwise):
 
     name = "huber_loss"
     options = HuberOptions
+    weight_in_mean = False
 
     @staticmethod
     def forward(
@@ -138,7 +139,8 @@ def huber_loss(
     Args:
         input: Predictions, of any shape.
         target: True values, of the shape of `input`. Another shape that broadcasts is handled as `broadcast` says.
-        reduction: 'mean' divides the sum by the number of elements, or by the sum of the weights; 'sum'; or 'none'.
+        reduction: 'mean' divides the sum by the number of elements, whatever their `weight` (as torch does), or by the
+            sum of the sample weights; 'sum'; or 'none'.
         delta: δ > 0, where the loss turns from squared to straight.
         weight: One factor an element, of the shape of `input`.
         broadcast: What to do when the shapes differ but broadcast: 'warn' (as torch does), 'error', or 'allow'.
@@ -198,7 +200,6 @@ def smooth_l1_loss(
     reduction: _validation.Reduction = "mean",
     beta: float = 1.0,
     *,
-    weight: Tensor | None = None,
     broadcast: _validation.Broadcast = "warn",
     normalizer: Tensor | float | None = None,
     sample_weight: Tensor | None = None,
@@ -217,9 +218,9 @@ def smooth_l1_loss(
         target: True values, of the shape of `input`. Another shape that broadcasts is handled as `broadcast` says.
         size_average: Not supported; here so that positional arguments keep their place. Use `reduction`.
         reduce: Not supported; here so that positional arguments keep their place. Use `reduction`.
-        reduction: 'mean' divides the sum by the number of elements, or by the sum of the weights; 'sum'; or 'none'.
-        beta: β >= 0, where the loss turns from squared to straight; with 0 it is |e|.
-        weight: One factor an element, of the shape of `input`.
+        reduction: 'mean' divides the sum by the number of elements, or by the sum of the sample weights; 'sum'; or
+            'none'.
+        beta: β >= 0, where the loss turns from squared to straight; with 0 it is the absolute error.
         broadcast: What to do when the shapes differ but broadcast: 'warn' (as torch does), 'error', or 'allow'.
         normalizer: What 'mean' divides by, a number or a tensor without dimensions.
         sample_weight: One weight a sample, as in `mse_loss`.
@@ -231,7 +232,7 @@ def smooth_l1_loss(
 
     Raises:
         ValueError: `beta` is negative (a RuntimeError too, as in torch), or another option is none of its values;
-            `weight` has another shape than `input`; the shapes differ and `broadcast` is 'error'.
+            the shapes differ and `broadcast` is 'error'.
         RuntimeError: The shapes do not broadcast, or the tensors are on different devices.
         NotImplementedError: Both tensors are integer, or one is complex.
         TypeError: An argument has the wrong type, or `size_average` or `reduce` is given.
@@ -246,8 +247,8 @@ def smooth_l1_loss(
 
     Source: R. Girshick, *Fast R-CNN* (2015), section 2.3.
     """
-    if has_torch_function_variadic(input, target, weight, sample_weight):
-        return overridden(smooth_l1_loss, (input, target, weight, sample_weight), locals())
+    if has_torch_function_variadic(input, target, sample_weight):
+        return overridden(smooth_l1_loss, (input, target, sample_weight), locals())
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
     return _elementwise.call(
@@ -255,7 +256,7 @@ def smooth_l1_loss(
         input,
         target,
         _validation.check_beta(beta),
-        weight=weight,
+        weight=None,
         sample_weight=sample_weight,
         reduction=reduction,
         broadcast=broadcast,

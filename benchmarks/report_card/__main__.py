@@ -1,4 +1,7 @@
-"""`make report-card`: audit every loss of the list, and write docs/report-card.md and docs/report-card.json."""
+"""`make report-card`: audit every loss of the list, and write docs/report-card.md and docs/report-card.json.
+
+With `--device cuda` the same checks run on a GPU too, and fill its column; without it, that column stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.report_card.accelerator import card_of, on_card
 from benchmarks.report_card.explanations import FINDINGS
 from benchmarks.report_card.grading import Grade, grade
 from benchmarks.report_card.page import write
@@ -20,10 +24,15 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def main() -> int:
     """Run the command; 1 where a failure is not explained, or an explanation does not hold."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report_card", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report_card",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--only", metavar="PART", default="", help="losses whose name holds this; nothing is written")
     parser.add_argument("--output", type=Path, default=DOCS, metavar="FOLDER", help="where to write (docs)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes at a time (2)")
+    parser.add_argument("--device", metavar="DEVICE", help="a GPU to run the checks on as well, such as cuda")
     parser.add_argument("--draft", action="store_true", help="write although a failure is not explained")
     arguments = parser.parse_args()
 
@@ -34,11 +43,16 @@ def main() -> int:
     running = grade(chosen, FINDINGS, arguments.jobs)
     graded = {g.subject.name: g for g in track(running, "auditing", total=len(chosen), console=console)}
     grades = [graded[subject.name] for subject in chosen]
+    card = None
+    if arguments.device is not None:
+        running = on_card(chosen, arguments.device, arguments.jobs)
+        losses = list(track(running, f"auditing on {arguments.device}", total=len(chosen), console=console))
+        card = card_of(arguments.device, losses, date.today())
     problems = _report(grades, console)
     if arguments.only or (problems and not arguments.draft):
         console.print("Nothing was written.")
     else:
-        write(grades, arguments.output, date.today())
+        write(grades, arguments.output, date.today(), card)
         console.print(f"Wrote report-card.md and report-card.json to {arguments.output}.")
     return 1 if problems else 0
 

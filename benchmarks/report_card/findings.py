@@ -1,6 +1,7 @@
 """What the failures of the report card mean: a judgement, fair words, and lines that anyone can run.
 
-The lines are doctests without torchlosses: they run with the library alone, and `make report-card` runs them too.
+The lines are doctests without torchlosses: they run with the library alone, by `python -m benchmarks.report_card.lines`
+too, and `make report-card` runs them all.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ class Finding:
             raise ValueError(f"{self.judgement!r} is no judgement: expected one of {', '.join(JUDGEMENTS)}.")
         for name in ("words", "lines"):
             object.__setattr__(self, name, textwrap.dedent(getattr(self, name)).strip())
+
+    @property
+    def library(self) -> str:
+        """The package that the lines import."""
+        return self.subject.partition(".")[0]
 
 
 class NotReproducedError(Exception):

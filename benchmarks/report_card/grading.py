@@ -71,19 +71,27 @@ def grade(subjects: Sequence[Subject], findings: Sequence[Finding], jobs: int = 
 
 def _grade(work: tuple[Subject, tuple[Finding, ...]]) -> Grade:
     subject, findings = work
+    report = audit(subject)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        problems = [*_not_reproduced(findings), *stale(report, findings)]
+    return Grade(subject, version(subject.distribution), report, findings, tuple(problems))
+
+
+def audit(subject: Subject, device: str = "cpu") -> Report:
+    """The report of a subject, on one thread of the CPU or on another device."""
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = check_loss(
+        return check_loss(
             subject.load(),
             kind=subject.kind,
             reference=subject.reference,
             options=subject.options,
             rename=subject.rename,
             skip=SKIPPED,
+            device=device,
         )
-        problems = [*_not_reproduced(findings), *stale(report, findings)]
-    return Grade(subject, version(subject.distribution), report, findings, tuple(problems))
 
 
 def _not_reproduced(findings: Iterable[Finding]) -> Iterator[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from benchmarks.report_card.accelerator import Card
 from benchmarks.report_card.findings import JUDGEMENTS
 from benchmarks.report_card.grading import Grade
 from torchlosses.testing import CHECKS
@@ -22,8 +23,8 @@ COMMAND = "make report-card"
 RAN = ("passed", "failed")
 
 
-def markdown(grades: Sequence[Grade], made: date) -> str:
-    """The page."""
+def markdown(grades: Sequence[Grade], made: date, card: Card | None = None) -> str:
+    """The page; without a card the column for a GPU is empty, and the page says so."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -32,6 +33,7 @@ def markdown(grades: Sequence[Grade], made: date) -> str:
     )
     return environment.get_template("page.md.jinja").render(
         anchor=_anchor,
+        card=card,
         command=COMMAND,
         grades=grades,
         judgements=JUDGEMENTS,
@@ -42,17 +44,24 @@ def markdown(grades: Sequence[Grade], made: date) -> str:
     )
 
 
-def write(grades: Sequence[Grade], folder: Path, made: date) -> None:
-    """Write report-card.md and report-card.json, each whole or not at all."""
+def write(grades: Sequence[Grade], folder: Path, made: date, card: Card | None = None) -> None:
+    """Write report-card.md and report-card.json, each whole or not at all; without a card the one in there is kept."""
+    card = card or _kept(folder / "report-card.json")
     data = {
         "made": made.isoformat(),
         "command": COMMAND,
         "versions": _versions(),
         "judgements": JUDGEMENTS,
         "losses": [grade.to_dict() for grade in grades],
+        "gpu": None if card is None else card.to_dict(),
     }
     _write_whole(folder / "report-card.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
-    _write_whole(folder / "report-card.md", markdown(grades, made))
+    _write_whole(folder / "report-card.md", markdown(grades, made, card))
+
+
+def _kept(path: Path) -> Card | None:
+    found = json.loads(path.read_text(encoding="utf-8")).get("gpu") if path.exists() else None
+    return None if found is None else Card.from_dict(found)
 
 
 def _versions() -> dict[str, str]:

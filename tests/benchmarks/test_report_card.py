@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.report_card import lines
+from benchmarks.report_card.accelerator import Card, OnCard, card_of, on_card
 from benchmarks.report_card.explanations import FINDINGS
 from benchmarks.report_card.findings import Finding, NotReproducedError, reproduce
 from benchmarks.report_card.subjects import SUBJECTS
@@ -68,10 +70,31 @@ def test_each_check_of_a_loss_is_explained_once() -> None:
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: f"{finding.subject}: {finding.title}")
 def test_finding_is_reproduced(finding: Finding) -> None:
-    library = finding.subject.partition(".")[0]
-    if find_spec(library) is None:
-        pytest.skip(f"{library} is {EXTRA}")
+    if find_spec(finding.library) is None:
+        pytest.skip(f"{finding.library} is {EXTRA}")
     reproduce(finding)
+
+
+def test_command_runs_the_lines_and_names_what_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lines.main() == 0
+    said = capsys.readouterr().out
+    missing = {finding.library for finding in FINDINGS if find_spec(finding.library) is None}
+    runnable = sum(finding.library not in missing for finding in FINDINGS)
+    assert said.startswith(f"{runnable} of {len(FINDINGS)} findings are as described, 0 are not")
+    assert all(library in said for library in missing)
+
+
+def test_command_fails_where_lines_do_not_hold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lines, "FINDINGS", (finding(), finding(">>> 1 + 1\n3")))
+    assert lines.main() == 1
+    assert "1 of 2 findings are as described, 1 are not" in capsys.readouterr().out
+
+
+def test_page_names_a_command_for_its_lines() -> None:
+    page = (DOCS / "report-card.md").read_text(encoding="utf-8")
+    assert f"`python -m {lines.__name__}`" in page
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
@@ -103,6 +126,26 @@ def test_committed_page_and_json_agree() -> None:
     assert [(block.source, block.want) for block in blocks] == [(line.source, line.want) for line in written]
 
 
+def test_committed_page_claims_no_card_that_is_not_in_its_figures() -> None:
+    page = (DOCS / "report-card.md").read_text(encoding="utf-8")
+    card = json.loads((DOCS / "report-card.json").read_text(encoding="utf-8"))["gpu"]
+    assert ("No GPU has run the checks yet" in page) == (card is None)
+    assert card is None or card["card"] in page
+
+
+def test_a_loss_is_audited_on_the_device_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU stands for a card."""
+    subject = next(subject for subject in SUBJECTS if subject.name == "torch.nn.MSELoss")
+    (found,) = on_card([subject], "cpu")
+    assert found.name == "torch.nn.MSELoss"
+    assert found.passed > 50
+    assert found.failed == ("values.float16_range",)
+    monkeypatch.setattr(torch.cpu, "get_device_name", lambda device: f"the {device}", raising=False)
+    card = card_of("cpu", [found], date(2026, 1, 2))
+    assert (card.card, card["torch.nn.MSELoss"], card["other"]) == ("the cpu", found, None)
+    assert Card.from_dict(json.loads(json.dumps(card.to_dict()))) == card
+
+
 def examples(lines: str) -> list[doctest.Example]:
     return doctest.DocTestParser().get_examples(lines + "\n")
 
@@ -118,7 +161,7 @@ class TestPage:
     def grade(findings: tuple[Finding, ...], problems: tuple[str, ...] = ()) -> Any:
         from benchmarks.report_card.grading import Grade
 
-        bad = KitFinding("it is wrong", "MSELoss()(x)", "1", "2", "a factor")
+        bad = KitFinding("it is wrong", "MSELoss()(x)", "1", "2", "a factor", "wrong value")
         results = (
             Result("values.reference", "Why.", "failed", finding=bad),
             Result("values.float32", "Why.", "passed"),
@@ -138,11 +181,26 @@ class TestPage:
 
         page = markdown([self.grade((finding(words="Because of this."),))], date(2026, 1, 2))
         assert "as of 2026-01-02" in page
-        assert "| [torch.nn.MSELoss](#torchnnmseloss) | 1 | 1 | 1 |  |  | 1 |  |" in page
+        assert "| [torch.nn.MSELoss](#torchnnmseloss) | 1 | 1 | 1 |  |  | 1 |  |  |" in page
+        assert "No GPU has run the checks yet" in page
         assert "| torch.nn.MSELoss | 1/2 |" in page
         assert "Because of this." in page
         assert "```python\n>>> 1 + 1\n2\n\n```" in page
         assert "Not yet looked into" not in page
+
+    def test_a_card_fills_its_column_and_stays_where_none_runs(self, tmp_path: Path) -> None:
+        from benchmarks.report_card.page import write
+
+        losses = (OnCard("torch.nn.MSELoss", 40, ("values.reference", "transforms.vmap")),)
+        card = Card("NVIDIA H100", "2026-01-01", "2.14", losses)
+        write([self.grade((finding(),))], tmp_path, date(2026, 1, 2), card)
+        for _ in range(2):
+            page = (tmp_path / "report-card.md").read_text(encoding="utf-8")
+            assert "| 1 | 1 | 1 |  |  | 1 |  | 40 / 2 |" in page
+            assert "The last column is of NVIDIA H100, as of 2026-01-01, with torch 2.14;" in page
+            assert "On the GPU this fails too: `transforms.vmap`." in page
+            assert "No GPU has run" not in page
+            write([self.grade((finding(),))], tmp_path, date(2026, 1, 3))
 
     def test_page_does_not_hide_what_is_not_explained(self) -> None:
         from benchmarks.report_card.page import markdown

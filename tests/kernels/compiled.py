@@ -39,12 +39,16 @@ class Compiled(NamedTuple):
     @property
     def loads(self) -> list[str]:
         """The types of its loads from global memory in PTX, such as 'v4.b32'; inside of loops or not."""
-        return [re.sub(r"^.*?((v\d\.)?\w\d+)$", r"\1", load) for load in re.findall(r"ld\.global(\.\S+)", self.assembly)]
+        return [
+            re.sub(r"^.*?((v\d\.)?\w\d+)$", r"\1", load) for load in re.findall(r"ld\.global(\.\S+)", self.assembly)
+        ]
 
     @property
     def stores(self) -> list[str]:
         """The types of its stores."""
-        return [re.sub(r"^.*?((v\d\.)?\w\d+)$", r"\1", store) for store in re.findall(r"st\.global(\.\S+)", self.assembly)]
+        return [
+            re.sub(r"^.*?((v\d\.)?\w\d+)$", r"\1", store) for store in re.findall(r"st\.global(\.\S+)", self.assembly)
+        ]
 
     def spilled(self) -> int:
         """Bytes of registers a thread that did not fit, on an NVIDIA GPU; the stack of the assertion's arguments apart."""
@@ -64,7 +68,12 @@ def compiling(target: str, only_parsed: bool = False) -> Iterator[list[Compiled]
     backend = make_backend(gpu)
 
     def start(
-        kernel: Any, device: torch.device, programs: int, warps: int, arguments: tuple[Any, ...], constants: dict[str, Any]
+        kernel: Any,
+        device: torch.device,
+        programs: int,
+        warps: int,
+        arguments: tuple[Any, ...],
+        constants: dict[str, Any],
     ) -> None:
         options = {**constants, "num_warps": warps}
         bind = create_function_from_signature(kernel.signature, kernel.params, backend)

@@ -30,7 +30,16 @@ pytestmark = pytest.mark.skipif(launch.INTERPRETED, reason="needs Triton's compi
 def test_interpreted() -> None:
     """Every kernel and option on CPU tensors against NumPy, in a process where Triton interprets."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "tests/kernels/triton_interpreted.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n0",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/kernels/triton_interpreted.py",
+    ]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-20000:] + result.stderr[-5000:]
     assert " passed" in result.stdout
@@ -75,7 +84,8 @@ FEW = ("aligned", "unaligned float32", "all options")
 
 
 @pytest.mark.parametrize(
-    ("target", "case"), [("sm_90", case) for case in ROWS] + [(target, case) for target in ("sm_80", "sm_100") for case in FEW]
+    ("target", "case"),
+    [("sm_90", case) for case in ROWS] + [(target, case) for target in ("sm_80", "sm_100") for case in FEW],
 )
 def test_rows_are_read_in_whole_vectors(target: str, case: str) -> None:
     kernels = compiled(target, "cross_entropy", *ROWS[case])
@@ -165,14 +175,18 @@ def test_options_fit_together(kind: str, weighted: bool, fields: dict[str, Any])
                 state = meta(2, *rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
                 grad_output = meta() if reduction == "mean" else meta(*rows)
                 LOSSES["cross_entropy"].backward(grad_output, tensors[0], *tensors, state, options)
-                LOSSES["cross_entropy"].backward(grad_output, tensors[0], *tensors, state, options._replace(gradients=0))
+                LOSSES["cross_entropy"].backward(
+                    grad_output, tensors[0], *tensors, state, options._replace(gradients=0)
+                )
     assert {kernel.name for kernel in found} >= {"rows_kernel", "tiles_kernel"}
 
 
 def test_options_of_other_losses_fit_together() -> None:
     with compiling("sm_90", only_parsed=True) as found:
         for dtype in (torch.float32, BFLOAT16, torch.float64):
-            for name, (shape, reduction) in itertools.product(LOSSES, (((64, 10), "mean"), ((4096, 999), "none"), ((4096, 999), "mean"))):
+            for name, (shape, reduction) in itertools.product(
+                LOSSES, (((64, 10), "mean"), ((4096, 999), "none"), ((4096, 999), "mean"))
+            ):
                 if name == "cross_entropy":
                     continue
                 input = meta(*shape, dtype=dtype)
@@ -182,11 +196,17 @@ def test_options_of_other_losses_fit_together() -> None:
                 if name == "cee_loss":
                     optional = [meta(shape[0])]
                     grad_output = meta(shape[0]) if reduction == "none" else meta()
-                targets = (input, meta(shape[0], dtype=torch.int64)) if name == "cee_loss" else (input, input.t().t()[:1].expand(shape))
+                targets = (
+                    (input, meta(shape[0], dtype=torch.int64))
+                    if name == "cee_loss"
+                    else (input, input.t().t()[:1].expand(shape))
+                )
                 for target in targets:
                     LOSSES[name].forward(input, target, *optional, None, options)
                     LOSSES[name].backward(grad_output, input, input, target, *optional, meta(), options)
-                    LOSSES[name].backward(grad_output, input, input, target, *optional, None, options._replace(gradients=0))
+                    LOSSES[name].backward(
+                        grad_output, input, input, target, *optional, None, options._replace(gradients=0)
+                    )
     assert {kernel.name for kernel in found} == {"elements_kernel", "count_elements", "textbook_kernel", "finish"}
 
 
@@ -198,7 +218,9 @@ def test_a_small_batch_is_one_launch() -> None:
     input = meta(64, 10)
     with compiling("sm_90") as found:
         LOSSES["mse_loss"].forward(input, input, None, None, None, Options())
-        LOSSES["binary_cross_entropy_with_logits"].forward(input, input, None, None, None, None, Options(ignore_index=2))
+        LOSSES["binary_cross_entropy_with_logits"].forward(
+            input, input, None, None, None, None, Options(ignore_index=2)
+        )
     assert [kernel.name for kernel in found] == ["elements_kernel"] * 2
 
 

@@ -254,7 +254,9 @@ def test_cross_entropy_layouts(layout: str, shape: tuple[int, ...], monkeypatch:
     check_cross_entropy(laid_out(input, layout), target, None, sample_weight, reductions=(reduction,))
 
 
-def cross_entropy(input: Tensor, target: Tensor, *others: Tensor | None, **fields: Any) -> tuple[Tensor, Tensor, Tensor]:
+def cross_entropy(
+    input: Tensor, target: Tensor, *others: Tensor | None, **fields: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     weight, sample_weight, normalizer, *_ = (*others, None, None, None)
     return forward(input, target, weight, sample_weight, normalizer, Options(**fields))
 
@@ -301,7 +303,9 @@ def test_infinite_and_missing_logits(way: str) -> None:
     small = torch.tensor([[-inf, 0.0, 1.0, 2.0]])
     weight = torch.tensor([0.0, 1.0, 1.0, 1.0])
     loss, gradient, _ = cross_entropy(small, torch.tensor([0]), weight, reduction="sum", label_smoothing=0.3)
-    truth = oracles.cross_entropy(small.double().numpy(), np.array([0]), weight.numpy(), None, Options(label_smoothing=0.3))
+    truth = oracles.cross_entropy(
+        small.double().numpy(), np.array([0]), weight.numpy(), None, Options(label_smoothing=0.3)
+    )
     np.testing.assert_allclose(loss, truth.losses[0], rtol=1e-6)
     np.testing.assert_allclose(loss, 0.3167, atol=5e-5)
     np.testing.assert_allclose(gradient.numpy(), truth.gradients, atol=1e-7)
@@ -326,7 +330,9 @@ def test_rows_without_part_leave_no_trace(some_way: str) -> None:
         loss, gradient, state = cross_entropy(
             input, target, weight, sample_weight, torch.tensor(2), reduction=reduction, statistics=True, **fields
         )
-        only, first, _ = cross_entropy(input[:1], target[:1], weight, None, torch.tensor(2), reduction=reduction, **fields)
+        only, first, _ = cross_entropy(
+            input[:1], target[:1], weight, None, torch.tensor(2), reduction=reduction, **fields
+        )
         assert torch.equal(loss, only)
         assert torch.equal(gradient[:1], first)
         assert gradient[1:].eq(0).all()
@@ -603,7 +609,9 @@ def test_textbook_corners() -> None:
     # Next to 1 the logarithm keeps its digits; without delta a class without a share counts for nothing.
     loss, _ = textbook.forward(p[:1], torch.tensor([0]), None, None, Options(delta=1e-7, reduction="sum"))
     np.testing.assert_allclose(loss, -math.log1p(1e-7), rtol=1e-6)
-    loss, gradient = textbook.forward(p, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), None, None, Options(delta=0.0, reduction="sum"))
+    loss, gradient = textbook.forward(
+        p, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), None, None, Options(delta=0.0, reduction="sum")
+    )
     np.testing.assert_allclose(loss, math.log(2), rtol=1e-6)
     assert gradient.tolist() == [[-1.0, 0.0], [0.0, -2.0]]
     with pytest.raises(Exception, match="torchlosses: cee_loss: a target is no class index"):

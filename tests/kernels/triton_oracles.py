@@ -46,9 +46,7 @@ def numbers(tensor: torch.Tensor | None) -> Array | None:
     return tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()
 
 
-def cross_entropy(
-    x: Array, target: Array, weight: Array | None, sample_weight: Array | None, options: Options
-) -> Rows:
+def cross_entropy(x: Array, target: Array, weight: Array | None, sample_weight: Array | None, options: Options) -> Rows:
     """Row by row, of (N, C) logits and (N) indices or (N, C) probabilities."""
     rows, classes = x.shape
     weight = np.ones(classes) if weight is None else weight

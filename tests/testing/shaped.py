@@ -1,6 +1,11 @@
-"""Kinds for what the built-in ones leave out: single rows, dimensions behind the classes, and shapes that broadcast."""
+"""Kinds for what the built-in ones leave out: single rows, dimensions behind the classes, and shapes that broadcast.
+
+And a cross-entropy in the shape of language models.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -83,3 +88,26 @@ PAIRS = Kind(
     traits=frozenset({"free"}),
     weight=element_weight,
 )
+
+
+def next_token(cross_entropy: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What trainers of language models make of a cross-entropy: position t is judged by label t + 1."""
+
+    def loss(
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        return cross_entropy(
+            input[:, :-1].flatten(0, 1),
+            target[:, 1:].flatten(),
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+
+    return loss

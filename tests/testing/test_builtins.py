@@ -16,7 +16,11 @@ BUILTINS: dict[str, tuple[Any, str]] = {
     "mse_loss": (F.mse_loss, "regression"),
     "L1Loss": (nn.L1Loss, "regression"),
     "HuberLoss": (nn.HuberLoss, "regression"),
+    "huber_loss": (F.huber_loss, "regression"),
+    "SmoothL1Loss": (nn.SmoothL1Loss, "regression"),
+    "smooth_l1_loss": (F.smooth_l1_loss, "regression"),
     "BCEWithLogitsLoss": (nn.BCEWithLogitsLoss, "binary"),
+    "binary_cross_entropy_with_logits": (F.binary_cross_entropy_with_logits, "binary"),
     "linear_cross_entropy": (F.linear_cross_entropy, "linear classification"),
 }
 
@@ -28,6 +32,7 @@ FINDINGS = {
     ("CrossEntropyLoss", "errors.label_smoothing"): "a negative label_smoothing acts as 0",
     ("mse_loss", "values.float16_range"): "300² is inf in float16, also inside a mean that is not",
     ("BCEWithLogitsLoss", "values.confident_tail"): "small losses are rounded to multiples of 1e-7 or so",
+    ("binary_cross_entropy_with_logits", "values.confident_tail"): "as BCEWithLogitsLoss",
     ("linear_cross_entropy", "laws.ignored_row_may_hold_anything"): "as cross_entropy",
     ("linear_cross_entropy", "errors.label_smoothing"): "as cross_entropy",
 }

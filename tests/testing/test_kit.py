@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 import torchlosses.testing
-from tests.testing.zoo import ZOO
-from torchlosses.testing import CHECKS, STATUSES, Kind, assert_loss, bound_checks, check_loss
+from tests.testing.shaped import next_token
+from tests.testing.zoo import CHECKED, ZOO
+from torchlosses.testing import CHECKS, KINDS, SEVERITIES, STATUSES, Kind, assert_loss, bound_checks, check_loss
 from torchlosses.testing.__main__ import main
+from torchlosses.testing.rendering import page
 
 
 def sound(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
@@ -282,6 +285,229 @@ class TestReport:
         assert assert_loss(sound, kind="regression", only=["gradients"]).ok
 
 
+class TestSeverities:
+    @pytest.mark.parametrize(
+        ("name", "severity"),
+        [
+            ("half_the_square-values.reference", "wrong value"),
+            ("gradient_without_its_two-values.reference_gradients", "wrong gradient"),
+            ("zero_tangent-derivatives.no_silent_zero_tangent", "wrong gradient"),
+            ("branches_on_the_data-integration.compile", "unsupported"),
+            ("spreads_over_the_others-values.one_class", "unsupported"),
+            ("any_other_reduction_is_sum-errors.reduction", "manners"),
+            ("always_float32-values.runs", "manners"),
+            ("samples_rows-integration.deterministic", "wrong value"),
+        ],
+    )
+    def test_of_a_failure(self, name: str, severity: str) -> None:
+        broken = ZOO[name]
+        report = check_loss(broken.loss, kind=broken.kind, reference=broken.reference, only=[broken.check])
+        finding = report[broken.check].finding
+        assert finding is not None
+        assert finding.severity == severity
+        assert report.severities == {**dict.fromkeys(SEVERITIES, 0), severity: 1}
+        assert f"{broken.check}  FAILED ({severity})" in str(report)
+
+    def test_one_check_may_find_either(self) -> None:
+        """laws.weights_of_one_are_no_weights compares values and gradients."""
+
+        def value(input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+            return F.mse_loss(input, target) * (1 if weight is None else 2)
+
+        class Halved(Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+                return grad / 2
+
+        def gradient(input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+            halved: Any = input if weight is None else Halved.apply(input)
+            return F.mse_loss(halved, target)
+
+        only = ["laws.weights_of_one_are_no_weights"]
+        found = [check_loss(loss, kind="regression", only=only).severities for loss in (value, gradient)]
+        assert [[name for name, number in one.items() if number] for one in found] == [
+            ["wrong value"],
+            ["wrong gradient"],
+        ]
+
+    def test_what_is_not_counted_is_reported_and_does_not_fail(self) -> None:
+        def broken(input: Tensor, target: Tensor) -> Tensor:
+            return (input - target.detach()).square().mean()
+
+        report = check_loss(broken, kind="regression", only=["gradients"], fail_on=["manners", "wrong_value"])
+        assert report.ok
+        assert report.fail_on == ("wrong value", "manners")
+        assert [result.check for result in report.failures] == ["gradients.by_targets"]
+        assert report.counted_failures == ()
+        assert not check_loss(broken, kind="regression", only=["gradients"], fail_on=["wrong gradient"]).ok
+        with pytest.raises(TypeError, match=r"write \['manners'\]"):
+            check_loss(broken, kind="regression", fail_on="manners")
+
+    def test_nothing_counted_is_still_not_ok_where_nothing_passed(self) -> None:
+        report = check_loss(F.triplet_margin_loss, kind="classification", only=["values"], fail_on=["manners"])
+        assert not report.ok
+
+
+def in_float32(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """A kernel that converts what it loads, and what it stores."""
+    if not input.is_floating_point():
+        raise TypeError(f"expected a floating-point input, but got {input.dtype}")
+    return F.mse_loss(input.float(), target.float(), reduction=reduction).to(input.dtype)
+
+
+def of_narrow_dtypes(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """A kernel that was not compiled for float64."""
+    if input.dtype == torch.float64:
+        raise TypeError("expected float32, bfloat16 or float16, but got float64")
+    return in_float32(input, target, reduction)
+
+
+def with_a_float32_result(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    return F.mse_loss(input.double(), target.double(), reduction=reduction).float()
+
+
+class TestDtypes:
+    SOUND: tuple[tuple[Any, str, str], ...] = (
+        (F.mse_loss, "regression", "float64"),
+        (F.l1_loss, "regression", "float64"),
+        (F.huber_loss, "regression", "float64"),
+        (F.cross_entropy, "classification", "float64"),
+        (F.binary_cross_entropy_with_logits, "binary", "float64"),
+        (F.linear_cross_entropy, "linear classification", "float64"),
+        (in_float32, "regression", "float32"),
+        (of_narrow_dtypes, "regression", "float32"),
+        (with_a_float32_result, "regression", "float32"),
+    )
+
+    @pytest.mark.parametrize(("loss", "kind", "computes_in"), SOUND)
+    def test_what_a_loss_computes_in(self, loss: Any, kind: str, computes_in: str) -> None:
+        assert check_loss(loss, kind=kind, only=["inputs.empty"]).computes_in == computes_in
+
+    @pytest.mark.parametrize("reduction", CHECKED)
+    def test_reductions_tell_the_same(self, reduction: str) -> None:
+        def one(input: Tensor, target: Tensor) -> Tensor:
+            return in_float32(input, target, reduction)
+
+        def other(input: Tensor, target: Tensor) -> Tensor:
+            return F.l1_loss(input, target, reduction=reduction)
+
+        found = [check_loss(loss, kind="regression", only=["inputs.empty"]).computes_in for loss in (one, other)]
+        assert found == ["float32", "float64"]
+
+    def test_a_float32_loss_passes_a_float64_audit_that_it_never_claimed(self) -> None:
+        report = assert_loss(in_float32, kind="regression", reference=F.mse_loss)
+        assert report["derivatives.gradcheck"].status == "passed"
+        assert report["derivatives.gradgradcheck"].status == "passed"
+        assert report["values.float32"].status == "passed"
+        assert report["values.float64"].status == "not applicable"
+        assert "it computes in float32, and the tolerances follow that" in str(report)
+        assert "it computes in float32, and the tolerances follow that" in page(report)
+
+    def test_a_claim_is_held(self) -> None:
+        report = check_loss(in_float32, kind="regression", reference=F.mse_loss, dtypes=["float64", "float32"])
+        assert [result.check for result in report.failures] == ["values.float64"]
+        assert assert_loss(F.mse_loss, kind="regression", dtypes=[torch.float64], only=["values"]).dtypes == (
+            "float64",
+        )
+
+    @pytest.mark.parametrize("dtypes", [None, ("float32", "bfloat16", "float16")])
+    def test_a_loss_without_float64(self, dtypes: tuple[str, ...] | None) -> None:
+        report = assert_loss(of_narrow_dtypes, kind="regression", reference=F.mse_loss, dtypes=dtypes)
+        assert report["derivatives.gradgradcheck"].status == "passed"
+        assert report["values.float16"].status == "passed"
+        assert (report.notes == ("the widest dtype that it runs in is float32",)) == (dtypes is None)
+
+    def test_only_what_is_claimed_is_tried(self) -> None:
+        seen = set()
+
+        def loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+            seen.update({input.dtype, target.dtype} if input.is_floating_point() else ())
+            return F.mse_loss(input, target, reduction=reduction)
+
+        report = assert_loss(loss, kind="regression", dtypes=["float32"])
+        assert seen == {torch.float32}
+        for name in ("values.float64", "values.bfloat16", "values.float16", "integration.autocast"):
+            assert report[name].status == "not applicable", report[name]
+
+    def test_without_anything_wider_there_is_nothing_to_measure_by(self) -> None:
+        only = ["values.float32", "derivatives.gradcheck"]
+        alone = check_loss(F.mse_loss, kind="regression", dtypes=["float32"], only=only)
+        assert [result.status for result in alone.results] == ["not applicable", "passed"]
+        assert "give a reference" in alone["values.float32"].reason
+        judged = check_loss(F.mse_loss, kind="regression", reference=F.mse_loss, dtypes=["float32"], only=only)
+        assert [result.status for result in judged.results] == ["passed", "passed"]
+
+    def test_finite_differences_say_nothing_in_bfloat16(self) -> None:
+        report = assert_loss(F.mse_loss, kind="regression", dtypes=["bfloat16"], only=["derivatives", "laws"])
+        assert report["derivatives.gradcheck"].reason.startswith("finite differences say nothing of a loss that")
+
+    def test_dtypes_are_named(self) -> None:
+        with pytest.raises(TypeError, match=r"write \['float32'\]"):
+            check_loss(sound, kind="regression", dtypes="float32")
+        with pytest.raises(ValueError, match="nothing is not a dtype"):
+            check_loss(sound, kind="regression", dtypes=[])
+
+
+class TestDevice:
+    @pytest.mark.parametrize(
+        ("loss", "kind"),
+        [
+            (nn.MSELoss, "regression"),
+            (nn.CrossEntropyLoss, "classification"),
+            (F.binary_cross_entropy_with_logits, "binary"),
+            (F.linear_cross_entropy, "linear classification"),
+            (next_token(F.cross_entropy), "language modelling"),
+        ],
+    )
+    def test_every_tensor_of_a_check_is_put_on_the_device(self, loss: Any, kind: str) -> None:
+        """What is not would be on the default device: on one without numbers, nothing would come out of a check."""
+        skip = ["cost", "integration.compile", "integration.export"]
+        expected = check_loss(loss, kind=kind, device="cpu", skip=skip)
+        with torch.device("meta"):
+            report = check_loss(loss, kind=kind, device="cpu", skip=skip)
+        for got, here in zip(report.results, expected.results, strict=True):
+            assert (got.status, got.reason, got.cases) == (here.status, here.reason, here.cases), got
+
+    def test_no_such_device(self) -> None:
+        with pytest.raises(ValueError, match="there is no device 'nowhere' here"):
+            check_loss(sound, kind="regression", device="nowhere")
+
+
+class TestLanguageModelling:
+    def test_a_sound_loss(self) -> None:
+        """What fails is what fails of torch's cross-entropy on any rows."""
+        report = check_loss(next_token(F.cross_entropy), kind="language modelling")
+        found = {result.check for result in report.failures}
+        assert found == {
+            "values.float16",
+            "values.float16_range",
+            "values.confident_tail",
+            "laws.ignored_row_may_hold_anything",
+            "errors.label_smoothing",
+        }
+        for name in ("laws.labels_are_shifted", "laws.reductions_agree", "transforms.per_sample_gradients"):
+            assert report[name].status == "passed", report[name]
+
+    def test_losses_may_be_laid_out_as_the_labels_are(self) -> None:
+        def by_sequence(input: Tensor, target: Tensor, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+            loss = next_token(F.cross_entropy)(input, target, ignore_index=ignore_index, reduction=reduction)
+            return loss if loss.dim() == 0 else loss.unflatten(0, (len(target), -1))
+
+        report = check_loss(by_sequence, kind="language-modelling", only=["laws"])
+        assert [result.check for result in report.failures] == ["laws.ignored_row_may_hold_anything"]
+
+    def test_shifted_the_other_way(self) -> None:
+        def backwards(input: Tensor, target: Tensor) -> Tensor:
+            return F.cross_entropy(input[:, 1:].flatten(0, 1), target[:, :-1].flatten())
+
+        report = check_loss(backwards, kind="language modelling", only=["laws.labels_are_shifted"])
+        assert not report.ok
+
+
 class TestCommand:
     ARGUMENTS = ("torch.nn:MSELoss", "--kind", "regression", "--reference", "torch.nn:MSELoss", "--only", "gradients")
 
@@ -292,9 +518,9 @@ class TestCommand:
         assert re.search(r"^gradients\.retain_graph +ok$", shown, re.MULTILINE)
         data = json.loads((tmp_path / "a.json").read_text())
         assert data["reference"] == "torch.nn.modules.loss.MSELoss"
-        page = (tmp_path / "a.html").read_text()
-        assert page.startswith("<!DOCTYPE html>")
-        assert "gradients.retain_graph" in page
+        html = (tmp_path / "a.html").read_text()
+        assert html.startswith("<!DOCTYPE html>")
+        assert "gradients.retain_graph" in html
         assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.html", "a.json"]
 
     def test_fails(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,7 +535,20 @@ class TestCommand:
             (["torch.nn:Nothing", "--kind", "regression"], "cannot load 'torch.nn:Nothing'"),
             (["torch.nn.MSELoss", "--kind", "regression"], "no path of the form package.module:Name"),
             (["torch.nn:MSELoss", "--kind", "none"], "'none' is not a kind"),
-            (["torch.nn:MSELoss"], "--kind are needed"),
+            (["torch.nn:MSELoss"], f"--kind is needed: one of {', '.join(KINDS)}"),
+            (["torch.nn:MSELoss", "--kind"], f"--kind is needed: one of {', '.join(KINDS)}"),
+            (["torch.nn:MSELoss", "--kind", "regresion"], f"expected one of {', '.join(KINDS)}"),
+            (["--kind", "regression"], "a loss is needed"),
+            (["torch.nn:MSELoss", "--kind", "regression", "--device", "nowhere"], "there is no device 'nowhere' here"),
+            (["torch.nn:MSELoss", "--kind", "regression", "--device", "meta"], "there is no device 'meta' here"),
+            (
+                ["torch.nn:MSELoss", "--kind", "regression", "--dtypes", "float32,int8"],
+                "'int8' is not a dtype that a loss is audited for: expected some of float64, float32, bfloat16",
+            ),
+            (
+                ["torch.nn:MSELoss", "--kind", "regression", "--fail-on", "wrong"],
+                "'wrong' is not a severity: expected some of wrong value, wrong gradient, unsupported, manners",
+            ),
             (["torch.nn:MSELoss", "--kind", "regression", "--option", "x"], "not of the form NAME=VALUE"),
         ],
     )
@@ -331,6 +570,26 @@ class TestCommand:
         ]
         assert main([*arguments, "--only", "values.runs", "--only", "errors.rows", "--skip", "errors"]) == 0
 
+    def test_counts_only_what_is_asked_for(self, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["tests.testing.zoo:detached_target", "--kind", "regression", "--only", "gradients"]
+        assert main([*arguments, "--fail-on", "wrong-value,manners"]) == 0
+        shown = capsys.readouterr().out
+        assert "gradients.by_targets: failed, wrong gradient" in shown
+        assert "1 failed (1 wrong gradient), 3 not applicable, 1 of the failures not counted" in shown
+        assert main([*arguments, "--fail-on", "wrong-gradient"]) == 1
+
+    def test_costs_alone_are_enough(self) -> None:
+        assert main(["torch.nn:MSELoss", "--kind", "regression", "--only", "cost"]) == 0
+
+    def test_device_and_dtypes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file = tmp_path / "report.json"
+        arguments = ["--only", "derivatives", "--device", "cpu", "--dtypes", "bfloat16, float32", "--json", str(file)]
+        assert main(["torch.nn:MSELoss", "--kind", "regression", *arguments]) == 0
+        data = json.loads(file.read_text())
+        assert (data["device"], data["dtypes"], data["computes_in"]) == ("cpu", ["float32", "bfloat16"], "float32")
+        said = "On cpu, for float32, bfloat16; it computes in float32, and the tolerances follow that."
+        assert said in capsys.readouterr().out
+
     def test_list(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--list"]) == 0
         assert len(capsys.readouterr().out.splitlines()) == len(CHECKS)
@@ -350,6 +609,10 @@ def test_pytest_helper(tmp_path: Path) -> None:
             @parametrize(mine, kind="regression", skip={"values": "later", "integration": "later", "cost": "later"})
             def test_mine(check):
                 check()
+
+            @parametrize(mine, kind="regression", fail_on=["wrong value"], skip=["values", "integration", "cost"])
+            def test_its_values(check):
+                check()
             """
         )
     )
@@ -360,6 +623,8 @@ def test_pytest_helper(tmp_path: Path) -> None:
     assert re.search(r"FAILED \S*test_mine\[gradients\.by_targets\]", run.stdout)
     assert re.search(r"PASSED \S*test_mine\[gradients\.retain_graph\]", run.stdout)
     assert "not applicable: the loss has no option weight" in run.stdout
+    assert re.search(r"XFAIL \S*test_its_values\[gradients\.by_targets\] - wrong gradient, which is not", run.stdout)
+    assert not re.search(r"FAILED \S*test_its_values", run.stdout)
     assert "the gradient by target is silently dropped" in run.stdout
 
 
@@ -377,3 +642,18 @@ def test_uses_the_public_interface_only_and_needs_torch_and_numpy_only() -> None
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_every_import_goes_one_way() -> None:
+    """No file of the kit imports, at whatever remove, one that imports it."""
+    folder = Path(torchlosses.testing.__file__).parent
+    imports = {
+        ".".join(path.relative_to(folder).with_suffix("").parts): set(
+            re.findall(r"^\s*from torchlosses\.testing\.([\w.]+) import", path.read_text(), re.MULTILINE)
+        )
+        for path in folder.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert "outcomes" in imports["comparing"]
+    order = list(TopologicalSorter(imports).static_order())
+    assert set(imports) <= set(order)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchlosses
-from tests.testing.shaped import PAIRS, of_images, of_single_rows
+from tests.testing.shaped import PAIRS, next_token, of_images, of_single_rows
 from torchlosses import kernels
 from torchlosses.testing import CHECKS, BoundCheck, bound_checks
 
@@ -51,6 +51,8 @@ NO_CLASSES = {
 BOUNDED = {"values.float16_range", "values.extreme_inputs", "laws.nonnegative"}
 NO_REFERENCE = {"values.reference", "values.reference_gradients"}
 ANY_SHAPES = {"inputs.broadcasting"}
+NOT_SHIFTED = {"laws.labels_are_shifted"}
+NO_POSITIVE_WEIGHT = {"laws.pos_weight_scales_the_positives"}
 
 BEHIND_A_PRODUCT = {
     "values.float16_range",
@@ -63,8 +65,22 @@ BEHIND_A_PRODUCT = {
     "laws.gradient_vanishes_at_the_optimum",
 }
 
-REGRESSION = NO_IGNORED_ROWS | NO_SMOOTHING | NO_LOGITS | NO_CLASSES
-PROBABILITIES = NO_IGNORED_ROWS | NO_SMOOTHING | NO_LOGITS | NO_WEIGHT | BOUNDED | NO_REFERENCE | ANY_SHAPES
+CLASSIFICATION = ANY_SHAPES | NOT_SHIFTED | NO_POSITIVE_WEIGHT
+REGRESSION = NO_IGNORED_ROWS | NO_SMOOTHING | NO_LOGITS | NO_CLASSES | NOT_SHIFTED | NO_POSITIVE_WEIGHT
+PROBABILITIES = CLASSIFICATION | NO_IGNORED_ROWS | NO_SMOOTHING | NO_LOGITS | NO_WEIGHT | BOUNDED | NO_REFERENCE
+BINARY = NO_IGNORED_ROWS | NO_CLASSES | NOT_SHIFTED | {"values.masked_classes", "laws.logits_may_be_shifted"}
+LANGUAGE = (
+    NO_POSITIVE_WEIGHT
+    | ANY_SHAPES
+    | {
+        "gradients.by_targets",
+        "inputs.images",
+        "inputs.channels_last",
+        "inputs.unbatched",
+        "laws.one_hot_is_an_index",
+        "errors.classes",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -77,16 +93,32 @@ class Audited:
     not_applicable: set[str]
 
 
+# All that the losses claim.
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
 LOSSES = {
     "mse_loss": Audited(torchlosses.mse_loss, "regression", F.mse_loss, REGRESSION | FUNCTION),
     "MSELoss": Audited(torchlosses.MSELoss, "regression", nn.MSELoss, REGRESSION | NO_WEIGHT | NO_WEIGHT_TO_KEEP),
-    "cross_entropy": Audited(torchlosses.cross_entropy, "classification", F.cross_entropy, ANY_SHAPES | FUNCTION),
-    "CrossEntropyLoss": Audited(torchlosses.CrossEntropyLoss, "classification", nn.CrossEntropyLoss, ANY_SHAPES),
+    "huber_loss": Audited(torchlosses.huber_loss, "regression", F.huber_loss, REGRESSION | FUNCTION),
+    "HuberLoss": Audited(torchlosses.HuberLoss, "regression", nn.HuberLoss, REGRESSION | NO_WEIGHT | NO_WEIGHT_TO_KEEP),
+    "smooth_l1_loss": Audited(torchlosses.smooth_l1_loss, "regression", F.smooth_l1_loss, REGRESSION | FUNCTION),
+    "SmoothL1Loss": Audited(
+        torchlosses.SmoothL1Loss, "regression", nn.SmoothL1Loss, REGRESSION | NO_WEIGHT | NO_WEIGHT_TO_KEEP
+    ),
+    "binary_cross_entropy_with_logits": Audited(
+        torchlosses.binary_cross_entropy_with_logits, "binary", F.binary_cross_entropy_with_logits, BINARY | FUNCTION
+    ),
+    "BCEWithLogitsLoss": Audited(torchlosses.BCEWithLogitsLoss, "binary", nn.BCEWithLogitsLoss, BINARY),
+    "cross_entropy": Audited(torchlosses.cross_entropy, "classification", F.cross_entropy, CLASSIFICATION | FUNCTION),
+    "CrossEntropyLoss": Audited(torchlosses.CrossEntropyLoss, "classification", nn.CrossEntropyLoss, CLASSIFICATION),
+    "cross_entropy of the next token": Audited(
+        next_token(torchlosses.cross_entropy), "language modelling", next_token(F.cross_entropy), LANGUAGE | FUNCTION
+    ),
     "linear_cross_entropy": Audited(
         torchlosses.linear_cross_entropy,
         "linear classification",
         F.linear_cross_entropy,
-        BEHIND_A_PRODUCT | ANY_SHAPES | FUNCTION,
+        BEHIND_A_PRODUCT | CLASSIFICATION | FUNCTION,
     ),
     "cee_loss": Audited(torchlosses.cee_loss, "probabilities", None, PROBABILITIES | FUNCTION),
     "CEELoss": Audited(torchlosses.CEELoss, "probabilities", None, PROBABILITIES | NO_WEIGHT_TO_KEEP),
@@ -97,7 +129,7 @@ LOSSES = {
 def _checks(name: str, backend: str) -> dict[str, BoundCheck]:
     """What trying a loss out shows is kept for all of its checks, for each backend."""
     audited = LOSSES[name]
-    found = bound_checks(audited.loss, kind=audited.kind, reference=audited.reference)
+    found = bound_checks(audited.loss, kind=audited.kind, reference=audited.reference, dtypes=DTYPES)
     return {check.name: check for check in found}
 
 

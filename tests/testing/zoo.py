@@ -25,16 +25,19 @@ class Specimen:
     check: str
     says: str
     reference: Any = None
+    dtypes: tuple[str, ...] | None = None
 
 
 ZOO: dict[str, Specimen] = {}
 
 
-def specimen(kind: str, check: str, says: str, reference: Any = None) -> Callable[[Any], Any]:
+def specimen(
+    kind: str, check: str, says: str, reference: Any = None, dtypes: tuple[str, ...] | None = None
+) -> Callable[[Any], Any]:
     """Put a loss into the zoo; one that breaks in several ways has several of these."""
 
     def collect(loss: Any) -> Any:
-        ZOO[f"{loss.__name__}-{check}"] = Specimen(loss, kind, check, says, reference)
+        ZOO[f"{loss.__name__}-{check}"] = Specimen(loss, kind, check, says, reference, dtypes)
         return loss
 
     return collect
@@ -153,6 +156,12 @@ def always_float32(input: Tensor, target: Tensor) -> Tensor:
 @specimen("regression", "values.float32", "off by more than rounding in torch.float32", F.mse_loss)
 def saves_memory_in_bfloat16(input: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(input.bfloat16(), target.bfloat16()).to(input.dtype)
+
+
+@specimen("regression", "values.float64", "float64 is computed in a narrower dtype", dtypes=("float64", "float32"))
+def computes_in_float32(input: Tensor, target: Tensor) -> Tensor:
+    """A kernel that converts what it loads, and what it stores."""
+    return F.mse_loss(input.float(), target.float()).to(input.dtype)
 
 
 @specimen("classification", "values.many_classes", "off by more than rounding", F.cross_entropy)
@@ -542,7 +551,7 @@ def weights_are_clamped(input: Tensor, target: Tensor, weight: Tensor | None = N
     return F.cross_entropy(input, target, None if weight is None else weight.clamp(min=1e-3))
 
 
-@specimen("classification", "laws.weights_of_one_are_no_weights", "weights of 1 change the loss")
+@specimen("classification", "laws.weights_of_one_are_no_weights", "a weight of ones changes the loss")
 def weights_are_normalised(
     input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "sum"
 ) -> Tensor:
@@ -610,6 +619,41 @@ def smooths_twice(input: Tensor, target: Tensor, label_smoothing: float = 0.0) -
     """The target is smoothed, and its loss again."""
     share = F.one_hot(target, input.shape[1]) * (1 - label_smoothing) + label_smoothing / input.shape[1]
     return F.cross_entropy(input, share.to(input.dtype), label_smoothing=label_smoothing)
+
+
+@specimen("binary", "laws.pos_weight_scales_the_positives", "pos_weight does not scale the positive term")
+def weights_whole_elements(
+    input: Tensor, target: Tensor, pos_weight: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
+    """Right for labels: where the target is a probability, the negative term is weighted too."""
+    weight = 1 if pos_weight is None else 1 + (pos_weight - 1) * target
+    return reduced(weight * F.binary_cross_entropy_with_logits(input, target, reduction="none"), reduction)
+
+
+@specimen("language modelling", "laws.labels_are_shifted", "the last position has a gradient")
+@specimen("language modelling", "laws.gradient_vanishes_at_the_optimum", "the gradient at the optimum is not 0")
+def labels_where_they_are(input: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(input.flatten(0, 1), target.flatten())
+
+
+@specimen("language modelling", "laws.labels_are_shifted", "a position is drawn to another label than the next")
+def shifts_twice(input: Tensor, target: Tensor) -> Tensor:
+    """The data loader's labels are shifted already, and the loss shifts again."""
+    return F.cross_entropy(input[:, :-2].flatten(0, 1), target[:, 2:].flatten())
+
+
+@specimen("language modelling", "laws.reductions_agree", "'mean' is not the sum of 'none' over what counts")
+def counts_the_first_label(input: Tensor, target: Tensor, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    losses = F.cross_entropy(input[:, :-1].mT, target[:, 1:], ignore_index=ignore_index, reduction="none")
+    return reduced(losses, reduction, (target != ignore_index).sum())
+
+
+@specimen("language modelling", "laws.micro_batches_add_up", "micro-batches do not add up to the batch")
+def averages_over_sequences(input: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor:
+    """Every sequence counts alike, however much of it is padding."""
+    losses = F.cross_entropy(input[:, :-1].mT, target[:, 1:], ignore_index=ignore_index, reduction="none")
+    counted = (target[:, 1:] != ignore_index).sum(1)
+    return (losses.sum(1) / counted.clamp(min=1)).sum() / (counted > 0).sum()
 
 
 # Integration -------------------------------------------------------------------------------------------------------

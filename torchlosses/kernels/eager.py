@@ -37,6 +37,8 @@ def forward(loss: Any, tensors: Sequence[Tensor | None], options: Any) -> tuple[
         state = input.new_zeros([loss.state_fields(options), *loss.rows(input)], dtype=compute)
     # The blocks' sums meet in double precision.
     total = torch.zeros((), dtype=torch.float64 if on_cpu else compute, device=input.device)
+    if not input.numel():
+        loss.check(*own, options)
     for some, (g, out, kept, gradient) in _blocks(loss, own, (grad_rows, losses, state, gradients[0])):
         try:
             loss.check(*some, options)
@@ -60,7 +62,7 @@ def forward(loss: Any, tensors: Sequence[Tensor | None], options: Any) -> tuple[
 
 
 @torch.no_grad()
-def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Tensor | None], options: Any) -> Tensor:
+def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Tensor | None], options: Any, *_: Tensor) -> Tensor:
     """The gradient by the first tensor."""
     gradient = torch.empty_like(tensors[0])
     _write(loss, grad_output, gradient, tensors, options)
@@ -68,7 +70,9 @@ def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Tensor | None], o
 
 
 @torch.no_grad()
-def backward_(loss: Any, grad_output: Tensor, gradient: Tensor, tensors: Sequence[Tensor | None], options: Any) -> None:
+def backward_(
+    loss: Any, grad_output: Tensor, gradient: Tensor, tensors: Sequence[Tensor | None], options: Any, *_: Tensor
+) -> None:
     """The same, written to `gradient`, which holds that for an incoming gradient of 1 or is the input itself."""
     on_cpu = grad_output.device.type == "cpu"
     if not (options.gradients and on_cpu and grad_output.item() == 1):

@@ -1,6 +1,6 @@
 """The audit from the command line: python -m torchlosses.testing package.module:Loss --kind classification.
 
-The exit code is 0 where no check failed, 1 where one did, and 2 where the audit could not be made.
+The exit code is 0 where no check failed that counts, 1 where one did, and 2 where the audit could not be made.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torchlosses.testing import CHECKS, KINDS, check_loss
+from torchlosses.testing import CHECKS, KINDS, SEVERITIES, check_loss
 from torchlosses.testing.loading import load
-from torchlosses.testing.rendering import page, text
+from torchlosses.testing.rendering import page
 from torchlosses.testing.report import Report
 
 
@@ -27,13 +27,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("loss", nargs="?", metavar="package.module:Loss", help="a function, a Module class or a Module")
     kinds = ", ".join(KINDS)
-    parser.add_argument("--kind", metavar="KIND", help=f"{kinds}; or package.module:kind for a Kind of your own")
+    parser.add_argument(
+        "--kind", nargs="?", metavar="KIND", help=f"{kinds}; or package.module:kind for a Kind of your own"
+    )
     parser.add_argument("--reference", metavar="package.module:Loss", help="a loss of the same kind that is right")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="an option that is always given"
     )
     parser.add_argument(
         "--rename", action="append", default=[], metavar="USUAL=NAME", help="what the loss calls an option"
+    )
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where the inputs are, such as cuda")
+    parser.add_argument(
+        "--dtypes",
+        type=_several,
+        metavar="DTYPE,...",
+        help="what the loss claims to compute in, of float64, float32, bfloat16 and float16",
+    )
+    parser.add_argument(
+        "--fail-on",
+        type=_several,
+        default=tuple(SEVERITIES),
+        metavar="SEVERITY,...",
+        help=f"the failures that the exit code counts, of {', '.join(SEVERITIES)} (all)",
     )
     parser.add_argument(
         "--only", action="append", metavar="CHECK", help="run this check, or this subject, such as laws"
@@ -54,8 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.list:
         print("\n".join(f"{check.name}: {check.why}" for check in CHECKS.values()))
         return 0
-    if given.loss is None or given.kind is None:
-        parser.error("a loss and its --kind are needed")
+    if given.loss is None:
+        parser.error("a loss is needed, such as torch.nn:CrossEntropyLoss")
+    if given.kind is None:
+        parser.error(f"--kind is needed: one of {', '.join(KINDS)}, or package.module:kind for a Kind of your own")
     # The loss is often a file beside the caller, who starts a module and not a script.
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
@@ -75,7 +93,14 @@ def _audit(given: argparse.Namespace) -> Report:
         only=given.only,
         options={name: _value(value) for name, value in map(_pair, given.option)},
         rename=dict(map(_pair, given.rename)),
+        device=given.device,
+        dtypes=given.dtypes,
+        fail_on=given.fail_on,
     )
+
+
+def _several(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -98,7 +123,7 @@ def _write(report: Report, given: argparse.Namespace) -> None:
     if given.json is not None and str(given.json) == "-":
         print(data)
     else:
-        print(text(report))
+        print(report)
         if given.json is not None:
             _write_whole(given.json, data + "\n")
     if given.html is not None:

@@ -7,21 +7,34 @@ import functools
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchlosses.testing.comparing import shown
-from torchlosses.testing.kinds import Case, Kind, kind_named
+from torchlosses.testing.comparing import expect_close, largest, shown
+from torchlosses.testing.kinds import IGNORED, Case, Kind, kind_named
 from torchlosses.testing.loading import name_of
-from torchlosses.testing.registry import CannotRun, Failure, NotApplicable, NotSupported, TooLarge
+from torchlosses.testing.outcomes import (
+    UNSUPPORTED,
+    WRONG_GRADIENT,
+    CannotRun,
+    Failure,
+    NotApplicable,
+    NotSupported,
+    TooLarge,
+)
 
-OPTIONS = ("reduction", "weight", "ignore_index", "label_smoothing", "linear_bias")
+OPTIONS = ("reduction", "weight", "ignore_index", "label_smoothing", "linear_bias", "pos_weight")
+NUMBERS = ("weight", "linear_bias", "pos_weight")
+"""The options that are tensors which a loss can be differentiated by."""
+SETTINGS = OPTIONS[1:]
+"""The options that a plain case leaves out."""
 REDUCTIONS = ("none", "mean", "sum")
-IGNORED = -100
 SMOOTHING = 0.2
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""What a loss may be audited for, the widest first."""
 
 _UNSUPPORTED = re.compile(
     r"not implemented|(not|n't) support|unsupported|must implement|once_differentiable|setup_context|generate_vmap_rule"
@@ -40,11 +53,11 @@ class Subject:
         TypeError: It cannot be called.
     """
 
-    def __init__(self, loss: Any, fixed: Mapping[str, Any], rename: Mapping[str, str]) -> None:
+    def __init__(self, loss: Any, fixed: Mapping[str, Any], rename: Mapping[str, str], device: torch.device) -> None:
         if not callable(loss):
             raise TypeError(f"a loss must be a function, a Module class or a Module, but got {loss!r}.")
         self.loss: Any = loss
-        self.fixed, self.rename = dict(fixed), dict(rename)
+        self.fixed, self.rename, self.device = dict(fixed), dict(rename), device
         self.is_class = inspect.isclass(loss) and issubclass(loss, nn.Module)
         self.is_instance = isinstance(loss, nn.Module)
         if self.is_instance and fixed:
@@ -76,33 +89,53 @@ class Subject:
         return None if default is inspect.Parameter.empty else default
 
     def bind(self, options: Mapping[str, Any], dtype: torch.dtype | None = None) -> Callable[..., Tensor]:
-        """The loss with its options fixed, and its buffers in `dtype`."""
+        """The loss with its options fixed, and its buffers on the device and in `dtype`."""
         if self.is_instance:
-            return copy.deepcopy(self.loss).to(dtype)
+            return copy.deepcopy(self.loss).to(self.device, dtype)
         named = {self.rename.get(name, name): value for name, value in options.items()}
-        fixed = {name: _in_dtype(value, dtype) for name, value in self.fixed.items()}
+        fixed = {name: self._placed(value, dtype) for name, value in self.fixed.items()}
         if self.is_class:
-            return self.loss(**fixed, **named).to(dtype)
+            return self.loss(**fixed, **named).to(self.device, dtype)
         return functools.partial(self.loss, **fixed, **named)
+
+    def _placed(self, value: Any, dtype: torch.dtype | None) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(self.device, dtype if value.is_floating_point() else None)
 
     def __call__(self, case: Case) -> Tensor:
         """The loss of a case."""
         return self.bind(case.options, case.dtype)(*case.tensors.values())
 
 
-def _in_dtype(value: Any, dtype: torch.dtype | None) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
 class Audit:
-    """One loss, its kind and its reference, and what trying it out has shown."""
+    """One loss, its kind and its reference, and what trying it out has shown.
+
+    Args:
+        loss: As for `check_loss`.
+        kind: As for `check_loss`.
+        reference: As for `check_loss`.
+        options: As for `check_loss`.
+        rename: As for `check_loss`.
+        device: As for `check_loss`.
+        dtypes: As for `check_loss`.
+    """
 
     def __init__(
-        self, loss: Any, kind: str | Kind, reference: Any, options: Mapping[str, Any], rename: Mapping[str, str]
+        self,
+        loss: Any,
+        kind: str | Kind,
+        reference: Any = None,
+        options: Mapping[str, Any] | None = None,
+        rename: Mapping[str, str] | None = None,
+        device: str | torch.device = "cpu",
+        dtypes: Iterable[str | torch.dtype] | None = None,
     ) -> None:
         self.kind = kind_named(kind)
-        self.loss = Subject(loss, options, rename)
-        self.reference = None if reference is None else Subject(reference, {}, {})
+        self.device = _device_named(device)
+        self.claimed = () if dtypes is None else _dtypes_named(dtypes)
+        self.loss = Subject(loss, options or {}, rename or {}, self.device)
+        self.reference = None if reference is None else Subject(reference, {}, {}, self.device)
         self.name = name_of(loss)
         self._notes: dict[str, None] = {}
 
@@ -114,6 +147,133 @@ class Audit:
     def note(self, text: str) -> None:
         """Add a note, once."""
         self._notes[text] = None
+
+    # Dtypes ---------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def dtype(self) -> torch.dtype:
+        """The widest dtype that the loss is audited for: the widest claimed, else the widest that it runs in."""
+        if self.claimed:
+            return self.claimed[0]
+        for dtype in DTYPES:
+            if any(self._runs(self.kind.draw(form).to(dtype, self.device)) for form in self.kind.forms):
+                if dtype != DTYPES[0]:
+                    self.note(f"the widest dtype that it runs in is {short(dtype)}")
+                return dtype
+        return DTYPES[0]
+
+    def _runs(self, case: Case) -> bool:
+        try:
+            self.loss(case)
+        except Exception:
+            return False
+        return True
+
+    def claims(self, dtype: torch.dtype) -> bool:
+        """Whether the loss is audited in a dtype: where none was claimed, in all."""
+        return not self.claimed or dtype in self.claimed
+
+    def in_dtype(self, cases: Iterable[Case], dtype: torch.dtype) -> list[Case]:
+        """The cases in another dtype.
+
+        Raises:
+            NotApplicable: The loss does not claim it.
+        """
+        if not self.claims(dtype):
+            raise NotApplicable(f"{short(dtype)} is not among the dtypes that the loss is audited for")
+        return [case.to(dtype) for case in cases]
+
+    def in_training_dtype(self, cases: Iterable[Case]) -> list[Case]:
+        """The cases in float32, or in the widest dtype of a loss that has no float32."""
+        wide = torch.finfo(self.dtype).bits >= 32 and self.claims(torch.float32)
+        return [case.to(torch.float32 if wide else self.dtype) for case in cases]
+
+    @functools.cached_property
+    def computes_in(self) -> torch.dtype:
+        """The dtype that the loss computes in on inputs in its widest dtype, as far as its results show.
+
+        Where it is a narrower one than the inputs', the loss of the inputs is that of the inputs rounded to it, or its
+        value or gradient is a number of that dtype.
+        """
+        if not self.forms:
+            return self.dtype
+        reduction = "mean" if "mean" in self.reductions else self.reductions[0]
+        case = self._case(self.forms[0], (), reduction, 6, 5, 0)
+        narrower = [dtype for dtype in DTYPES if torch.finfo(dtype).bits < torch.finfo(self.dtype).bits]
+        return next((dtype for dtype in reversed(narrower) if self._computes(case, dtype)), self.dtype)
+
+    def _computes(self, case: Case, dtype: torch.dtype) -> bool:
+        try:
+            value, gradient = self._value_and_third_of_gradient(case)
+            rounded, _ = self._value_and_third_of_gradient(case.to(dtype).to(self.dtype))
+        except Exception:
+            return False
+        fractions = value[value != value.round()]
+        if len(fractions) and (torch.equal(value, rounded) or _is_exact(fractions, dtype)):
+            return True
+        fractions = gradient[gradient != gradient.round()]
+        return bool(len(fractions)) and _is_exact(fractions, dtype)
+
+    def _value_and_third_of_gradient(self, case: Case) -> tuple[Tensor, Tensor]:
+        """On the CPU, flat; a third of what is computed wide is no number of a narrow dtype."""
+        call, (leaf,) = self.function(case, names=[self.kind.primary])
+        loss = call(leaf)
+        (gradient,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, 1 / 3))
+        return loss.detach().flatten().cpu(), gradient.flatten().cpu()
+
+    @property
+    def eps(self) -> float:
+        """The unit of the last place of 1 in the dtype that the loss computes in."""
+        return torch.finfo(self.computes_in).eps
+
+    @property
+    def step(self) -> float:
+        """For finite differences, about where rounding and curvature err alike.
+
+        Raises:
+            NotApplicable: They say nothing in the dtype that the loss computes in.
+        """
+        if self.eps > 1e-4:
+            raise NotApplicable(f"finite differences say nothing of a loss that computes in {short(self.computes_in)}")
+        return 1e-5 if self.eps < 1e-10 else self.eps ** (1 / 3)
+
+    def expect_close(
+        self,
+        got: Tensor | None,
+        expected: Tensor,
+        summary: str,
+        cause: str,
+        *,
+        rtol: float | None = None,
+        atol: float | None = None,
+        severity: str | None = None,
+    ) -> None:
+        """As `expect_close` of two tensors, with the tolerances of the dtype that the loss computes in."""
+        if self.eps > 1e-10:
+            tolerance = 16 * self.eps
+            size = max(1.0, largest(expected))
+            rtol, atol = max(rtol or 0.0, tolerance), max(atol or 0.0, tolerance * size)
+        expect_close(got, expected, summary, cause, rtol=rtol, atol=atol, severity=severity)
+
+    def expect_gradient(
+        self, got: Tensor | None, expected: Tensor, summary: str, cause: str, *, atol: float | None = None
+    ) -> None:
+        """As `expect_close`, where a difference is a wrong gradient."""
+        self.expect_close(got, expected, summary, cause, atol=atol, severity=WRONG_GRADIENT)
+
+    def expect_derivative(self, got: Tensor, expected: Tensor, summary: str, cause: str) -> None:
+        """Fail unless `got` is what finite differences of this `step` give, as far as these are good for."""
+        size = largest(expected)
+        if self.eps < 1e-10:
+            rtol, atol = 1e-5, 1e-6 * size + 1e-8
+        else:
+            rtol, atol = self.derivative_tolerances
+        expect_close(got, expected, summary, cause, rtol=rtol, atol=atol, severity=WRONG_GRADIENT)
+
+    @property
+    def derivative_tolerances(self) -> tuple[float, float]:
+        """The relative and the absolute tolerance for a Jacobian by finite differences."""
+        return (1e-4, 1e-6) if self.eps < 1e-10 else (1e-2, 100 * self.eps ** (2 / 3))
 
     # What the loss takes --------------------------------------------------------------------------------------------
 
@@ -156,10 +316,42 @@ class Audit:
             return False
         return gradient is not None
 
+    @functools.cached_property
+    def weights(self) -> tuple[str, ...]:
+        """The options of the loss that weight its terms, as far as the kind has such."""
+        drawn = {"weight": self.kind.weight, "pos_weight": self.kind.pos_weight}
+        return tuple(name for name, draw in drawn.items() if draw is not None and name in self.loss.options)
+
+    @functools.cached_property
+    def divides_by_weights(self) -> bool:
+        """Whether a weighted mean divides by the sum of the weights; torch's elementwise losses differ in that."""
+        usual = "weighted mean" in self.kind.traits
+        if "elementwise" not in self.kind.traits or "weight" not in self.weights or self.reductions == (None,):
+            return usual
+        plain = tuple(name for name in SETTINGS if name != "weight")
+        try:
+            (case, *_) = self.cases(needs=("weight",), without=plain, reductions=("mean",))
+            losses, mean = self.loss(case.with_options(reduction="none")), self.loss(case)
+        except Exception:
+            return usual
+        for divides, count in ((True, case.options["weight"].sum()), (False, losses.numel())):
+            if torch.allclose(mean, losses.sum() / count, rtol=max(1e-6, 16 * self.eps)):
+                if divides != usual:
+                    by = "the sum of the weights" if divides else "the number of elements"
+                    self.note(f"its weighted mean divides by {by}")
+                return divides
+        return usual
+
+    def denominator(self, case: Case, losses: Tensor) -> Tensor:
+        """What a mean divides by; `losses` are those of 'none'."""
+        if "elementwise" in self.kind.traits and "weight" in case.options:
+            return case.options["weight"].sum() if self.divides_by_weights else losses.new_tensor(losses.numel())
+        return self.kind.denominator(case, losses)
+
     def differentiable(self, case: Case) -> list[str]:
         """The tensors of a case that the loss gives gradients for, the primary one first."""
         every = case.everything()
-        possible = [n for n in (*self.kind.differentiable, "weight", "linear_bias") if n in every]
+        possible = [n for n in (*self.kind.differentiable, *NUMBERS) if n in every]
         floating = [n for n in dict.fromkeys(possible) if every[n].is_floating_point()]
         options = tuple(name for name in OPTIONS if name in case.options and name != "reduction")
         key = (case.form, options, case.options.get("reduction"))
@@ -202,7 +394,7 @@ class Audit:
         classes: int = 3,
         seed: int = 0,
     ) -> list[Case]:
-        """Float64 cases over the forms, reductions and combinations of options that the loss takes.
+        """Cases in the widest dtype over the forms, reductions and combinations of options that the loss takes.
 
         Args:
             forms: Only these.
@@ -253,6 +445,7 @@ class Audit:
         return not (
             ("ignore_index" in options and not self.kind.has_indices(self.kind.draw(form)))
             or ("weight" in options and self.kind.weight is None)
+            or ("pos_weight" in options and self.kind.pos_weight is None)
             or ("linear_bias" in options and "linear_weight" not in self.kind.differentiable)
             or ("label_smoothing" in options and not self.kind.classes)
         )
@@ -260,12 +453,20 @@ class Audit:
     def _case(
         self, form: str, options: Sequence[str], reduction: str | None, rows: int, classes: int, seed: int
     ) -> Case:
+        with torch.device("cpu"):
+            case = self._drawn(form, options, rows, classes, seed).to(self.dtype)
+        case = case.to(device=self.device)
+        return case if reduction is None else case.with_options(reduction=reduction)
+
+    def _drawn(self, form: str, options: Sequence[str], rows: int, classes: int, seed: int) -> Case:
         case = self.kind.draw(form, rows, classes, seed)
         generator = torch.Generator().manual_seed(seed + 1)
         if "ignore_index" in options:
             name = self.kind.indices[0]
             ignored = case.tensors[name].clone()
             ignored[:1] = IGNORED
+            if "shifted" in self.kind.traits:
+                ignored[1:2, -1] = IGNORED
             case = case.with_tensors(**{name: ignored}).with_options(ignore_index=IGNORED)
         if "label_smoothing" in options:
             case = case.with_options(label_smoothing=SMOOTHING)
@@ -275,7 +476,9 @@ class Audit:
             case = case.with_options(weight=self.kind.weight(case, generator))
         if "linear_bias" in options:
             case = case.with_options(linear_bias=torch.randn(classes, generator=generator, dtype=torch.float64))
-        return case if reduction is None else case.with_options(reduction=reduction)
+        if "pos_weight" in options and self.kind.pos_weight is not None:
+            case = case.with_options(pos_weight=self.kind.pos_weight(case, generator))
+        return case
 
     # Words ----------------------------------------------------------------------------------------------------------
 
@@ -300,6 +503,7 @@ class Audit:
             _one_line(error),
             "no error",
             "the loss cannot handle this input or this use",
+            severity=UNSUPPORTED,
         )
 
 
@@ -319,6 +523,38 @@ def supported(attempt: Callable[[], Any]) -> Any:
         raise NotSupported(_one_line(error)) from error
 
 
+def short(dtype: torch.dtype) -> str:
+    """A dtype without its module."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _is_exact(numbers: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the numbers are numbers of a dtype."""
+    return torch.equal(numbers.to(dtype).to(numbers.dtype), numbers)
+
+
+def _device_named(device: str | torch.device) -> torch.device:
+    try:
+        zero = torch.zeros((), device=device)
+        zero.item()
+        return zero.device
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        raise ValueError(f"there is no device {str(device)!r} here: {_one_line(error)}") from error
+
+
+def _dtypes_named(dtypes: Iterable[str | torch.dtype]) -> tuple[torch.dtype, ...]:
+    """The dtypes, the widest first."""
+    if isinstance(dtypes, str):
+        raise TypeError(f"expected several dtypes, but got {dtypes!r}: write [{dtypes!r}].")
+    known = {short(dtype): dtype for dtype in DTYPES}
+    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    wrong = [name for name in names if name not in known]
+    if wrong or not names:
+        got = repr(wrong[0]) if wrong else "nothing"
+        raise ValueError(f"{got} is not a dtype that a loss is audited for: expected some of {', '.join(known)}.")
+    return tuple(dtype for name, dtype in known.items() if name in names)
+
+
 def _subsets(names: Sequence[str], few: bool) -> Iterator[tuple[str, ...]]:
     sizes = sorted({0, 1, len(names)} & set(range(len(names) + 1))) if few else range(len(names) + 1)
     for size in sizes:
@@ -335,9 +571,9 @@ def _literal(value: object) -> str:
     if not isinstance(value, Tensor):
         return repr(value)
     if value.numel() > WRITTEN or value.device.type == "meta":
-        dtype = str(value.dtype).removeprefix("torch.")
-        return f"<{dtype} tensor of shape {tuple(value.shape)}: {shown(value)}>"
+        return f"<{short(value.dtype)} tensor of shape {tuple(value.shape)}: {shown(value)}>"
     numbers = re.sub(r"\b(nan|inf)\b", r"float('\1')", repr(value.detach().tolist()))
     usual = (torch.float32, torch.int64, torch.bool)
     dtype = "" if value.dtype in usual else f", dtype={value.dtype}"
-    return f"torch.tensor({numbers}{dtype})"
+    device = "" if value.device.type == "cpu" else f", device={str(value.device)!r}"
+    return f"torch.tensor({numbers}{dtype}{device})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchlosses.testing.registry import Failure
+from torchlosses.testing.outcomes import Failure
 
 SHOWN = 12
 
@@ -31,13 +31,21 @@ def _nested(value: object, digits: int) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-def expect(condition: object, summary: str, got: object, expected: object, cause: str) -> None:
+def largest(value: Tensor) -> float:
+    """The size of the largest finite number; 0 where there is none."""
+    finite = value.detach()[value.isfinite()].abs()
+    return float(finite.max()) if finite.numel() else 0.0
+
+
+def expect(
+    condition: object, summary: str, got: object, expected: object, cause: str, severity: str | None = None
+) -> None:
     """Fail unless the condition holds."""
     if condition:
         return
     # Two numbers that differ are never shown alike.
     digits = 9 if shown(got) != shown(expected) else 17
-    raise Failure(summary, shown(got, digits), shown(expected, digits), cause)
+    raise Failure(summary, shown(got, digits), shown(expected, digits), cause, severity=severity)
 
 
 def expect_close(
@@ -47,34 +55,34 @@ def expect_close(
     cause: str,
     rtol: float | None = None,
     atol: float | None = None,
+    severity: str | None = None,
 ) -> None:
     """Fail unless `got` has the shape and, to rounding, the values of `expected`; nan fails on either side.
 
     By default a few hundred units of the last place of the narrower dtype, relative and to the largest number.
     """
-    expect(got is not None, summary, "no tensor", expected, cause)
+    expect(got is not None, summary, "no tensor", expected, cause, severity)
     assert got is not None
-    got, expected = got.detach(), expected.detach()
-    expect(got.shape == expected.shape, summary, f"shape {tuple(got.shape)}", f"shape {tuple(expected.shape)}", cause)
+    got, expected = got.detach().cpu(), expected.detach().cpu()
+    shapes = f"shape {tuple(got.shape)}", f"shape {tuple(expected.shape)}"
+    expect(got.shape == expected.shape, summary, *shapes, cause, severity)
     if not got.numel():
         return
     narrow = max((torch.finfo(t.dtype).eps for t in (got, expected) if t.is_floating_point()), default=0.0)
     wide_got, wide_expected = got.double(), expected.double()
-    finite = wide_expected[wide_expected.isfinite()].abs()
-    largest = float(finite.max()) if finite.numel() else 0.0
     tolerance = 256 * narrow if narrow < 1e-10 else 16 * narrow
     rtol = tolerance if rtol is None else rtol
-    atol = tolerance * largest + 1e-300 if atol is None else atol
+    atol = tolerance * largest(wide_expected) + 1e-300 if atol is None else atol
     close = torch.allclose(wide_got, wide_expected, rtol=rtol, atol=atol, equal_nan=False)
-    expect(close, summary, got, expected, cause)
+    expect(close, summary, got, expected, cause, severity)
 
 
-def expect_equal(got: Tensor, expected: Tensor, summary: str, cause: str) -> None:
+def expect_equal(got: Tensor, expected: Tensor, summary: str, cause: str, severity: str | None = None) -> None:
     """Fail unless the two are the same to the last bit; nan fails."""
     same = got.shape == expected.shape and got.dtype == expected.dtype and bool((got == expected).all())
-    expect(same, summary, got, expected, cause)
+    expect(same, summary, got, expected, cause, severity)
 
 
-def expect_finite(value: Tensor, summary: str, cause: str) -> None:
+def expect_finite(value: Tensor, summary: str, cause: str, severity: str | None = None) -> None:
     """Fail where a number is nan or infinite."""
-    expect(bool(value.isfinite().all()), summary, value, "finite numbers", cause)
+    expect(bool(value.isfinite().all()), summary, value, "finite numbers", cause, severity)

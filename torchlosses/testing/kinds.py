@@ -25,14 +25,17 @@ from torch import Tensor
 
 Draw = Callable[[torch.Generator, int, int], dict[str, Tensor]]
 
+IGNORED = -100
+
 TRAITS = {
     "nonnegative": "the loss is never below 0",
     "logits": "the input holds unnormalised scores: a number added to all of a row changes nothing",
     "symmetric": "all classes are alike: permuting them with the target changes nothing",
     "elementwise": "input and target have one shape, and 'none' gives one loss an element",
     "free": "any real number is a valid input",
-    "weighted mean": "the mean over class indices or elements divides by the sum of the weights",
+    "weighted mean": "the mean over class indices, or usually over elements, divides by the sum of the weights",
     "unit sum": "the rows of the input add up to 1",
+    "shifted": "position t of a sequence is judged by label t + 1: the last position and the first label do not count",
 }
 
 
@@ -56,9 +59,9 @@ class Case:
         """The case with one option at its default."""
         return replace(self, options={key: value for key, value in self.options.items() if key != name})
 
-    def to(self, dtype: torch.dtype) -> Case:
-        """The case with its floating-point tensors in another dtype."""
-        return self.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Case:
+        """The case with its tensors on another device, and the floating-point ones in another dtype."""
+        return self.map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Case:
         """The case with every tensor changed, those among the options included."""
@@ -103,6 +106,7 @@ class Kind:
         traits: Of `TRAITS`, what holds for every loss of this kind.
         optimum: Changes a case so that the gradient by the first differentiable argument is 0 there.
         weight: Draws the option `weight` for a case; None where such losses have none.
+        pos_weight: Draws the option `pos_weight`, one number a class, in the same way.
     """
 
     name: str
@@ -114,6 +118,7 @@ class Kind:
     traits: frozenset[str] = frozenset()
     optimum: Callable[[Case], Case] | None = None
     weight: Callable[[Case, torch.Generator], Tensor] | None = None
+    pos_weight: Callable[[Case, torch.Generator], Tensor] | None = None
 
     def __post_init__(self) -> None:
         unknown = self.traits - TRAITS.keys()
@@ -126,8 +131,9 @@ class Kind:
         return self.differentiable[0]
 
     def draw(self, form: str, rows: int = 4, classes: int = 3, seed: int = 0) -> Case:
-        """A case with default options."""
-        return Case(form, self.forms[form](torch.Generator().manual_seed(seed), rows, classes))
+        """A case with default options, on the CPU whatever the default device is."""
+        with torch.device("cpu"):
+            return Case(form, self.forms[form](torch.Generator().manual_seed(seed), rows, classes))
 
     def size(self, case: Case) -> int:
         """The number of rows."""
@@ -142,6 +148,33 @@ class Kind:
         """Whether the target of this case is class indices."""
         return any(not case.tensors[name].is_floating_point() for name in self.indices)
 
+    def judged(self, case: Case) -> Tensor:
+        """The class indices that a loss is taken of: all, or where labels are shifted all but the first."""
+        target = case.tensors[self.indices[0]]
+        return target[:, 1:] if "shifted" in self.traits else target
+
+    def ignored_rows(self, case: Case) -> Tensor:
+        """Which rows have only ignored class indices."""
+        if not self.has_indices(case):
+            return torch.zeros(self.size(case), dtype=torch.bool, device=case.tensors[self.primary].device)
+        ignored = self.judged(case) == case.options.get("ignore_index", IGNORED)
+        return ignored.reshape(len(ignored), -1).all(1)
+
+    def target_share(self, case: Case) -> Tensor:
+        """1 at the most probable class of each target and 0 elsewhere, in the shape of the logits."""
+        dimension, logits = self.classes[self.primary], case.tensors[self.primary]
+        target = case.tensors[self.indices[0]]
+        index = target.argmax(dimension) if target.is_floating_point() else target
+        share = torch.nn.functional.one_hot(index, logits.shape[dimension]).movedim(-1, dimension).to(logits.dtype)
+        if "shifted" in self.traits:
+            return torch.cat([share[:, 1:], torch.zeros_like(share[:, :1])], 1)
+        return share
+
+    def by_row(self, case: Case, losses: Tensor) -> Tensor:
+        """The losses of 'none' with the rows in dimension 0, however a loss lays them out."""
+        rows = self.size(case)
+        return losses.reshape(rows, -1) if rows and losses.numel() % rows == 0 else losses
+
     def row_tensors(self, case: Case) -> list[str]:
         """The tensors that have one entry a row; an elementwise weight is one of them."""
         along = [*self.rows]
@@ -152,36 +185,34 @@ class Kind:
     def take_rows(self, case: Case, rows: Tensor) -> Case:
         """The case with some of its rows: indices, or a mask."""
         every = case.everything()
-        return case.with_everything({name: every[name][rows] for name in self.row_tensors(case)})
+        chosen = {name: every[name][rows.to(every[name].device)] for name in self.row_tensors(case)}
+        return case.with_everything(chosen)
 
     def class_dimensions(self, case: Case) -> dict[str, int]:
         """Which dimension of which tensor counts classes, in this case."""
         found = {n: d for n, d in self.classes.items() if n not in self.indices or case.tensors[n].is_floating_point()}
-        if "elementwise" in self.traits:
-            return {**found, "weight": 1} if "weight" in case.options else found
-        return {**found, **dict.fromkeys({"weight", "linear_bias"} & case.everything().keys(), 0)}
+        options = {"weight": 1, "pos_weight": 0} if "elementwise" in self.traits else {"weight": 0, "linear_bias": 0}
+        return {**found, **{name: dimension for name, dimension in options.items() if name in case.everything()}}
 
     def take_classes(self, case: Case, kept: Tensor) -> Case:
         """The case with some of its classes, in a new order; class indices must be among them."""
         every, changed = case.everything(), {}
         for name, dimension in self.class_dimensions(case).items():
-            changed[name] = every[name].index_select(dimension, kept)
+            changed[name] = every[name].index_select(dimension, kept.to(every[name].device))
         for name in self.indices:
             if not every[name].is_floating_point():
                 positions = {int(old): new for new, old in enumerate(kept)}
-                moved = [positions.get(int(index), int(index)) for index in every[name].flatten()]
-                changed[name] = torch.tensor(moved, dtype=every[name].dtype).reshape(every[name].shape)
+                moved = [positions.get(index, index) for index in every[name].flatten().tolist()]
+                changed[name] = every[name].new_tensor(moved).reshape(every[name].shape)
         return case.with_everything(changed)
 
     def denominator(self, case: Case, losses: Tensor) -> Tensor:
-        """What a mean divides by, following torch.nn; `losses` are those of 'none'."""
+        """What a mean without elementwise weights divides by, following torch.nn; `losses` are those of 'none'."""
         weight = case.options.get("weight")
-        if weight is not None and "weighted mean" in self.traits and "elementwise" in self.traits:
-            return weight.sum()
         if not self.has_indices(case):
             return losses.new_tensor(losses.numel())
-        target = case.tensors[self.indices[0]]
-        counted = target[target != case.options.get("ignore_index", -100)]
+        target = self.judged(case)
+        counted = target[target != case.options.get("ignore_index", IGNORED)]
         if weight is not None and "weighted mean" in self.traits:
             return weight[counted].sum()
         return losses.new_tensor(counted.numel())
@@ -239,6 +270,12 @@ def _linear_soft(generator: torch.Generator, rows: int, classes: int) -> dict[st
     return {**tensors, "target": _normal(generator, rows, classes).softmax(1)}
 
 
+def _language(generator: torch.Generator, rows: int, classes: int) -> dict[str, Tensor]:
+    time = 4
+    target = _indices(generator, rows * time, classes).reshape(rows, time)
+    return {"input": _normal(generator, rows, time, classes), "target": target}
+
+
 def _class_weight(case: Case, generator: torch.Generator, classes: int | None = None) -> Tensor:
     classes = case.tensors["input"].shape[1] if classes is None else classes
     return torch.rand(classes, generator=generator, dtype=torch.float64) + 0.5
@@ -246,6 +283,14 @@ def _class_weight(case: Case, generator: torch.Generator, classes: int | None = 
 
 def _linear_class_weight(case: Case, generator: torch.Generator) -> Tensor:
     return _class_weight(case, generator, case.tensors["linear_weight"].shape[0])
+
+
+def _vocabulary_weight(case: Case, generator: torch.Generator) -> Tensor:
+    return _class_weight(case, generator, case.tensors["input"].shape[-1])
+
+
+def _positive_weight(case: Case, generator: torch.Generator) -> Tensor:
+    return _class_weight(case, generator) + 1
 
 
 def _element_weight(case: Case, generator: torch.Generator) -> Tensor:
@@ -262,11 +307,20 @@ def _at_log_target(case: Case) -> Case:
     if target.is_floating_point():
         return case.with_tensors(input=target.log())
     # The loss falls towards 0 without end; 800 is beyond what float64 can tell from it.
-    return case.with_tensors(input=800 * torch.nn.functional.one_hot(target, case.tensors["input"].shape[1]).double())
+    input = case.tensors["input"]
+    return case.with_tensors(input=800 * torch.nn.functional.one_hot(target, input.shape[1]).to(input.dtype))
+
+
+def _at_next_label(case: Case) -> Case:
+    return case.with_tensors(input=800 * KINDS["language modelling"].target_share(case))
 
 
 def _at_logit_of_target(case: Case) -> Case:
-    return case.with_tensors(input=case.tensors["target"].clamp(1e-300, 1 - 1e-16).logit())
+    target = case.tensors["target"]
+    finfo = torch.finfo(target.dtype)
+    logit = target.clamp(finfo.tiny, 1 - finfo.eps / 2).logit()
+    # A positive that weighs p as much moves the optimum to the logit of p t / (p t + 1 - t).
+    return case.with_tensors(input=logit + case.options["pos_weight"].log() if "pos_weight" in case.options else logit)
 
 
 _CLASSES = {"input": 1, "target": 1}
@@ -291,6 +345,7 @@ KINDS = {
             traits=frozenset({"nonnegative", "elementwise", "free"}),
             optimum=_at_logit_of_target,
             weight=_element_weight,
+            pos_weight=_positive_weight,
         ),
         Kind(
             "classification",
@@ -311,6 +366,15 @@ KINDS = {
             traits=frozenset({"symmetric", "unit sum", "weighted mean"}),
             optimum=_at_target,
             weight=_class_weight,
+        ),
+        Kind(
+            "language modelling",
+            {"labels": _language},
+            classes={"input": 2},
+            indices=("target",),
+            traits=frozenset({"nonnegative", "logits", "symmetric", "free", "weighted mean", "shifted"}),
+            optimum=_at_next_label,
+            weight=_vocabulary_weight,
         ),
         Kind(
             "linear classification",

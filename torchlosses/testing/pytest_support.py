@@ -6,19 +6,25 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
+
 from torchlosses.testing.audit import Audit
 from torchlosses.testing.kinds import Kind
+from torchlosses.testing.outcomes import SEVERITIES
 from torchlosses.testing.registry import CHECKS, Check
 from torchlosses.testing.report import Result
-from torchlosses.testing.runner import run_check, skipped_checks
+from torchlosses.testing.runner import run_check, severities, skipped_checks
 
 
 class BoundCheck:
-    """One check of one loss: called in a test, it fails or skips the test; `run` gives the result."""
+    """One check of one loss: called in a test, it fails or skips the test; `run` gives the result.
 
-    def __init__(self, check: Check, audit: Callable[[], Audit], skip: str | None) -> None:
+    A failure that is not counted is an expected failure of the test.
+    """
+
+    def __init__(self, check: Check, audit: Callable[[], Audit], skip: str | None, fail_on: tuple[str, ...]) -> None:
         self.name = check.name
-        self._check, self._audit, self._skip = check, audit, skip
+        self._check, self._audit, self._skip, self._fail_on = check, audit, skip, fail_on
 
     def run(self) -> Result:
         """Run the check."""
@@ -31,7 +37,9 @@ class BoundCheck:
         import pytest
 
         result = self.run()
-        if result.status == "failed":
+        if result.finding is not None:
+            if result.finding.severity not in self._fail_on:
+                pytest.xfail(f"{result.finding.severity}, which is not counted: {result.finding.summary}")
             pytest.fail(str(result), pytrace=False)
         if result.status not in ("passed", "measured"):
             pytest.skip(f"{result.status}: {result.reason}")
@@ -46,11 +54,14 @@ def bound_checks(
     skip: Iterable[str] | Mapping[str, str] = (),
     options: Mapping[str, Any] | None = None,
     rename: Mapping[str, str] | None = None,
+    device: str | torch.device = "cpu",
+    dtypes: Iterable[str | torch.dtype] | None = None,
+    fail_on: Iterable[str] = tuple(SEVERITIES),
 ) -> list[BoundCheck]:
-    """The checks of one loss; the loss is first called when the first of them runs."""
-    skips = skipped_checks(skip)
-    audit = functools.cache(lambda: Audit(loss, kind, reference, options or {}, rename or {}))
-    return [BoundCheck(check, audit, skips.get(check.name)) for check in CHECKS.values()]
+    """The checks of one loss, arguments as `check_loss`; the loss is first called when the first of them runs."""
+    skips, counted = skipped_checks(skip), severities(fail_on)
+    audit = functools.cache(lambda: Audit(loss, kind, reference, options, rename, device, dtypes))
+    return [BoundCheck(check, audit, skips.get(check.name), counted) for check in CHECKS.values()]
 
 
 def parametrize(loss: Any, **arguments: Any) -> Any:

@@ -1,44 +1,26 @@
-"""The list of checks, and what a check may say: it returns (passed), fails, or cannot run."""
+"""The list of checks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torchlosses.testing.audit import Audit
-    from torchlosses.testing.kinds import Case
+from torchlosses.testing.audit import Audit
+from torchlosses.testing.kinds import Case
+from torchlosses.testing.outcomes import MANNERS, UNSUPPORTED, WRONG_GRADIENT, WRONG_VALUE
 
-
-class Failure(Exception):  # noqa: N818
-    """The loss does not do what the check asks."""
-
-    def __init__(self, summary: str, got: object, expected: object, cause: str, call: str | None = None) -> None:
-        super().__init__(summary)
-        self.summary, self.got, self.expected, self.cause, self.call = summary, str(got), str(expected), cause, call
-
-
-class CannotRun(Exception):  # noqa: N818
-    """The check says nothing about the loss, and why."""
-
-    status = "not applicable"
-
-
-class NotApplicable(CannotRun):
-    """The loss or its kind lacks what the check is about."""
-
-
-class NotSupported(CannotRun):
-    """The loss refuses what the check is about with an error."""
-
-    status = "not supported"
-
-
-class TooLarge(CannotRun):
-    """The check would need more memory or time than there is."""
-
-    status = "too large"
+SEVERITY_OF_SUBJECT = {
+    "values": WRONG_VALUE,
+    "derivatives": WRONG_GRADIENT,
+    "transforms": WRONG_GRADIENT,
+    "gradients": WRONG_GRADIENT,
+    "inputs": WRONG_VALUE,
+    "laws": WRONG_VALUE,
+    "integration": UNSUPPORTED,
+    "errors": MANNERS,
+    "cost": MANNERS,
+}
 
 
 @dataclass(frozen=True)
@@ -48,12 +30,14 @@ class Check:
     Args:
         name: subject.question.
         why: One sentence on why the answer matters.
+        severity: Of `SEVERITIES`, how bad a failure is, where the failure itself does not say.
         cases: The inputs that the question is asked on; raises `NotApplicable` where there are none.
         function: Called with the audit and one case; returns measurements or None where the loss passes.
     """
 
     name: str
     why: str
+    severity: str
     cases: Callable[[Audit], Iterable[Case]]
     function: Callable[[Audit, Case], Mapping[str, float] | None]
 
@@ -61,14 +45,14 @@ class Check:
 CHECKS: dict[str, Check] = {}
 
 
-def check(name: str, cases: Callable[[Audit], Iterable[Case]]) -> Callable[[Any], Any]:
+def check(name: str, cases: Callable[[Audit], Iterable[Case]], severity: str | None = None) -> Callable[[Any], Any]:
     """Put a function into the list of checks; its docstring says why the answer matters."""
 
     def register(function: Any) -> Any:
         if name in CHECKS:
             raise ValueError(f"there is a check {name!r} already")
         why = " ".join((function.__doc__ or "").split())
-        CHECKS[name] = Check(name, why, cases, function)
+        CHECKS[name] = Check(name, why, severity or SEVERITY_OF_SUBJECT[name.partition(".")[0]], cases, function)
         return function
 
     return register

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchlosses.testing.kinds import Case, Kind
-from torchlosses.testing.registry import CannotRun, Failure
+from torchlosses.testing.outcomes import CannotRun, Failure
 
 ATTEMPTS = 80
 SECONDS = 3.0
@@ -57,13 +57,13 @@ def _smaller(case: Case, kind: Kind, droppable: Set[str]) -> Iterator[Case]:
     for name in [name for name in case.options if name in droppable]:
         yield case.without_option(name)
     if kind.rows:
-        rows = kind.size(case)
+        rows, device = kind.size(case), case.tensors[kind.primary].device
         if rows > 2:
-            yield kind.take_rows(case, torch.arange(rows // 2))
-            yield kind.take_rows(case, torch.arange(rows // 2, rows))
+            yield kind.take_rows(case, torch.arange(rows // 2, device=device))
+            yield kind.take_rows(case, torch.arange(rows // 2, rows, device=device))
         if rows > 1:
             for row in range(min(rows, 8)):
-                yield kind.take_rows(case, torch.arange(rows) != row)
+                yield kind.take_rows(case, torch.arange(rows, device=device) != row)
     if kind.classes:
         yield from _fewer_classes(case, kind)
     for name in kind.differentiable:
@@ -79,7 +79,10 @@ def _fewer_classes(case: Case, kind: Kind) -> Iterator[Case]:
             used |= set(case.tensors[name].flatten().tolist())
     for dropped in range(min(classes, 8)) if classes > 1 else ():
         if dropped not in used and dropped != case.options.get("ignore_index"):
-            smaller = kind.take_classes(case, torch.tensor([c for c in range(classes) if c != dropped]))
+            smaller = kind.take_classes(
+                case,
+                case.tensors[kind.primary].new_tensor([c for c in range(classes) if c != dropped], dtype=torch.int64),
+            )
             smaller = smaller.with_tensors(**_normalised(smaller, kind))
             if not any(t.isnan().any() for n, t in smaller.tensors.items() if not case.tensors[n].isnan().any()):
                 yield smaller
@@ -90,7 +93,8 @@ def _normalised(case: Case, kind: Kind) -> dict[str, Tensor]:
     distributions = [n for n in kind.indices if case.tensors[n].is_floating_point()]
     if "unit sum" in kind.traits:
         distributions.append(kind.primary)
-    return {name: case.tensors[name] / case.tensors[name].sum(1, keepdim=True) for name in distributions}
+    sums = {name: case.tensors[name].sum(kind.classes.get(name, 1), keepdim=True) for name in distributions}
+    return {name: case.tensors[name] / total for name, total in sums.items()}
 
 
 def _simpler(case: Case, name: str) -> Iterator[Case]:

@@ -42,8 +42,9 @@ struct Sizes {
   }
 };
 
-// Numbers of the compute dtype are `void*` here: float for all dtypes but float64.
-struct CrossEntropy {
+// What every loss of rows of classes is given. Numbers of the compute dtype are `void*` here: float for all dtypes but
+// float64. A kernel makes the loss, the gradient, or both in one look at a row; what is not asked for is nullptr.
+struct RowLoss {
   Dtype dtype;
   Walk walk;
   int64_t tile;  // positions at a time, where the walk is across positions
@@ -52,90 +53,92 @@ struct CrossEntropy {
   Layout input_layout;
 
   const int64_t* indices;  // or nullptr, and then
-  const void* shares;      // probabilities of the input's dtype
+  const void* shares;      // probabilities
+  Dtype shares_dtype;
   Layout target_layout;
-  int64_t ignore_index;
 
+  const void* sample_weight;  // one a row, or nullptr
+
+  void* losses;  // one a row
+
+  // It may write over the input: a row, or a tile, is read before it is written.
+  void* grad_input;
+  Layout grad_layout;
+  const void* grad_rows;  // the incoming gradient of each row, or nullptr
+  double scale;           // what it is multiplied by, or the incoming gradient itself
+
+  std::atomic<bool>* out_of_bounds;
+};
+
+struct CrossEntropy : RowLoss {
+  int64_t ignore_index;
   const void* weight;  // one a class, or nullptr
   double weight_sum;   // the number of classes without weights
   double label_smoothing;
+  double z_loss;
+  double logit_scale;
+  double logit_softcap;  // 0: none
 
-  // For each row its maximum m, and rest = Σ exp(x - m) over all classes but one at the maximum.
+  // For each row its maximum m, and rest = Σ exp(y - m) over all classes but one at the maximum: written with the loss,
+  // and read where the gradient comes without it.
   void* maximum;
   void* rest;
-
-  // Forward
-  void* losses;
-
-  // What only the extended kernels look at.
-  const void* sample_weight;  // one a row, or nullptr
-  double z_loss;
-  double logit_softcap;  // 0: none
-  void* statistics;      // forward: kRowStatistics numbers of each row, all rows of one after the other; or nullptr
-
-  // Backward. It may write over the input: a row, or a tile, is read before it is written.
-  const void* grad_rows;
-  int64_t grad_stride;  // 0: one number for all rows
-  double scale;         // what the incoming gradient is multiplied by
-  void* grad_input;
-  Layout grad_layout;
-
-  std::atomic<bool>* out_of_bounds;
+  bool copied;           // rows are brought into a buffer first
+  bool with_statistics;  // also where only the gradient is made, whose way through the rows must not depend on it
+  void* statistics;      // kRowStatistics numbers of each row, all rows of one after the other; or nullptr
 };
 
 // Log-sum-exp, log-probability of the target, whether the largest logit is the target's (1 or 0), entropy.
 constexpr int64_t kRowStatistics = 4;
 
-struct SquaredError {
-  Dtype dtype;
-  int64_t elements;
-  const void* input;
-  const void* target;
-  const void* weight;  // of the compute dtype, or nullptr
-
-  double* partial_sums;  // forward: one a block; or
-  void* losses;          // one an element, of dtype `losses_dtype`
-  Dtype losses_dtype;
-
-  const void* grad;  // backward: one number, or one an element, of the compute dtype
-  bool grad_is_scalar;
-  double scale;
-  void* grad_input;
-};
-
-struct TextbookCrossEntropy {
-  Dtype dtype;
-  Walk walk;
-  int64_t tile;
-  Sizes sizes;
-  const void* input;
-  Layout input_layout;
-  const int64_t* indices;
-  const void* shares;
-  Layout target_layout;
+struct TextbookCrossEntropy : RowLoss {
   double delta;
   bool validate;
-  void* losses;
-
-  const void* grad_rows;
-  int64_t grad_stride;
-  double scale;
-  void* grad_input;
-  Layout grad_layout;
-
-  std::atomic<bool>* out_of_bounds;
   std::atomic<bool>* not_probabilities;
 };
 
-// Elements of a block of the squared error: fixed, so that a sum does not depend on the number of threads.
+enum class ElementwiseLoss { squared, huber, smooth_l1, binary_cross_entropy };
+
+// The dimensions that elements are walked through by, the last one fastest.
+constexpr int kDimensions = 6;
+
+struct Operand {
+  const void* data;  // nullptr: there is none
+  Dtype dtype;
+  bool flat;  // its elements are neighbours in memory in the order of the walk
+  int64_t strides[kDimensions];
+};
+
+struct Elementwise {
+  ElementwiseLoss loss;
+  Dtype dtype;
+  int64_t elements;
+  int dimensions;
+  int64_t sizes[kDimensions];
+  Operand input;
+  Operand target;
+  Operand weight;
+  Operand sample_weight;
+  Operand pos_weight;
+  double parameter;  // δ of huber, β of smooth_l1, the label smoothing
+  bool has_ignore_index;
+  double ignore_index;
+
+  double* partial_sums;  // one a block; or
+  void* losses;          // one an element, of dtype `losses_dtype`; or nullptr
+  Dtype losses_dtype;
+
+  void* grad_input;  // or nullptr
+  Operand grad;      // the incoming gradient of each element, or none
+  double scale;
+};
+
+// Elements of a block of an elementwise loss: fixed, so that a sum does not depend on the number of threads.
 constexpr int64_t kBlock = 32768;
 
 // Classes that are not neighbours in memory, (N, C, M): the lanes of a vector are positions, and a tile of them is walked
 // through class by class. No tile is wider than this.
 constexpr int64_t kTile = 256;
-// Few additions in the short format before the double one takes over.
-constexpr int64_t kClassesAtATime = 128;
-
 struct Tile {
   int64_t sample;
   int64_t position;
@@ -152,14 +155,11 @@ inline Tile tile_at(const Sizes& sizes, int64_t tile, int64_t unit) {
 // Each works on units [begin, end): rows, tiles or blocks. Any division of the units among threads gives the same bits.
 struct Kernels {
   const char* instruction_set;
-  void (*cross_entropy_forward)(const CrossEntropy&, int64_t begin, int64_t end);
-  void (*cross_entropy_backward)(const CrossEntropy&, int64_t begin, int64_t end);
-  void (*cross_entropy_extended_forward)(const CrossEntropy&, int64_t begin, int64_t end);
-  void (*cross_entropy_extended_backward)(const CrossEntropy&, int64_t begin, int64_t end);
-  void (*mse_forward)(const SquaredError&, int64_t begin, int64_t end);
-  void (*mse_backward)(const SquaredError&, int64_t begin, int64_t end);
-  void (*cee_forward)(const TextbookCrossEntropy&, int64_t begin, int64_t end);
-  void (*cee_backward)(const TextbookCrossEntropy&, int64_t begin, int64_t end);
+  void (*cross_entropy)(const CrossEntropy&, int64_t begin, int64_t end);
+  void (*textbook)(const TextbookCrossEntropy&, int64_t begin, int64_t end);
+  void (*elementwise)(const Elementwise&, int64_t begin, int64_t end);
+  // Into `partial_sums` how many elements of each block are not ignored.
+  void (*count_elements)(const Elementwise&, int64_t begin, int64_t end);
 };
 
 namespace baseline {

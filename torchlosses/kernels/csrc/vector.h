@@ -1,4 +1,4 @@
-// Vectors of numbers, their loads and stores, and exp, log and log1p on them.
+// Vectors of numbers, their loads and stores.
 //
 // Written in the vector extension of GCC and Clang, so that one text serves every instruction set: it is compiled once for
 // each, with INSTRUCTION_SET as the name of its namespace and the compiler's options as its meaning.
@@ -76,6 +76,57 @@ inline To bits(From from) {
   To to;
   std::memcpy(&to, &from, sizeof(to));
   return to;
+}
+
+// a b + c, in one rounding where the processor has an instruction for it. The compiler makes none by itself: whether it would
+// depends on what stands around, and a gradient must be the same to the bit wherever it is made.
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return bits<Floats>(_mm512_fmadd_ps(bits<__m512>(a), bits<__m512>(b), bits<__m512>(c)));
+#elif defined(__FMA__)
+  return bits<Floats>(_mm256_fmadd_ps(bits<__m256>(a), bits<__m256>(b), bits<__m256>(c)));
+#elif defined(__FP_FAST_FMAF)
+  for (int lane = 0; lane < kLanes<float>; ++lane) {
+    c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+  }
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
+inline Doubles multiply_add(Doubles a, Doubles b, Doubles c) {
+#if defined(__AVX512F__)
+  return bits<Doubles>(_mm512_fmadd_pd(bits<__m512d>(a), bits<__m512d>(b), bits<__m512d>(c)));
+#elif defined(__FMA__)
+  return bits<Doubles>(_mm256_fmadd_pd(bits<__m256d>(a), bits<__m256d>(b), bits<__m256d>(c)));
+#elif defined(__FP_FAST_FMA)
+  for (int lane = 0; lane < kLanes<double>; ++lane) {
+    c[lane] = __builtin_fma(a[lane], b[lane], c[lane]);
+  }
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
+inline Floats multiply_add(Floats a, Floats b, float c) {
+  return multiply_add(a, b, all<float>(c));
+}
+inline Floats multiply_add(Floats a, float b, Floats c) {
+  return multiply_add(a, all<float>(b), c);
+}
+inline Floats multiply_add(Floats a, float b, float c) {
+  return multiply_add(a, all<float>(b), all<float>(c));
+}
+inline Doubles multiply_add(Doubles a, Doubles b, double c) {
+  return multiply_add(a, b, all<double>(c));
+}
+inline Doubles multiply_add(Doubles a, double b, Doubles c) {
+  return multiply_add(a, all<double>(b), c);
+}
+inline Doubles multiply_add(Doubles a, double b, double c) {
+  return multiply_add(a, all<double>(b), all<double>(c));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -252,6 +303,22 @@ inline Pair<Compute<Stored>> load_pair(const Stored* from) {
   }
 }
 
+// Numbers of the compute dtype, in the order that a pair of `Stored` has.
+template <typename Stored>
+inline Pair<Compute<Stored>> load_pair_as(const Compute<Stored>* from) {
+  constexpr int lanes = kLanes<Compute<Stored>>;
+  if constexpr (std::is_same_v<Stored, BFloat16>) {
+    Pair<float> pair;
+    for (int lane = 0; lane < lanes; ++lane) {
+      pair.first[lane] = from[2 * lane];
+      pair.second[lane] = from[2 * lane + 1];
+    }
+    return pair;
+  } else {
+    return {load(from), load(from + lanes)};
+  }
+}
+
 template <typename Stored>
 inline void store_pair(Stored* to, Pair<Compute<Stored>> pair) {
   if constexpr (std::is_same_v<Stored, BFloat16>) {
@@ -341,24 +408,6 @@ inline int64_t first_lane(Integers<Number> mask) {
   return lane;
 }
 
-// Added in double precision, always in the same order.
-template <typename Number>
-inline double sum(Vector<Number> vector) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<Number, float>) {
-    const __m512 floats = bits<__m512>(vector);
-    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(floats));
-    const __m512d high = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(floats), 1)));
-    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
-  }
-#endif
-  double result = 0;
-  for (int lane = 0; lane < kLanes<Number>; ++lane) {
-    result += static_cast<double>(vector[lane]);
-  }
-  return result;
-}
-
 template <typename Mask>
 inline bool any(Mask mask) {
 #if defined(__AVX512F__)
@@ -374,180 +423,11 @@ inline bool any(Mask mask) {
 #endif
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// exp, log and log1p: range reduction to a short interval, and there a polynomial (float32: S. Moshier's Cephes library;
-// float64: the series of exp). Errors below 2 units in the last place. ±inf and nan as in the C library.
-// ---------------------------------------------------------------------------------------------------------------------
-
-// The larger of a bound and x; a nan stays.
-inline Floats at_least(float bound, Floats x) {
-#if defined(__AVX512F__)
-  return bits<Floats>(_mm512_max_ps(_mm512_set1_ps(bound), bits<__m512>(x)));
-#elif defined(__AVX2__)
-  return bits<Floats>(_mm256_max_ps(_mm256_set1_ps(bound), bits<__m256>(x)));
-#else
-  return x < bound ? all<float>(bound) : x;
-#endif
-}
-
-// For x <= 0: all exponents here are differences from a maximum.
-inline Floats exp(Floats x) {
-  // Below this the result is 0.
-  x = at_least(-104.0f, x);
-  // Adding 1.5 · 2^23 leaves the nearest whole number in the low bits.
-  constexpr float kRounding = 12582912.0f;
-  const Floats rounded = x * 1.44269504088896341f + kRounding;
-  const Floats n = rounded - kRounding;
-  Floats r = x - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
-  Floats p = all<float>(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-#if defined(__AVX512F__)
-  return bits<Floats>(_mm512_scalef_ps(bits<__m512>(p), bits<__m512>(n)));
-#else
-  const Integers32 exponent = bits<Integers32>(rounded) - bits<int32_t>(kRounding);
-  const Integers32 tiny = x < -87.0f;
-  if (!any(tiny)) {
-    return bits<Floats>(bits<Integers32>(p) + (exponent << 23));
-  }
-  // 2^n in two factors: the exponent of one alone would not reach the subnormal numbers.
-  const Integers32 half = exponent >> 1;
-  return p * bits<Floats>((half + 127) << 23) * bits<Floats>((exponent - half + 127) << 23);
-#endif
-}
-
-inline Doubles exp(Doubles x) {
-  x = x < -746.0 ? all<double>(-746.0) : x;
-  constexpr double kRounding = 6755399441055744.0;
-  const Doubles rounded = x * 1.4426950408889634074 + kRounding;
-  const Doubles n = rounded - kRounding;
-  Doubles r = x - n * 6.93145751953125e-1;
-  r = r - n * 1.42860682030941723212e-6;
-  constexpr double kSeries[] = {
-      1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-      1.0 / 5040,       1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      1.0 / 2};
-  Doubles p = all<double>(kSeries[0]);
-  for (int term = 1; term < 12; ++term) {
-    p = p * r + kSeries[term];
-  }
-  p = p * (r * r) + r + 1.0;
-  const Integers64 exponent = bits<Integers64>(rounded) - bits<int64_t>(kRounding);
-  const Integers64 half = exponent >> 1;
-  return p * bits<Doubles>((half + 1023) << 52) * bits<Doubles>((exponent - half + 1023) << 52);
-}
-
-inline Floats log(Floats x) {
-  const Floats original = x;
-  // A subnormal number is made normal first.
-  const Integers32 subnormal = x < std::numeric_limits<float>::min();
-  x = subnormal ? x * 0x1p25f : x;
-  const Integers32 word = bits<Integers32>(x);
-  // x = 2^n (1 + f) with 1 + f between sqrt(1/2) and sqrt(2).
-  Integers32 exponent = ((word - 0x3f3504f3) >> 23);
-  const Floats f = bits<Floats>(word - (exponent << 23)) - 1.0f;
-  exponent = subnormal ? exponent - 25 : exponent;
-  const Floats n = __builtin_convertvector(exponent, Floats);
-  Floats p = all<float>(7.0376836292e-2f);
-  p = p * f - 1.1514610310e-1f;
-  p = p * f + 1.1676998740e-1f;
-  p = p * f - 1.2420140846e-1f;
-  p = p * f + 1.4249322787e-1f;
-  p = p * f - 1.6668057665e-1f;
-  p = p * f + 2.0000714765e-1f;
-  p = p * f - 2.4999993993e-1f;
-  p = p * f + 3.3333331174e-1f;
-  const Floats square = f * f;
-  Floats result = p * f * square;
-  result = result + n * -2.12194440e-4f;
-  result = result - square * 0.5f;
-  result = f + result;
-  result = result + n * 0.693359375f;
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  result = original == kInfinity ? original : result;
-  result = original == 0.0f ? all<float>(-kInfinity) : result;
-  result = original < 0.0f ? all<float>(std::numeric_limits<float>::quiet_NaN()) : result;
-  return original != original ? original : result;
-}
-
-inline Doubles log(Doubles x) {
-  for (int lane = 0; lane < kLanes<double>; ++lane) {
-    x[lane] = std::log(x[lane]);
-  }
-  return x;
-}
-
-// For x from -1/2 on.
-inline Floats log1p(Floats x) {
-  const Floats rounded = x + 1.0f;
-  // What the addition rounded away, x - (rounded - 1), comes back to first order.
-  return log(rounded) + (x - (rounded - 1.0f)) / rounded;
-}
-
-inline Doubles log1p(Doubles x) {
-  for (int lane = 0; lane < kLanes<double>; ++lane) {
-    x[lane] = std::log1p(x[lane]);
-  }
-  return x;
-}
-
-template <typename Number>
-inline Number exp_of(Number x) {
-  return exp(all<Number>(x))[0];
-}
-
-template <typename Number>
-inline Number log1p_of(Number x) {
-  return log1p(all<Number>(x))[0];
-}
-
-// tanh(x) and its slope, 4 e / (1 + e)² with e = exp(-2 |x|), which keeps its digits where tanh is close to 1. Next to 0 the
-// rational functions of the Cephes library, elsewhere (1 - e) / (1 + e).
-template <typename Number>
-struct Tanh {
-  Vector<Number> value;
-  Vector<Number> slope;
-};
-
-inline Floats tanh_next_to_0(Floats x) {
-  const Floats square = x * x;
-  Floats p = all<float>(-5.70498872745e-3f);
-  p = p * square + 2.06390887954e-2f;
-  p = p * square - 5.37397155531e-2f;
-  p = p * square + 1.33314422036e-1f;
-  p = p * square - 3.33332819422e-1f;
-  return p * square * x + x;
-}
-
-inline Doubles tanh_next_to_0(Doubles x) {
-  const Doubles square = x * x;
-  Doubles p = all<double>(-9.64399179425052238628e-1);
-  p = p * square - 9.92877231001918586564e1;
-  p = p * square - 1.61468768441708447952e3;
-  Doubles q = square + 1.12811678491632931402e2;
-  q = q * square + 2.23548839060100448583e3;
-  q = q * square + 4.84406305325125486048e3;
-  return x * square * (p / q) + x;
-}
-
-template <typename Number>
-inline Tanh<Number> tanh(Vector<Number> x) {
-  const Vector<Number> magnitude = x < Number(0) ? -x : x;
-  const Vector<Number> e = exp(magnitude * Number(-2));
-  const Vector<Number> sum = e + Number(1);
-  const Vector<Number> far = (Number(1) - e) / sum;
-  const Vector<Number> value = magnitude < Number(0.625) ? tanh_next_to_0(x) : (x < Number(0) ? -far : far);
-  return {value, e * Number(4) / (sum * sum)};
-}
-
-// Where a row begins in a tensor.
+// Where a row begins in a tensor, if there is one.
 template <typename Stored>
 inline const Stored* row_at(const void* base, const Layout& layout, int64_t sample, int64_t position) {
-  return static_cast<const Stored*>(base) + sample * layout.sample + position * layout.position;
+  return base == nullptr ? nullptr
+                         : static_cast<const Stored*>(base) + sample * layout.sample + position * layout.position;
 }
 
 }  // namespace INSTRUCTION_SET

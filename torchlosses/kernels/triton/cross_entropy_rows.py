@@ -39,8 +39,22 @@ from torchlosses.kernels.triton.reduction import counted
 
 @triton.jit
 def recounted(
-    base, m, groups_m, groups_s, shift, low, high, end, logit_scale, logit_softcap,
-    SCALED: tl.constexpr, CAPPED: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr, GROUPS: tl.constexpr, VEC: tl.constexpr,
+    base,
+    m,
+    groups_m,
+    groups_s,
+    shift,
+    low,
+    high,
+    end,
+    logit_scale,
+    logit_softcap,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    GROUPS: tl.constexpr,
+    VEC: tl.constexpr,
 ):
     """Σ exp(y - m) - 1 of a row that is all but sure of one class, with all digits.
 
@@ -89,8 +103,18 @@ def weights_of(weight_ptr, weight_stride, place, valid, COMPUTE: tl.constexpr, W
 
 @triton.jit
 def shares_again(
-    t_base, place, shift, valid, weight_ptr, weight_stride, kept, even,
-    PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr, COMPUTE: tl.constexpr,
+    t_base,
+    place,
+    shift,
+    valid,
+    weight_ptr,
+    weight_stride,
+    kept,
+    even,
+    PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):
     """The sum of the shares of each group of a tile."""
     weight = weights_of(weight_ptr, weight_stride, place - shift, valid, COMPUTE, WEIGHTED)
@@ -102,9 +126,26 @@ def shares_again(
 
 @triton.jit
 def taken_in(
-    state, x, t, place, shift, valid, weight_ptr, weight_stride, logit_scale, logit_softcap, kept, even,
-    EXACT: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr, SCALED: tl.constexpr,
-    CAPPED: tl.constexpr, STATISTICS: tl.constexpr, COMPUTE: tl.constexpr,
+    state,
+    x,
+    t,
+    place,
+    shift,
+    valid,
+    weight_ptr,
+    weight_stride,
+    logit_scale,
+    logit_softcap,
+    kept,
+    even,
+    EXACT: tl.constexpr,
+    PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    STATISTICS: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):
     """`accumulated` of a tile as it was loaded."""
     SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
@@ -123,10 +164,33 @@ def taken_in(
 
 @triton.jit
 def gradient_of(
-    x, t, place, shift, valid, weight_ptr, weight_stride, m, rest, total, multiplier, special, kept, even, row_scale,
-    logit_scale, logit_softcap, grad_output,
-    PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr, SCALED: tl.constexpr,
-    CAPPED: tl.constexpr, COMPUTE: tl.constexpr, DTYPE: tl.constexpr, UNIT_FIRST: tl.constexpr, MASKED: tl.constexpr,
+    x,
+    t,
+    place,
+    shift,
+    valid,
+    weight_ptr,
+    weight_stride,
+    m,
+    rest,
+    total,
+    multiplier,
+    special,
+    kept,
+    even,
+    row_scale,
+    logit_scale,
+    logit_softcap,
+    grad_output,
+    PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    UNIT_FIRST: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """A tile of the gradient, as it is stored."""
     y, slope = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
@@ -150,8 +214,22 @@ def gradient_of(
 
 @triton.jit(
     do_not_specialize=[
-        "outer", "inner", "classes", "x_outer", "x_inner", "x_offset", "target_outer", "target_inner", "weight_stride",
-        "sample_outer", "sample_inner", "grad_outer", "grad_inner", "gradient_outer", "gradient_inner", "ignore_index",
+        "outer",
+        "inner",
+        "classes",
+        "x_outer",
+        "x_inner",
+        "x_offset",
+        "target_outer",
+        "target_inner",
+        "weight_stride",
+        "sample_outer",
+        "sample_inner",
+        "grad_outer",
+        "grad_inner",
+        "gradient_outer",
+        "gradient_inner",
+        "ignore_index",
     ]
 )
 def rows_kernel(
@@ -267,16 +345,51 @@ def rows_kernel(
             state = nothing_yet(GROUPS, COMPUTE)
             if not ALIGNED:
                 state_of_ends = taken_in(
-                    nothing_yet(2, COMPUTE), x_ends, t_ends, end_places, shift, end_valid, weight_ptr, weight_stride,
-                    logit_scale, logit_softcap, kept, even,
-                    SINGLE, PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, STATISTICS, COMPUTE,
+                    nothing_yet(2, COMPUTE),
+                    x_ends,
+                    t_ends,
+                    end_places,
+                    shift,
+                    end_valid,
+                    weight_ptr,
+                    weight_stride,
+                    logit_scale,
+                    logit_softcap,
+                    kept,
+                    even,
+                    SINGLE,
+                    PROBABILITIES,
+                    SMOOTHED,
+                    WEIGHTED,
+                    SCALED,
+                    CAPPED,
+                    STATISTICS,
+                    COMPUTE,
                 )
                 state = seeded(state_of_ends, GROUPS, COMPUTE, SINGLE)
             if SINGLE:
                 place = low + places(0, GROUPS, VEC)
                 state = taken_in(
-                    state, x, t, place, shift, place < high, weight_ptr, weight_stride, logit_scale, logit_softcap, kept, even,
-                    True, PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, STATISTICS, COMPUTE,
+                    state,
+                    x,
+                    t,
+                    place,
+                    shift,
+                    place < high,
+                    weight_ptr,
+                    weight_stride,
+                    logit_scale,
+                    logit_softcap,
+                    kept,
+                    even,
+                    True,
+                    PROBABILITIES,
+                    SMOOTHED,
+                    WEIGHTED,
+                    SCALED,
+                    CAPPED,
+                    STATISTICS,
+                    COMPUTE,
                 )
             else:
                 for first in range(low, high, BLOCK):
@@ -287,19 +400,53 @@ def rows_kernel(
                     else:
                         x, t = loaded(x_base, t_base, place, place < high, PROBABILITIES, KEEP)
                     state = taken_in(
-                        state, x, t, place, shift, place < high, weight_ptr, weight_stride, logit_scale, logit_softcap, kept, even,
-                        False, PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, STATISTICS, COMPUTE,
+                        state,
+                        x,
+                        t,
+                        place,
+                        shift,
+                        place < high,
+                        weight_ptr,
+                        weight_stride,
+                        logit_scale,
+                        logit_softcap,
+                        kept,
+                        even,
+                        False,
+                        PROBABILITIES,
+                        SMOOTHED,
+                        WEIGHTED,
+                        SCALED,
+                        CAPPED,
+                        STATISTICS,
+                        COMPUTE,
                     )
                     if PREFETCH:
                         x, t = next_x, next_t
-            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, most, most_first = merged(state, SINGLE)
+            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, most, most_first = merged(
+                state, SINGLE
+            )
             if SHARES:
                 total = found_total
             if not SINGLE:
                 if rest < 0.25:
                     rest = recounted(
-                        x_base, m, state[0], state[1], shift, low, high, end, logit_scale, logit_softcap,
-                        SCALED, CAPPED, COMPUTE, ALIGNED, GROUPS, VEC,
+                        x_base,
+                        m,
+                        state[0],
+                        state[1],
+                        shift,
+                        low,
+                        high,
+                        end,
+                        logit_scale,
+                        logit_softcap,
+                        SCALED,
+                        CAPPED,
+                        COMPUTE,
+                        ALIGNED,
+                        GROUPS,
+                        VEC,
                     )
             # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
             rest += m - m
@@ -331,15 +478,35 @@ def rows_kernel(
                 shares_of_groups = tl.zeros([GROUPS], COMPUTE)
                 if not ALIGNED:
                     of_ends = shares_again(
-                        t_base, end_places, shift, end_valid, weight_ptr, weight_stride, kept, even,
-                        PROBABILITIES, SMOOTHED, WEIGHTED, COMPUTE,
+                        t_base,
+                        end_places,
+                        shift,
+                        end_valid,
+                        weight_ptr,
+                        weight_stride,
+                        kept,
+                        even,
+                        PROBABILITIES,
+                        SMOOTHED,
+                        WEIGHTED,
+                        COMPUTE,
                     )
                     shares_of_groups += tl.where(tl.arange(0, GROUPS) == 0, tl.sum(of_ends, 0), 0.0)
                 for first in range(low, high, BLOCK):
                     place = first + places(0, GROUPS, VEC)
                     shares_of_groups += shares_again(
-                        t_base, place, shift, place < high, weight_ptr, weight_stride, kept, even,
-                        PROBABILITIES, SMOOTHED, WEIGHTED, COMPUTE,
+                        t_base,
+                        place,
+                        shift,
+                        place < high,
+                        weight_ptr,
+                        weight_stride,
+                        kept,
+                        even,
+                        PROBABILITIES,
+                        SMOOTHED,
+                        WEIGHTED,
+                        COMPUTE,
                     )
                 total = tl.sum(shares_of_groups, 0)
 
@@ -369,14 +536,36 @@ def rows_kernel(
                 place = first + places(0, GROUPS, VEC)
                 if not SINGLE:
                     following = place + BLOCK
-                    next_x, next_t = loaded(
-                        x_base, t_base, following, following < high, PROBABILITIES, "evict_first"
-                    )
+                    next_x, next_t = loaded(x_base, t_base, following, following < high, PROBABILITIES, "evict_first")
                 gradient = gradient_of(
-                    x, t, place, shift, place < high, weight_ptr, weight_stride, m, rest, total, multiplier, special,
-                    kept, even, row_scale, logit_scale, logit_softcap, factor,
+                    x,
+                    t,
+                    place,
+                    shift,
+                    place < high,
+                    weight_ptr,
+                    weight_stride,
+                    m,
+                    rest,
+                    total,
+                    multiplier,
+                    special,
+                    kept,
+                    even,
+                    row_scale,
+                    logit_scale,
+                    logit_softcap,
+                    factor,
                     # A logit that was not read is -inf, which a negative scale makes inf.
-                    PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, COMPUTE, DTYPE, UNIT_FIRST, SCALED,
+                    PROBABILITIES,
+                    SMOOTHED,
+                    WEIGHTED,
+                    SCALED,
+                    CAPPED,
+                    COMPUTE,
+                    DTYPE,
+                    UNIT_FIRST,
+                    SCALED,
                 )
                 tl.store(gradient_base + place, gradient, mask=place < whole, cache_modifier=CACHE)
                 if not SINGLE:
@@ -384,9 +573,33 @@ def rows_kernel(
             if not ALIGNED:
                 end_places, written = ends(shift, shift + classes, VEC)
                 gradient = gradient_of(
-                    x_ends, t_ends, end_places, shift, end_valid & active, weight_ptr, weight_stride, m, rest, total, multiplier,
-                    special, kept, even, row_scale, logit_scale, logit_softcap, factor,
-                    PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, COMPUTE, DTYPE, UNIT_FIRST, True,
+                    x_ends,
+                    t_ends,
+                    end_places,
+                    shift,
+                    end_valid & active,
+                    weight_ptr,
+                    weight_stride,
+                    m,
+                    rest,
+                    total,
+                    multiplier,
+                    special,
+                    kept,
+                    even,
+                    row_scale,
+                    logit_scale,
+                    logit_softcap,
+                    factor,
+                    PROBABILITIES,
+                    SMOOTHED,
+                    WEIGHTED,
+                    SCALED,
+                    CAPPED,
+                    COMPUTE,
+                    DTYPE,
+                    UNIT_FIRST,
+                    True,
                 )
                 tl.store(gradient_base + end_places, gradient, mask=written)
             if not PROBABILITIES:

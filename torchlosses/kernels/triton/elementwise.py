@@ -16,7 +16,16 @@ import triton.language as tl
 from torch import Tensor
 
 from torchlosses.kernels.triton import launch as launches
-from torchlosses.kernels.triton.functions import denominator, ends, number, places, quotient, rounded, scaled, share_of_mean
+from torchlosses.kernels.triton.functions import (
+    denominator,
+    ends,
+    number,
+    places,
+    quotient,
+    rounded,
+    scaled,
+    share_of_mean,
+)
 from torchlosses.kernels.triton.launch import launch
 from torchlosses.kernels.triton.reduction import finish
 
@@ -134,7 +143,9 @@ def tile(
         # A mean over nothing has the gradient 0 whatever its elements are.
         gradient = tl.where(active & (lane < anything), slope * unit, 0.0)
         at = pointers(gradient_ptr, first, lane, sizes, strides[7], (KINDS >> 14) & 3, WIDE, VEC)
-        tl.store(at, scaled(gradient, factor, gradient_ptr.dtype.element_ty, UNIT_FIRST), mask=valid, cache_modifier=".cs")
+        tl.store(
+            at, scaled(gradient, factor, gradient_ptr.dtype.element_ty, UNIT_FIRST), mask=valid, cache_modifier=".cs"
+        )
     return tl.sum(loss, 1).to(tl.float64)
 
 
@@ -344,7 +355,9 @@ def _layout(tensors: list[Tensor | None]) -> _Layout | None:
     strides: list[list[int]] = [[] for _ in tensors]
     for dimension in dimensions:
         size = shape[dimension]
-        if sizes and all(step is None or mine[-1] == step[dimension] * size for step, mine in zip(steps, strides, strict=True)):
+        if sizes and all(
+            step is None or mine[-1] == step[dimension] * size for step, mine in zip(steps, strides, strict=True)
+        ):
             sizes[-1] *= size
             for step, mine in zip(steps, strides, strict=True):
                 mine[-1:] = [] if step is None else [step[dimension]]

@@ -114,7 +114,9 @@ def tanh(u):
         result = tl.where(tl.abs(u) < 0.625, u + u * z * (above / below), tl.where(u < 0.0, -far, far))
     else:
         # Eigen's and XLA's: rounds to ±1 from there on. A comparison that a nan fails keeps it.
-        v = tl.where(u > 7.90531110763549805, 7.90531110763549805, tl.where(u < -7.90531110763549805, -7.90531110763549805, u))
+        v = tl.where(
+            u > 7.90531110763549805, 7.90531110763549805, tl.where(u < -7.90531110763549805, -7.90531110763549805, u)
+        )
         z = v * v
         above = -2.76076847742355e-16 * z + 2.00018790482477e-13
         above = above * z - 8.60467152213735e-11
@@ -144,7 +146,15 @@ def logits(x, logit_scale, logit_softcap, SCALED: tl.constexpr, CAPPED: tl.const
 
 @triton.jit
 def accumulated(
-    state, y, share, t, place, EXACT: tl.constexpr, SHARES: tl.constexpr, PROBABILITIES: tl.constexpr, STATISTICS: tl.constexpr
+    state,
+    y,
+    share,
+    t,
+    place,
+    EXACT: tl.constexpr,
+    SHARES: tl.constexpr,
+    PROBABILITIES: tl.constexpr,
+    STATISTICS: tl.constexpr,
 ):
     """What is known of each group of classes, with one more tile of [groups, classes] taken in.
 
@@ -268,7 +278,18 @@ def shares(t, weight, valid, kept, even, PROBABILITIES: tl.constexpr, SMOOTHED: 
 
 @triton.jit
 def row_loss(
-    m, rest, at_target, weight, total, weighed, kept, even, z_loss, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, Z_LOSS: tl.constexpr
+    m,
+    rest,
+    at_target,
+    weight,
+    total,
+    weighed,
+    kept,
+    even,
+    z_loss,
+    PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    Z_LOSS: tl.constexpr,
 ):
     """The loss of a row whose logits sum to exp(m) (1 + rest): -log p_c = log1p(rest) - (y_c - m)."""
     log_rest = log1p(rest)
@@ -290,7 +311,17 @@ def row_loss(
 
 @triton.jit
 def row_gradient(
-    m, rest, at_target, weight, total, kept, even, z_loss, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, Z_LOSS: tl.constexpr
+    m,
+    rest,
+    at_target,
+    weight,
+    total,
+    kept,
+    even,
+    z_loss,
+    PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    Z_LOSS: tl.constexpr,
 ):
     """The gradient by y is `multiplier` exp(y - m) - a; where a class holds all but everything, `special` instead.
 

@@ -20,7 +20,9 @@ def counted(target_ptr, start, stop, step, inner, target_outer, target_inner, ig
         at = target_ptr + (row // inner) * target_outer + (row % inner) * target_inner
         target = tl.load(at, mask=row < stop, other=0)
         # A target that is a floating-point number is compared as one.
-        ignored = target.to(tl.float64) == ignore_index if target.dtype.is_floating() else target.to(tl.int64) == ignore_index
+        ignored = (
+            target.to(tl.float64) == ignore_index if target.dtype.is_floating() else target.to(tl.int64) == ignore_index
+        )
         found += ((row < stop) & (ignored == 0)).to(tl.int64)
     return found
 

@@ -38,7 +38,12 @@ def warm_up(function: Callable[..., Any], *arguments: Any, **options: Any) -> in
     started = 0
 
     def start(
-        kernel: Any, device: torch.device, programs: int, warps: int, arguments: tuple[Any, ...], constants: dict[str, Any]
+        kernel: Any,
+        device: torch.device,
+        programs: int,
+        warps: int,
+        arguments: tuple[Any, ...],
+        constants: dict[str, Any],
     ) -> None:
         nonlocal started
         started += 1

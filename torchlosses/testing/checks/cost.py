@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from torchlosses.testing.audit import Audit, Subject
+from torchlosses.testing.audit import SETTINGS, Audit, Subject
 from torchlosses.testing.kinds import Case
 from torchlosses.testing.registry import check
 
@@ -19,13 +19,8 @@ ROWS, CLASSES, REPEATS = 512, 1000, 7
 
 
 def _large(audit: Audit) -> list[Case]:
-    plain = audit.cases(
-        without=("weight", "ignore_index", "label_smoothing", "linear_bias"),
-        reductions=("mean", None),
-        rows=ROWS,
-        classes=CLASSES,
-    )
-    return [plain[0].to(torch.float32)]
+    plain = audit.cases(without=SETTINGS, reductions=("mean", None), rows=ROWS, classes=CLASSES)
+    return audit.in_training_dtype(plain[:1])
 
 
 @check("cost.time_and_memory", _large)
@@ -50,25 +45,38 @@ def _costs(audit: Audit, case: Case, subject: Subject) -> dict[str, float]:
         return loss, torch.autograd.grad(loss, leaf, torch.ones_like(loss))
 
     return {
-        "forward, ms": _milliseconds(forward),
-        "forward and backward, ms": _milliseconds(both),
-        "peak memory, MB": peak_bytes(both) / 1e6,
+        "forward, ms": _milliseconds(forward, leaf.device),
+        "forward and backward, ms": _milliseconds(both, leaf.device),
+        "peak memory, MB": peak_bytes(both, leaf.device) / 1e6,
         "input, MB": leaf.numel() * leaf.element_size() / 1e6,
     }
 
 
-def _milliseconds(call: Callable[[], object]) -> float:
+def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
     call()
     times = []
     for _ in range(REPEATS):
+        _wait(device)
         start = time.perf_counter()
         call()
+        _wait(device)
         times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times)
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device | None = None) -> int:
     """The most bytes that were allocated at one time during the call, as the allocator saw it."""
+    if device is not None and device.type != "cpu":
+        memory = torch.get_device_module(device)
+        memory.reset_peak_memory_stats(device)
+        before = memory.memory_allocated(device)
+        call()
+        return memory.max_memory_allocated(device) - before
     # The profiler's library writes its own progress to stderr unless it is told not to.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

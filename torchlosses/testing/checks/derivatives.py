@@ -12,11 +12,9 @@ from torch.autograd import forward_ad
 from torch.autograd.gradcheck import GradcheckError, gradcheck, gradgradcheck
 
 from torchlosses.testing.audit import Audit, direction, supported
-from torchlosses.testing.comparing import expect_close
 from torchlosses.testing.kinds import Case
-from torchlosses.testing.registry import Failure, NotSupported, check
-
-STEP = 1e-5
+from torchlosses.testing.outcomes import Failure, NotSupported
+from torchlosses.testing.registry import check
 
 
 def _small(audit: Audit) -> list[Case]:
@@ -31,8 +29,13 @@ def _run(audit: Audit, case: Case, test: Callable[..., bool], cause: str, **opti
     """Run PyTorch's own check, and put a mismatch into the form of a finding."""
     call, leaves = audit.function(case)
     names = audit.differentiable(case)
+    rtol, atol = audit.derivative_tolerances
+    # A backward that is not the same twice is another check's subject.
+    tolerances = {"eps": audit.step, "rtol": rtol, "atol": atol, "nondet_tol": atol}
+    # Random ones may be so small that they hide a wrong derivative in the tolerance.
+    incoming = {"grad_outputs": direction(call(*leaves)).requires_grad_()} if test is gradgradcheck else {}
     try:
-        test(call, leaves, atol=1e-6, rtol=1e-4, **options)
+        test(call, leaves, **incoming, **tolerances, **options)
     except GradcheckError as error:
         if re.search(r"not implemented|must implement|not support", str(error)):
             raise NotSupported(str(error).strip().splitlines()[0]) from error
@@ -95,7 +98,7 @@ def batched_gradient(audit: Audit, case: Case) -> None:
     for name, got, position in zip(audit.differentiable(case), batched, range(len(leaves)), strict=True):
         each = [torch.autograd.grad(loss, leaves, one, retain_graph=True)[position] for one in incoming]
         summary = f"the batched gradient by {name} is not that of a loop"
-        expect_close(got, torch.stack(each), summary, "the vmap rule of the backward")
+        audit.expect_close(got, torch.stack(each), summary, "the vmap rule of the backward")
 
 
 @check("derivatives.forward_over_reverse", _small)
@@ -126,7 +129,7 @@ def _tangent_of_gradient(call: Callable[..., Tensor], leaves: tuple[Tensor, ...]
 
 def _directions(leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(3)
-    return tuple(torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype) for leaf in leaves)
+    return tuple(torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device) for x in leaves)
 
 
 def _moved(leaves: tuple[Tensor, ...], step: float) -> tuple[Tensor, ...]:
@@ -139,10 +142,9 @@ def no_silent_zero_tangent(audit: Audit, case: Case) -> None:
     call, leaves = audit.function(case)
     tangent = supported(lambda: _tangent(call, leaves))
     with torch.no_grad():
-        expected = (call(*_moved(leaves, STEP)) - call(*_moved(leaves, -STEP))) / (2 * STEP)
-    _expect_derivative(
-        tangent, expected, "the tangent is silently dropped or wrong", "detach, .data, or no jvp in a part of the loss"
-    )
+        expected = (call(*_moved(leaves, audit.step)) - call(*_moved(leaves, -audit.step))) / (2 * audit.step)
+    summary, cause = "the tangent is silently dropped or wrong", "detach, .data, or no jvp in a part of the loss"
+    audit.expect_derivative(tangent, expected, summary, cause)
 
 
 @check("derivatives.no_dropped_second_derivative", _few)
@@ -165,16 +167,11 @@ def no_dropped_second_derivative(audit: Audit, case: Case) -> None:
         return tuple(z if h is None else h for z, h in zip(zeros, second, strict=True))
 
     got = supported(hessian_times_direction)
-    forward, backward = (gradients(_moved(leaves, step), False) for step in (STEP, -STEP))
+    forward, backward = (gradients(_moved(leaves, step), False) for step in (audit.step, -audit.step))
     for name, h, f, b in zip(audit.differentiable(case), got, forward, backward, strict=True):
         summary = f"the second derivative by {name} is silently dropped or wrong"
         cause = (
             "the backward works on detached tensors, takes a saved softmax or log-sum-exp as a constant, or is "
             "@once_differentiable, which raises nothing where the incoming gradient is a constant"
         )
-        _expect_derivative(h, (f - b) / (2 * STEP), summary, cause)
-
-
-def _expect_derivative(got: Tensor, expected: Tensor, summary: str, cause: str) -> None:
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
-    expect_close(got, expected, summary, cause, rtol=1e-5, atol=1e-6 * largest + 1e-8)
+        audit.expect_derivative(h, (f - b) / (2 * audit.step), summary, cause)

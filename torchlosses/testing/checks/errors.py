@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from torchlosses.testing.audit import Audit
+from torchlosses.testing.audit import SETTINGS, Audit
 from torchlosses.testing.comparing import shown
 from torchlosses.testing.kinds import Case
-from torchlosses.testing.registry import Failure, NotApplicable, check
+from torchlosses.testing.outcomes import Failure, NotApplicable
+from torchlosses.testing.registry import check
 
 SHAPE = r"shape|size|dim|1D|broadcast|match|length|elements|numel|batch|expand"
 DTYPE = r"dtype|type|float|long|int|not implemented|bool|complex"
@@ -18,9 +19,7 @@ RANGE = r"range|bound|index|indices|class|target|label"
 
 
 def _plain(audit: Audit) -> list[Case]:
-    return audit.cases(without=("weight", "ignore_index", "label_smoothing", "linear_bias"), reductions=("mean", None))[
-        :4
-    ]
+    return audit.cases(without=SETTINGS, reductions=("mean", None))[:4]
 
 
 def _must_raise(audit: Audit, case: Case, call: Callable[[], Any], what: str, names: str, cause: str) -> None:
@@ -55,10 +54,10 @@ def rows_must_match(audit: Audit, case: Case) -> None:
 @check("errors.classes", _plain)
 def classes_must_match(audit: Audit, case: Case) -> None:
     """A soft target with another number of classes belongs to another model."""
-    target = case.tensors.get("target")
-    if not audit.kind.classes or target is None or target.dim() < 2 or audit.kind.number_of_classes(case) < 3:
+    target, dimension = case.tensors.get("target"), audit.kind.class_dimensions(case).get("target")
+    if target is None or dimension is None or target.shape[dimension] < 3:
         raise NotApplicable("the target has no class dimension")
-    short = case.with_tensors(target=target[:, :-1])
+    short = case.with_tensors(target=target.narrow(dimension, 0, target.shape[dimension] - 1))
     _must_raise(audit, short, lambda: audit.loss(short), "another number of classes", SHAPE, "shapes are not checked")
 
 
@@ -87,6 +86,8 @@ def class_indices_must_be_in_range(audit: Audit, case: Case) -> None:
     """Labels from 1 to C, or 255 for 'ignore', must not read the wrong class or the memory behind it."""
     if not audit.kind.has_indices(case):
         raise NotApplicable("the target is no class indices")
+    if audit.device.type != "cpu":
+        raise NotApplicable(f"on {audit.device.type} it may be an assertion that ends the use of the device")
     name = audit.kind.indices[0]
     for wrong in (audit.kind.number_of_classes(case), 255, -1):
         target = case.tensors[name].clone()
@@ -118,15 +119,22 @@ def smoothing_must_be_a_share(audit: Audit, case: Case) -> None:
         _must_raise(audit, wrong, lambda c=wrong: audit.loss(c), what, names, cause)
 
 
-def _with_weight(audit: Audit) -> list[Case]:
-    return audit.cases(needs=("weight",), few=True, reductions=("mean", None))
+def _with_weights(audit: Audit) -> list[Case]:
+    return [
+        case
+        for name in audit.weights or ["weight"]
+        for case in audit.cases(needs=(name,), few=True, reductions=("mean", None))
+    ]
 
 
-@check("errors.weight", _with_weight)
+@check("errors.weight", _with_weights)
 def weight_must_fit(audit: Audit, case: Case) -> None:
     """A weight for another number of classes was made for other data."""
-    if "weight" not in case.options or case.options["weight"].shape[0] < 2:
+    wrong = {name: case.options[name][:-1] for name in audit.weights if name in case.options}
+    if not wrong or any(len(weight) < 1 for weight in wrong.values()):
         raise NotApplicable("there is no weight")
-    wrong = case.with_options(weight=case.options["weight"][:-1])
     cause = "the weight is indexed or broadcast without a look at its shape"
-    _must_raise(audit, wrong, lambda: audit.loss(wrong), "a weight that is one short", f"{SHAPE}|weight", cause)
+    for name, weight in wrong.items():
+        given = case.with_options(**{name: weight})
+        what = f"a {name} that is one short"
+        _must_raise(audit, given, lambda c=given: audit.loss(c), what, f"{SHAPE}|weight", cause)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from torchlosses.testing.audit import Audit, direction, supported
-from torchlosses.testing.comparing import expect_close, expect_equal
+from torchlosses.testing.audit import NUMBERS, Audit, direction, supported
+from torchlosses.testing.comparing import expect_equal
 from torchlosses.testing.kinds import Case
-from torchlosses.testing.registry import NotApplicable, check
+from torchlosses.testing.outcomes import NotApplicable
+from torchlosses.testing.registry import check
 
 
 @check("gradients.scale_with_the_incoming_one", lambda audit: audit.cases())
@@ -25,7 +26,7 @@ def scale_with_the_incoming_gradient(audit: Audit, case: Case) -> None:
         scaled = torch.autograd.grad(loss, leaves, factor * ones, retain_graph=True)
         for name, got, one in zip(audit.differentiable(case), scaled, once, strict=True):
             summary = f"{factor} times the incoming gradient is not {factor} times the gradient by {name}"
-            expect_close(got, factor * one, summary, "backward ignores grad_output, or a part of it", atol=1e-12)
+            audit.expect_close(got, factor * one, summary, "backward ignores grad_output, or a part of it", atol=1e-12)
 
 
 @check("gradients.one_for_each_loss", lambda audit: audit.cases(reductions=("none", None)))
@@ -37,20 +38,20 @@ def one_incoming_gradient_for_each_loss(audit: Audit, case: Case) -> None:
         raise NotApplicable("the loss is one number")
     got = torch.autograd.grad(loss, leaves, direction(loss))
     for name, gradient, leaf in zip(audit.differentiable(case), got, leaves, strict=True):
-        expected = _by_differences(audit.function(case, names=[name])[0], leaf)
+        expected = _by_differences(audit.function(case, names=[name])[0], leaf, audit.step)
         summary = f"the gradient by {name} does not follow an incoming gradient that differs from row to row"
         cause = "backward sums or averages grad_output"
-        expect_close(gradient, expected, summary, cause, rtol=1e-5, atol=1e-8)
+        audit.expect_derivative(gradient, expected, summary, cause)
 
 
-def _by_differences(call: Callable[[Tensor], Tensor], leaf: Tensor) -> Tensor:
+def _by_differences(call: Callable[[Tensor], Tensor], leaf: Tensor, size: float) -> Tensor:
     """The derivative of the losses along the fixed direction, by finite differences."""
     expected, point = torch.zeros_like(leaf), leaf.detach()
     for place in range(leaf.numel()):
         step = torch.zeros_like(point)
-        step.view(-1)[place] = 1e-5
+        step.view(-1)[place] = size
         with torch.no_grad():
-            difference = (call(point + step) - call(point - step)) / 2e-5
+            difference = (call(point + step) - call(point - step)) / (2 * size)
         expected.view(-1)[place] = (difference * direction(difference)).sum()
     return expected.detach()
 
@@ -67,7 +68,7 @@ def two_backwards(audit: Audit, case: Case) -> None:
     cause = "backward writes into a saved tensor, or into a buffer that it hands out again"
     for one, before, other in zip(first, kept, second, strict=True):
         expect_equal(one, before, "a second backward changes the gradient of the first", cause)
-        expect_close(other, -3 * before, "a second backward over a retained graph is wrong", cause, atol=1e-12)
+        audit.expect_close(other, -3 * before, "a second backward over a retained graph is wrong", cause, atol=1e-12)
 
 
 @check("gradients.of_some_arguments", lambda audit: audit.cases(few=True))
@@ -82,7 +83,7 @@ def any_part_of_the_arguments(audit: Audit, case: Case) -> None:
             _, gradients = audit.value_and_gradients(case, names=some)
             for name, got in zip(some, gradients, strict=True):
                 summary = f"the gradient by {name} changes with what else requires grad"
-                expect_close(got, whole[names.index(name)], summary, "needs_input_grad is misread", atol=1e-14)
+                audit.expect_close(got, whole[names.index(name)], summary, "needs_input_grad is misread", atol=1e-14)
 
 
 def _others(audit: Audit) -> list[Case]:
@@ -92,7 +93,7 @@ def _others(audit: Audit) -> list[Case]:
 
 
 def _options(audit: Audit) -> list[Case]:
-    options = [name for name in ("weight", "linear_bias") if name in audit.loss.options]
+    options = [name for name in NUMBERS if name in audit.loss.options]
     if not options:
         raise NotApplicable("the loss has no option that is a tensor")
     found = [case for case in audit.cases() if set(options) & case.options.keys()]
@@ -110,7 +111,7 @@ def gradients_by_targets(audit: Audit, case: Case) -> None:
 @check("gradients.by_weights", _options)
 def gradients_by_weights(audit: Audit, case: Case) -> None:
     """Learnt class weights need a gradient that follows the mean's denominator too, or a refusal."""
-    _gives_or_refuses(audit, case, ("weight", "linear_bias"))
+    _gives_or_refuses(audit, case, NUMBERS)
 
 
 def _gives_or_refuses(audit: Audit, case: Case, names: tuple[str, ...]) -> None:
@@ -125,6 +126,6 @@ def _gives_or_refuses(audit: Audit, case: Case, names: tuple[str, ...]) -> None:
         if loss.requires_grad:
             (found,) = torch.autograd.grad(loss, leaf, direction(loss), allow_unused=True)
             got = got if found is None else found
-        expected = _by_differences(call, leaf)
+        expected = _by_differences(call, leaf, audit.step)
         summary = f"the gradient by {name} is silently dropped or wrong"
-        expect_close(got, expected, summary, f"{name} is detached, or treated as a constant", rtol=1e-5, atol=1e-8)
+        audit.expect_derivative(got, expected, summary, f"{name} is detached, or treated as a constant")

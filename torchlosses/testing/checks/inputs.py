@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from torchlosses.testing.audit import Audit, direction, supported
-from torchlosses.testing.comparing import expect, expect_close, expect_equal, shown
+from torchlosses.testing.comparing import expect, expect_equal, shown
 from torchlosses.testing.kinds import Case
-from torchlosses.testing.registry import NotApplicable, check
+from torchlosses.testing.outcomes import MANNERS, WRONG_GRADIENT, NotApplicable
+from torchlosses.testing.registry import check
 
 
-@check("inputs.unmodified", lambda audit: audit.cases())
+@check("inputs.unmodified", lambda audit: audit.cases(), MANNERS)
 def inputs_are_unmodified(audit: Audit, case: Case) -> None:
     """The logits are often used again, for metrics or a second loss: a loss must not write into them."""
     given = case.map(lambda tensor: tensor.clone())
@@ -30,7 +31,7 @@ def inputs_are_unmodified(audit: Audit, case: Case) -> None:
         expect(tensor._version == versions[name], f"{name} was written to", "a new version", "none", cause)
 
 
-@check("inputs.changes_are_noticed", lambda audit: audit.cases(few=True))
+@check("inputs.changes_are_noticed", lambda audit: audit.cases(few=True), WRONG_GRADIENT)
 def changes_between_forward_and_backward_are_noticed(audit: Audit, case: Case) -> None:
     """A tensor that changes between forward and backward makes the gradient wrong; autograd can say so."""
     _, expected = audit.value_and_gradients(case, names=[audit.kind.primary])
@@ -47,7 +48,7 @@ def changes_between_forward_and_backward_are_noticed(audit: Audit, case: Case) -
             expect("modified by an inplace operation" in str(error), "another error", error, "one on versions", "?")
             continue
         cause = "tensors are kept on ctx, and not with save_for_backward"
-        expect_close(
+        audit.expect_close(
             got, expected[0], f"a change of {name} before backward makes the gradient wrong", cause, atol=1e-12
         )
 
@@ -59,9 +60,9 @@ def _same(audit: Audit, case: Case, other: Case, summary: str, cause: str) -> No
     call, _ = audit.function(other, names=names)
     leaves = tuple(other.everything()[name].detach().requires_grad_() for name in names)
     loss = call(*leaves)
-    expect_close(loss, value, f"{summary}: the value differs", cause)
+    audit.expect_close(loss, value, f"{summary}: the value differs", cause)
     for name, got, expected in zip(names, torch.autograd.grad(loss, leaves, direction(loss)), gradients, strict=True):
-        expect_close(got, expected, f"{summary}: the gradient by {name} differs", cause, atol=1e-14)
+        audit.expect_gradient(got, expected, f"{summary}: the gradient by {name} differs", cause, atol=1e-14)
 
 
 @check("inputs.non_contiguous", lambda audit: audit.cases(few=True))
@@ -86,10 +87,10 @@ def expanded_inputs(audit: Audit, case: Case) -> None:
     leaf = case.tensors[name][:1].clone().requires_grad_()
     loss = audit.loss(case.with_tensors(**{name: leaf.expand_as(case.tensors[name])}))
     cause = "a stride of 0 is taken for a full tensor"
-    expect_close(loss, value, "expanded inputs: the value differs", cause)
+    audit.expect_close(loss, value, "expanded inputs: the value differs", cause)
     (got,) = torch.autograd.grad(loss, leaf, direction(loss))
     summary = "expanded inputs: the gradient differs"
-    expect_close(got, gradient.sum(0, keepdim=True), summary, cause, atol=1e-12)
+    audit.expect_gradient(got, gradient.sum(0, keepdim=True), summary, cause, atol=1e-12)
 
 
 def _spatial(audit: Audit, case: Case) -> tuple[Case, Callable[[Tensor], Tensor]]:
@@ -109,9 +110,10 @@ def _spatial(audit: Audit, case: Case) -> tuple[Case, Callable[[Tensor], Tensor]
 
 
 def _eight_rows(audit: Audit) -> list[Case]:
-    if not audit.kind.classes or "linear_weight" in audit.kind.differentiable:
+    if audit.kind.classes.get(audit.kind.primary) != 1:
         raise NotApplicable("the kind has no dimensions behind the classes")
-    return audit.cases(rows=8, few=True)
+    # It follows the last dimension, not the classes.
+    return audit.cases(rows=8, few=True, without=("pos_weight",))
 
 
 @check("inputs.images", _eight_rows)
@@ -124,8 +126,9 @@ def images_are_rows(audit: Audit, case: Case) -> None:
     cause = "classes are looked for in the last dimension, or the mean divides by N alone"
     if value.dim():
         value = rows(value) if value.numel() == expected.numel() else value
-    expect_close(value, expected, "(N, C, d1, d2) is not the loss of its rows", cause)
-    expect(gradient.shape == images.tensors[names[0]].shape, "another shape", gradient, "that of the input", cause)
+    audit.expect_close(value, expected, "(N, C, d1, d2) is not the loss of its rows", cause)
+    shape = images.tensors[names[0]].shape
+    expect(gradient.shape == shape, "another shape", gradient, "that of the input", cause, WRONG_GRADIENT)
 
 
 @check("inputs.channels_last", _eight_rows)
@@ -146,14 +149,14 @@ def channels_last(audit: Audit, case: Case) -> None:
 @check("inputs.unbatched", lambda audit: audit.cases(rows=1, few=True, without=("ignore_index",)))
 def unbatched(audit: Audit, case: Case) -> None:
     """One sample without a batch dimension is a batch of one."""
-    if not audit.kind.rows:
-        raise NotApplicable("the kind has no rows")
+    if not audit.kind.rows or "shifted" in audit.kind.traits:
+        raise NotApplicable("the kind has no rows that stand alone")
     every = case.everything()
     single = case.with_everything({name: every[name][0] for name in audit.kind.row_tensors(case)})
     value = supported(lambda: audit.loss(single))
     expected = audit.loss(case)
     cause = "dimension 1 or -1 is taken for the classes in either case"
-    expect_close(value.reshape(-1), expected.reshape(-1), "a single sample is not a batch of one", cause)
+    audit.expect_close(value.reshape(-1), expected.reshape(-1), "a single sample is not a batch of one", cause)
 
 
 @check("inputs.empty", lambda audit: audit.cases(few=True, without=("ignore_index",)))
@@ -161,7 +164,7 @@ def empty_batch(audit: Audit, case: Case) -> None:
     """The last batch of a shard can be empty: its sum is 0, its losses are none, and nothing crashes."""
     if not audit.kind.rows:
         raise NotApplicable("the kind has no rows")
-    empty = audit.kind.take_rows(case, torch.arange(0))
+    empty = audit.kind.take_rows(case, torch.arange(0, device=audit.device))
     value, gradients = supported(lambda: audit.value_and_gradients(empty))
     cause = "a maximum or a division over nothing"
     if case.options.get("reduction") == "sum":
@@ -170,10 +173,11 @@ def empty_batch(audit: Audit, case: Case) -> None:
         expect(value.numel() == 0, "an empty batch has losses", value, "no loss", cause)
     for name, gradient in zip(audit.differentiable(empty), gradients, strict=True):
         if name in audit.kind.row_tensors(empty):
-            expect(gradient.numel() == 0, f"the gradient by {name} is not empty", gradient, "no number", cause)
+            summary = f"the gradient by {name} is not empty"
+            expect(gradient.numel() == 0, summary, gradient, "no number", cause, WRONG_GRADIENT)
 
 
-@check("inputs.broadcasting", lambda audit: audit.cases(few=True, without=("weight",)))
+@check("inputs.broadcasting", lambda audit: audit.cases(few=True, without=("weight", "pos_weight")), MANNERS)
 def broadcasting_is_refused_or_warned_of(audit: Audit, case: Case) -> None:
     """(N, 1) against (N,) compares N·N pairs: the commonest silent mistake with a regression head."""
     if "elementwise" not in audit.kind.traits:

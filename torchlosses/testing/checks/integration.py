@@ -15,22 +15,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from torchlosses.testing.audit import Audit, direction
-from torchlosses.testing.comparing import expect, expect_close, expect_equal, shown
-from torchlosses.testing.environment import fresh_compiler
+from torchlosses.testing.comparing import expect, expect_close, expect_equal, largest, shown
+from torchlosses.testing.environment import fresh_compiler, random_state
 from torchlosses.testing.kinds import Case
-from torchlosses.testing.registry import Failure, NotApplicable, check
+from torchlosses.testing.outcomes import MANNERS, UNSUPPORTED, WRONG_GRADIENT, WRONG_VALUE, Failure, NotApplicable
+from torchlosses.testing.registry import check
 
 
 def _typical(audit: Audit) -> list[Case]:
     """For each form the loss with no option and with all of them."""
     found: dict[str, list[Case]] = {}
     for case in audit.cases(few=True, reductions=("mean", None) if "mean" in audit.reductions else None):
-        found.setdefault(case.form, []).append(case.to(torch.float32))
+        found.setdefault(case.form, []).extend(audit.in_training_dtype([case]))
     return [case for cases in found.values() for case in (cases if len(cases) == 1 else (cases[0], cases[-1]))]
 
 
 def _every_reduction(audit: Audit) -> list[Case]:
-    return [case.to(torch.float32) for case in audit.cases(few=True)]
+    return audit.in_training_dtype(audit.cases(few=True))
 
 
 def _must(attempt: Callable[[], Any], what: str, cause: str) -> Any:
@@ -41,7 +42,8 @@ def _must(attempt: Callable[[], Any], what: str, cause: str) -> Any:
         raise
     except Exception as error:
         lines = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
-        raise Failure(f"{what} fails", " ".join(lines[:4])[:500], "no error", cause) from error
+        got = " ".join(lines[:4])[:500]
+        raise Failure(f"{what} fails", got, "no error", cause, severity=UNSUPPORTED) from error
 
 
 def _value_and_gradient(loss: Callable[..., Tensor], audit: Audit, case: Case) -> tuple[Tensor, Tensor]:
@@ -52,14 +54,14 @@ def _value_and_gradient(loss: Callable[..., Tensor], audit: Audit, case: Case) -
     return value.detach(), gradient
 
 
-def _same(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], what: str, cause: str) -> None:
-    expect_close(got[0], expected[0], f"{what} changes the loss", cause, atol=1e-7)
-    expect_close(got[1], expected[1], f"{what} changes the gradient", cause, atol=1e-7)
+def _same(audit: Audit, got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], what: str, cause: str) -> None:
+    audit.expect_close(got[0], expected[0], f"{what} changes the loss", cause, atol=1e-7, severity=WRONG_VALUE)
+    audit.expect_gradient(got[1], expected[1], f"{what} changes the gradient", cause, atol=1e-7)
 
 
 def _equal(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], what: str, cause: str) -> None:
-    expect_equal(got[0], expected[0], f"{what} changes the loss", cause)
-    expect_equal(got[1], expected[1], f"{what} changes the gradient", cause)
+    expect_equal(got[0], expected[0], f"{what} changes the loss", cause, WRONG_VALUE)
+    expect_equal(got[1], expected[1], f"{what} changes the gradient", cause, WRONG_GRADIENT)
 
 
 @check("integration.compile", _typical)
@@ -70,7 +72,7 @@ def compiles_in_one_graph(audit: Audit, case: Case) -> None:
     with fresh_compiler():
         compiled = torch.compile(lambda *tensors: loss(*tensors), fullgraph=True, backend="aot_eager")
         got = _must(lambda: _value_and_gradient(compiled, audit, case), "torch.compile(fullgraph=True)", cause)
-    _same(got, _value_and_gradient(loss, audit, case), "torch.compile", "another code path while compiling")
+    _same(audit, got, _value_and_gradient(loss, audit, case), "torch.compile", "another code path while compiling")
 
 
 class _AsModule(nn.Module):
@@ -90,11 +92,12 @@ def exports(audit: Audit, case: Case) -> None:
     with fresh_compiler():
         program = _must(lambda: torch.export.export(module, tensors, strict=False), "torch.export", cause)
         got = _must(lambda: program.module()(*tensors), "the exported program", cause)
-    expect_close(got, module(*tensors), "torch.export changes the loss", "a value is frozen into the program")
+    summary, cause = "torch.export changes the loss", "a value is frozen into the program"
+    audit.expect_close(got, module(*tensors), summary, cause, severity=WRONG_VALUE)
 
 
 def _low_precision(audit: Audit) -> list[Case]:
-    return [case.to(torch.bfloat16) for case in audit.cases(few=True, rows=8)]
+    return audit.in_dtype(audit.cases(few=True, rows=8), torch.bfloat16)
 
 
 @check("integration.autocast", _low_precision)
@@ -104,18 +107,21 @@ def autocast(audit: Audit, case: Case) -> None:
     cause = "a step that autocast runs in another dtype than the ones around it"
 
     def run() -> tuple[Tensor, Tensor]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(audit.device.type, dtype=torch.bfloat16):
             return _value_and_gradient(loss, audit, case)
 
     value, gradient = _must(run, "autocast", cause)
-    wide = case.to(torch.float64)
+    wide = case.to(audit.dtype)
     call, (leaf,) = audit.function(wide, names=[audit.kind.primary])
     expected = call(leaf)
-    (expected_gradient,) = torch.autograd.grad(expected, leaf, direction(value).double())
+    (expected_gradient,) = torch.autograd.grad(expected, leaf, direction(value).to(expected.dtype))
     expect(gradient.dtype == torch.bfloat16, "another gradient dtype", gradient.dtype, torch.bfloat16, cause)
-    for got, truth, what in ((value, expected, "the loss"), (gradient, expected_gradient, "the gradient")):
-        largest = float(truth.abs().max())
-        expect_close(got, truth, f"autocast spoils {what}", cause, rtol=0.02, atol=0.03 * largest + 1e-6)
+    for got, truth, what, severity in (
+        (value, expected, "the loss", WRONG_VALUE),
+        (gradient, expected_gradient, "the gradient", WRONG_GRADIENT),
+    ):
+        atol = 0.03 * largest(truth) + 1e-6
+        expect_close(got, truth, f"autocast spoils {what}", cause, rtol=0.02, atol=atol, severity=severity)
 
 
 @check("integration.checkpoint", _every_reduction)
@@ -205,7 +211,7 @@ def state_dict_holds_the_weight(audit: Audit, case: Case) -> None:
     cause = "the weight is a plain attribute, or a buffer with persistent=False"
     _must(lambda: other.load_state_dict(module.state_dict()), "load_state_dict", cause)
     got, expected = (_value_and_gradient(m, audit, case) for m in (other, module))
-    _same(got, expected, "a round trip through state_dict", cause)
+    _same(audit, got, expected, "a round trip through state_dict", cause)
 
 
 @check("integration.moves_its_weight", _weighted_modules)
@@ -231,7 +237,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{prefix}.{name}".lstrip("."), value
 
 
-@check("integration.repr", _modules)
+@check("integration.repr", _modules, MANNERS)
 def repr_is_a_line(audit: Audit, case: Case) -> None:
     """print(model) shows the loss: by its name, without pages of weights."""
     module = _module(audit, case)
@@ -276,27 +282,34 @@ def threads(audit: Audit, case: Case) -> None:
 
 
 def _many_rows(audit: Audit) -> list[Case]:
-    found = audit.cases(rows=20_001, classes=10, few=True, reductions=("mean", None))
-    return [case.to(torch.float32) for case in found]
+    return audit.in_training_dtype(audit.cases(rows=20_001, classes=10, few=True, reductions=("mean", None)))
 
 
 @check("integration.deterministic", _many_rows)
 def deterministic(audit: Audit, case: Case) -> None:
     """The same input gives the same bits, whatever the seed, and leaves the caller's random numbers alone."""
     loss = audit.loss.bind(case.options, case.dtype)
-    state = torch.get_rng_state()
+    state = random_state(audit.device)
     cause = "sums in the order that threads happen to finish, or random numbers"
     for count in (1, 2):
         torch.set_num_threads(count)
         first = _value_and_gradient(loss, audit, case)
-        used = not torch.equal(torch.get_rng_state(), state)
+        used = not torch.equal(random_state(audit.device), state)
         torch.manual_seed(99)
         _equal(_value_and_gradient(loss, audit, case), first, "a second run", cause)
-        expect(not used, "the random state has moved", "another state", "the same state", "random numbers are drawn")
-        torch.set_rng_state(state)
+        drawn = "random numbers are drawn"
+        expect(not used, "the random state has moved", "another state", "the same state", drawn, MANNERS)
+        torch.manual_seed(0)
+        state = random_state(audit.device)
 
 
-@check("integration.thread_counts", _many_rows)
+def _on_threads(audit: Audit) -> list[Case]:
+    if audit.device.type != "cpu":
+        raise NotApplicable(f"the threads of the CPU do not share the work on {audit.device.type}")
+    return _many_rows(audit)
+
+
+@check("integration.thread_counts", _on_threads)
 def thread_counts(audit: Audit, case: Case) -> None:
     """Another number of threads may change the last digits, and no more."""
     loss = audit.loss.bind(case.options, case.dtype)
@@ -305,10 +318,11 @@ def thread_counts(audit: Audit, case: Case) -> None:
         torch.set_num_threads(count)
         found.append(_value_and_gradient(loss, audit, case))
     cause = "threads share a buffer, or a part of the input is left out"
-    for got, expected, what in zip(found[1], found[0], ("loss", "gradient"), strict=True):
-        largest = float(expected.abs().max())
+    severities = {"loss": WRONG_VALUE, "gradient": WRONG_GRADIENT}
+    for got, expected, (what, severity) in zip(found[1], found[0], severities.items(), strict=True):
+        atol = 1e-6 * largest(expected)
         summary = f"the number of threads changes the {what}"
-        expect_close(got, expected, summary, cause, rtol=1e-5, atol=1e-6 * largest)
+        audit.expect_close(got, expected, summary, cause, rtol=1e-5, atol=atol, severity=severity)
 
 
 @check("integration.default_dtype_and_device", _every_reduction)
@@ -328,7 +342,7 @@ def defaults_do_not_matter(audit: Audit, case: Case) -> None:
             torch.set_default_dtype(before)
 
     got = _must(elsewhere, "another default dtype and device", cause)
-    on = got[0].device.type
-    expect(on == "cpu", "the loss is on the default device", on, "cpu", cause)
+    on, own = got[0].device.type, audit.device.type
+    expect(on == own, "the loss is on the default device", on, own, cause)
     expect(got[0].dtype == expected[0].dtype, "another dtype", got[0].dtype, shown(expected[0].dtype), cause)
     _equal(got, expected, "another default dtype", cause)

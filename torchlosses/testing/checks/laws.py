@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from torchlosses.testing.audit import IGNORED, Audit, supported
+from torchlosses.testing.audit import Audit, direction, supported
 from torchlosses.testing.checks.values import with_trait
-from torchlosses.testing.comparing import expect, expect_close, expect_finite
-from torchlosses.testing.kinds import Case
-from torchlosses.testing.registry import NotApplicable, check
+from torchlosses.testing.comparing import expect, expect_equal, expect_finite, largest
+from torchlosses.testing.kinds import IGNORED, Case
+from torchlosses.testing.outcomes import WRONG_GRADIENT, NotApplicable
+from torchlosses.testing.registry import check
 
 
 def _reduced(audit: Audit) -> list[Case]:
@@ -26,14 +27,16 @@ def reductions_agree(audit: Audit, case: Case) -> None:
     """sum is the sum of none, and mean its sum over the number, or the weight, of the rows that count."""
     losses = audit.loss(case.with_options(reduction="none"))
     if case.options.get("reduction") == "sum":
-        expect_close(audit.loss(case), losses.sum(), "'sum' is not the sum of 'none'", "a factor, or a row left out")
+        audit.expect_close(
+            audit.loss(case), losses.sum(), "'sum' is not the sum of 'none'", "a factor, or a row left out"
+        )
         return
-    count = audit.kind.denominator(case, losses)
+    count = audit.denominator(case, losses)
     if not count:
         raise NotApplicable("no row counts")
     expected = losses.sum() / count
     cause = "the mean divides by the wrong count: of all rows, ignored ones too, or of rows where weights count"
-    expect_close(audit.loss(case), expected, "'mean' is not the sum of 'none' over what counts", cause)
+    audit.expect_close(audit.loss(case), expected, "'mean' is not the sum of 'none' over what counts", cause)
 
 
 def _with_ignored_rows(audit: Audit) -> list[Case]:
@@ -51,7 +54,7 @@ def _ignored(audit: Audit, case: Case) -> Tensor:
     """Which rows are ignored; there must be some, and others."""
     if "ignore_index" not in case.options:
         raise NotApplicable("no row is ignored")
-    ignored = case.tensors[audit.kind.indices[0]] == case.options["ignore_index"]
+    ignored = audit.kind.ignored_rows(case)
     if not ignored.any() or ignored.all():
         raise NotApplicable("needs ignored rows and others")
     return ignored
@@ -70,13 +73,17 @@ def _rows_count_for_nothing(audit: Audit, case: Case, without: Tensor, what: str
     value, (gradient,) = audit.value_and_gradients(case, names=names)
     expected, (expected_gradient,) = audit.value_and_gradients(removed, names=names)
     if value.dim():
-        expect_close(value[without], torch.zeros_like(value[without]), f"{what} has a loss", cause, atol=1e-12)
-        expect_close(value[~without], expected, f"{what} changes the losses of others", cause)
+        losses = audit.kind.by_row(case, value)
+        others = audit.kind.by_row(removed, expected)
+        zero = torch.zeros_like(losses[without])
+        audit.expect_close(losses[without], zero, f"{what} has a loss", cause, atol=1e-12)
+        audit.expect_close(losses[~without], others, f"{what} changes the losses of others", cause)
         return
-    expect_close(value, expected, f"{what} changes the loss", cause, atol=1e-14)
-    expect_close(gradient[~without], expected_gradient, f"{what} changes the gradient of others", cause, atol=1e-14)
+    audit.expect_close(value, expected, f"{what} changes the loss", cause, atol=1e-14)
+    summary = f"{what} changes the gradient of others"
+    audit.expect_gradient(gradient[~without], expected_gradient, summary, cause, atol=1e-14)
     zero = torch.zeros_like(gradient[without])
-    expect_close(gradient[without], zero, f"{what} has a gradient", cause, atol=1e-14)
+    audit.expect_gradient(gradient[without], zero, f"{what} has a gradient", cause, atol=1e-14)
 
 
 def _poisoned(audit: Audit) -> list[Case]:
@@ -113,9 +120,9 @@ def all_rows_ignored(audit: Audit, case: Case) -> None:
     value, (gradient,) = audit.value_and_gradients(case, names=[audit.kind.primary])
     cause = "0/0 in the mean reaches the gradient"
     if case.options.get("reduction") in ("sum", "none"):
-        expect_close(value, torch.zeros_like(value), "rows that are all ignored have a loss", cause, atol=1e-12)
+        audit.expect_close(value, torch.zeros_like(value), "rows that are all ignored have a loss", cause, atol=1e-12)
     zero = torch.zeros_like(gradient)
-    expect_close(gradient, zero, "rows that are all ignored have a gradient that is not 0", cause, atol=1e-12)
+    audit.expect_gradient(gradient, zero, "rows that are all ignored have a gradient that is not 0", cause, atol=1e-12)
 
 
 def _weightless(audit: Audit) -> list[Case]:
@@ -125,7 +132,7 @@ def _weightless(audit: Audit) -> list[Case]:
         if "elementwise" in audit.kind.traits:
             weight[:1] = 0
         elif audit.kind.has_indices(case):
-            weight[case.tensors[audit.kind.indices[0]][0]] = 0
+            weight[audit.kind.judged(case)[0]] = 0
         else:
             continue
         found.append(case.with_options(weight=weight))
@@ -142,35 +149,59 @@ def weight_zero_is_a_removed_row(audit: Audit, case: Case) -> None:
         raise NotApplicable("there is no weight")
     if "elementwise" in audit.kind.traits:
         without = (weight == 0).all(1)
-        if case.options.get("reduction") == "mean" and "weighted mean" not in audit.kind.traits:
-            raise NotApplicable("the mean of this kind divides by the number of elements")
+        if case.options.get("reduction") == "mean" and not audit.divides_by_weights:
+            raise NotApplicable("the mean divides by the number of elements")
     else:
-        without = weight[case.tensors[audit.kind.indices[0]]] == 0
+        judged = weight[audit.kind.judged(case)]
+        without = (judged == 0).reshape(len(judged), -1).all(1)
     if not without.any() or without.all():
         raise NotApplicable("needs rows of weight 0 and others")
     _rows_count_for_nothing(audit, case, without, "a row of weight 0", "the mean counts rows and not their weights")
 
 
 def _unit_weight(audit: Audit) -> list[Case]:
-    cases = audit.cases(needs=("weight",))
-    return [case.with_options(weight=torch.ones_like(case.options["weight"])) for case in cases]
+    found = []
+    for name in audit.weights or ["weight"]:
+        cases = audit.cases(needs=(name,))
+        found += [case.with_options(**{name: torch.ones_like(case.options[name])}) for case in cases]
+    return found
 
 
 @check("laws.weights_of_one_are_no_weights", _unit_weight)
 def weights_of_one_are_no_weights(audit: Audit, case: Case) -> None:
     """Weights that are all 1 must change nothing, under any other option."""
-    if "weight" not in case.options:
+    ones = [name for name in audit.weights if name in case.options and bool((case.options[name] == 1).all())]
+    if not ones:
         raise NotApplicable("there is no weight")
     cause = "the weighted branch has another formula or another denominator"
-    _equal(audit, case, case.without_option("weight"), "weights of 1 change", cause)
+    for name in ones:
+        _equal(audit, case, case.without_option(name), f"a {name} of ones changes", cause)
+
+
+def _with_positive_weight(audit: Audit) -> list[Case]:
+    return audit.cases(needs=("pos_weight",), without=("label_smoothing",), reductions=("none",))
+
+
+@check("laws.pos_weight_scales_the_positives", _with_positive_weight)
+def pos_weight_scales_the_positives(audit: Audit, case: Case) -> None:
+    """Rare positives are made to count: by pos_weight times the share of the positive label, the rest by 1."""
+    positive_weight = case.options.get("pos_weight")
+    if positive_weight is None:
+        raise NotApplicable("there is no pos_weight")
+    plain, target = case.without_option("pos_weight"), case.tensors["target"]
+    positive = audit.loss(plain.with_tensors(target=torch.ones_like(target)))
+    negative = audit.loss(plain.with_tensors(target=torch.zeros_like(target)))
+    expected = positive_weight * target * positive + (1 - target) * negative
+    cause = "the weight enters the negative term too, or the target that it multiplies is another one"
+    audit.expect_close(audit.loss(case), expected, "pos_weight does not scale the positive term", cause, atol=1e-12)
 
 
 def _equal(audit: Audit, case: Case, other: Case, summary: str, cause: str) -> None:
     names = [audit.kind.primary]
     value, (gradient,) = audit.value_and_gradients(case, names=names)
     expected, (expected_gradient,) = audit.value_and_gradients(other, names=names)
-    expect_close(value, expected, f"{summary} the loss", cause, atol=1e-12)
-    expect_close(gradient, expected_gradient, f"{summary} the gradient", cause, atol=1e-12)
+    audit.expect_close(value, expected, f"{summary} the loss", cause, atol=1e-12)
+    audit.expect_gradient(gradient, expected_gradient, f"{summary} the gradient", cause, atol=1e-12)
 
 
 def _with_rows(audit: Audit) -> list[Case]:
@@ -183,7 +214,7 @@ def _with_rows(audit: Audit) -> list[Case]:
 def micro_batches_add_up(audit: Audit, case: Case) -> None:
     """Gradient accumulation splits a batch: the parts, weighted by what each mean divides by, make the whole."""
     reduction = case.options.get("reduction") or _default_reduction(audit, case)
-    rows = torch.arange(audit.kind.size(case))
+    rows = torch.arange(audit.kind.size(case), device=audit.device)
     if len(rows) < 3:
         raise NotApplicable("too few rows to split")
     parts = [audit.kind.take_rows(case, some) for some in (rows[:2], rows[2:])]
@@ -191,7 +222,7 @@ def micro_batches_add_up(audit: Audit, case: Case) -> None:
     for part in (case, *parts):
         call, (leaf,) = audit.function(part, names=[audit.kind.primary])
         loss = call(leaf)
-        count = _count(audit, part) if reduction == "mean" else torch.ones((), dtype=loss.dtype)
+        count = _count(audit, part) if reduction == "mean" else loss.new_ones(())
         if not count.isfinite() or not count:
             raise NotApplicable("a part has no row that counts")
         total = loss * count if reduction == "mean" else loss
@@ -199,18 +230,19 @@ def micro_batches_add_up(audit: Audit, case: Case) -> None:
         gradients.append(torch.autograd.grad(total.sum(), leaf)[0])
     cause = "rows influence each other, or the mean divides by something else than the rows that count"
     whole = torch.cat(values[1:]) if values[0].dim() else values[1] + values[2]
-    expect_close(whole, values[0], "micro-batches do not add up to the batch", cause, atol=1e-12)
+    audit.expect_close(whole, values[0], "micro-batches do not add up to the batch", cause, atol=1e-12)
     if audit.kind.primary in audit.kind.rows:
         parts_gradient = torch.cat(gradients[1:])
-        expect_close(parts_gradient, gradients[0], "the gradients of micro-batches do not add up", cause, atol=1e-12)
+        summary = "the gradients of micro-batches do not add up"
+        audit.expect_gradient(parts_gradient, gradients[0], summary, cause, atol=1e-12)
 
 
 def _count(audit: Audit, case: Case) -> Tensor:
     if "reduction" in case.options and "none" in audit.reductions:
         losses = audit.loss(case.with_options(reduction="none"))
     else:
-        losses = torch.zeros(audit.kind.size(case), dtype=case.dtype)
-    return audit.kind.denominator(case, losses)
+        losses = case.tensors[audit.kind.primary].new_zeros(audit.kind.size(case))
+    return audit.denominator(case, losses)
 
 
 def _default_reduction(audit: Audit, case: Case) -> str:
@@ -218,10 +250,10 @@ def _default_reduction(audit: Audit, case: Case) -> str:
     value = audit.loss(case)
     if value.dim():
         return "none"
-    rows = torch.arange(audit.kind.size(case))
+    rows = torch.arange(audit.kind.size(case), device=audit.device)
     repeated = audit.loss(audit.kind.take_rows(case, torch.cat([rows, rows])))
     for reduction, factor in (("mean", 1.0), ("sum", 2.0)):
-        if torch.allclose(repeated, factor * value, rtol=1e-6):
+        if torch.allclose(repeated, factor * value, rtol=max(1e-6, 16 * audit.eps)):
             return reduction
     raise NotApplicable("the loss of a batch is neither the mean nor the sum of its rows' losses")
 
@@ -229,18 +261,20 @@ def _default_reduction(audit: Audit, case: Case) -> str:
 @check("laws.rows_may_be_permuted", _with_rows)
 def rows_may_be_permuted(audit: Audit, case: Case) -> None:
     """The order of the samples in a batch means nothing."""
-    order = torch.arange(audit.kind.size(case)).flip(0)
+    order = torch.arange(audit.kind.size(case), device=audit.device).flip(0)
     permuted = audit.kind.take_rows(case, order)
     names = [audit.kind.primary]
     value, (gradient,) = audit.value_and_gradients(case, names=names)
     other, (other_gradient,) = audit.value_and_gradients(permuted, names=names)
     cause = "a row is treated by its position"
     if value.dim():
-        expect_close(other, value[order], "permuting the rows does not permute the losses", cause)
+        losses, others = audit.kind.by_row(case, value), audit.kind.by_row(permuted, other)
+        audit.expect_close(others, losses[order], "permuting the rows does not permute the losses", cause)
         return
-    expect_close(other, value, "permuting the rows changes the loss", cause)
+    audit.expect_close(other, value, "permuting the rows changes the loss", cause)
     expected = gradient[order] if audit.kind.primary in audit.kind.rows else gradient
-    expect_close(other_gradient, expected, "permuting the rows does not permute the gradient", cause, atol=1e-12)
+    summary = "permuting the rows does not permute the gradient"
+    audit.expect_gradient(other_gradient, expected, summary, cause, atol=1e-12)
 
 
 @check(
@@ -249,13 +283,13 @@ def rows_may_be_permuted(audit: Audit, case: Case) -> None:
 )
 def classes_may_be_permuted(audit: Audit, case: Case) -> None:
     """The numbering of the classes means nothing, as long as weights and targets follow it."""
-    order = torch.arange(audit.kind.number_of_classes(case)).roll(1)
+    order = torch.arange(audit.kind.number_of_classes(case), device=audit.device).roll(1)
     permuted = audit.kind.take_classes(case, order)
     value = audit.loss(case)
-    if value.dim() > 1:
-        raise NotApplicable("'none' does not give one loss a row")
+    if value.dim() > 1 and value.shape[-1] == audit.kind.number_of_classes(case):
+        raise NotApplicable("'none' gives a loss for each class")
     cause = "a class is treated by its number, or a weight is looked up by position"
-    expect_close(audit.loss(permuted), value, "permuting the classes changes the loss", cause)
+    audit.expect_close(audit.loss(permuted), value, "permuting the classes changes the loss", cause)
 
 
 @check(
@@ -269,7 +303,10 @@ def logits_may_be_shifted(audit: Audit, case: Case) -> None:
         shifted = case.with_tensors(input=case.tensors["input"] + shift)
         value = audit.loss(shifted)
         expect_finite(value, "a shift of the logits makes the loss infinite or nan", cause)
-        expect_close(value, audit.loss(case), "a shift of the logits changes the loss", cause, rtol=1e-9, atol=1e-10)
+        # A large logit is rounded to more than a small one.
+        atol = max(1e-10, 8 * abs(shift) * audit.eps)
+        summary = "a shift of the logits changes the loss"
+        audit.expect_close(value, audit.loss(case), summary, cause, rtol=1e-9, atol=atol)
 
 
 @check("laws.one_hot_is_an_index", lambda audit: audit.cases(without=("ignore_index",)))
@@ -280,7 +317,7 @@ def one_hot_is_an_index(audit: Audit, case: Case) -> None:
     if case.options.get("reduction") == "mean" and "weight" in case.options:
         raise NotApplicable("the mean divides by weights for indices, and by rows for probabilities")
     name = audit.kind.indices[0]
-    target = torch.nn.functional.one_hot(case.tensors[name], audit.kind.number_of_classes(case)).double()
+    target = torch.nn.functional.one_hot(case.tensors[name], audit.kind.number_of_classes(case)).to(case.dtype)
     other = case.with_tensors(**{name: target})
     _equal(audit, other, case, "one-hot in place of an index changes", "the two branches have different formulas")
 
@@ -334,7 +371,7 @@ def smoothing_interpolates(audit: Audit, case: Case) -> None:
     full = supported(lambda: audit.loss(case.with_options(label_smoothing=1.0)))
     cause = "an option enters the smoothed term and the plain one differently"
     expected = (1 - epsilon) * plain + epsilon * full
-    expect_close(audit.loss(case), expected, "smoothing does not interpolate", cause, atol=1e-12)
+    audit.expect_close(audit.loss(case), expected, "smoothing does not interpolate", cause, atol=1e-12)
 
 
 def _optimal(audit: Audit) -> list[Case]:
@@ -344,7 +381,7 @@ def _optimal(audit: Audit) -> list[Case]:
     return [optimum(case) for case in audit.cases(without=("label_smoothing", "ignore_index"), few=True)]
 
 
-@check("laws.gradient_vanishes_at_the_optimum", _optimal)
+@check("laws.gradient_vanishes_at_the_optimum", _optimal, WRONG_GRADIENT)
 def gradient_vanishes_at_the_optimum(audit: Audit, case: Case) -> None:
     """Where the prediction is the target there is nothing left to learn."""
     if "weight" in case.options and "elementwise" not in audit.kind.traits and not audit.kind.has_indices(case):
@@ -357,9 +394,36 @@ def gradient_vanishes_at_the_optimum(audit: Audit, case: Case) -> None:
         if audit.kind.has_indices(case):
             raise NotApplicable("class indices have their optimum at the border of what probabilities can be")
         gradient = gradient - gradient.mean(1, keepdim=True)
-    largest = float(gradient.abs().max())
     cause = "an offset in the formula, or a target that is changed on the way"
-    expect(largest < 1e-5, "the gradient at the optimum is not 0", gradient, 0, cause)
+    vanishes = bool(gradient.isfinite().all()) and largest(gradient) < max(1e-5, 16 * audit.eps)
+    expect(vanishes, "the gradient at the optimum is not 0", gradient, 0, cause)
+
+
+@check(
+    "laws.labels_are_shifted",
+    with_trait(
+        "shifted",
+        "its labels belong to the positions they are at",
+        lambda audit: audit.cases(without=("ignore_index",), reductions=("mean", "sum", None), few=True),
+    ),
+)
+def labels_are_shifted(audit: Audit, case: Case) -> None:
+    """Position t predicts label t + 1: a label that is off by one trains a model to copy, with a fine loss."""
+    name, target = audit.kind.primary, case.tensors[audit.kind.indices[0]]
+    level = case.with_tensors(**{name: torch.zeros_like(case.tensors[name])})
+    _, (gradient,) = audit.value_and_gradients(level, names=[name])
+    if audit.loss(level).dim() or target.shape[1] < 2 or audit.kind.number_of_classes(case) < 2:
+        raise NotApplicable("needs one loss of two positions and two classes")
+    gradient = gradient * float(direction(audit.loss(level)).sign())
+    cause = "the labels are shifted by another number of positions, to the other side, or not at all"
+    last = gradient[:, -1]
+    expect_equal(last, torch.zeros_like(last), "the last position has a gradient", cause, WRONG_GRADIENT)
+    favoured = gradient[:, :-1].argmin(-1)
+    expect_equal(favoured, target[:, 1:], "a position is drawn to another label than the next", cause, WRONG_GRADIENT)
+    first = target.clone()
+    first[:, 0] = (first[:, 0] + 1) % audit.kind.number_of_classes(case)
+    other = audit.loss(case.with_tensors(**{audit.kind.indices[0]: first}))
+    audit.expect_close(other, audit.loss(case), "the first label changes the loss", cause)
 
 
 def _several_draws(audit: Audit) -> list[Case]:

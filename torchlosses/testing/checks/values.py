@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-from torchlosses.testing.audit import Audit, Subject
-from torchlosses.testing.comparing import expect, expect_close, expect_finite
+from torchlosses.testing.audit import SETTINGS, Audit, Subject, short
+from torchlosses.testing.comparing import expect, expect_close, expect_finite, largest
 from torchlosses.testing.kinds import Case
-from torchlosses.testing.registry import Failure, NotApplicable, check
+from torchlosses.testing.outcomes import MANNERS, UNSUPPORTED, WRONG_GRADIENT, WRONG_VALUE, Failure, NotApplicable
+from torchlosses.testing.registry import check
 
 
 def with_trait(trait: str, reason: str, cases: Callable[[Audit], list[Case]]) -> Callable[[Audit], list[Case]]:
@@ -27,8 +27,17 @@ def with_trait(trait: str, reason: str, cases: Callable[[Audit], list[Case]]) ->
 
 
 def truth_of(audit: Audit, case: Case, names: list[str]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Loss and gradients in float64: of the reference where it takes the case, else of the loss itself."""
-    return audit.value_and_gradients(case.to(torch.float64), _judge(audit, case), names)
+    """Loss and gradients in float64: of the reference where it takes the case, else of the loss itself.
+
+    Raises:
+        NotApplicable: There is no such reference, and the loss computes in nothing wider than the case.
+    """
+    judge = _judge(audit, case)
+    if judge is audit.reference:
+        return audit.value_and_gradients(case.to(torch.float64), judge, names)
+    if audit.eps >= torch.finfo(case.dtype).eps:
+        raise NotApplicable(f"there is nothing wider to measure {short(case.dtype)} by: give a reference")
+    return audit.value_and_gradients(case.to(audit.dtype), judge, names)
 
 
 def _judge(audit: Audit, case: Case) -> Subject:
@@ -55,14 +64,17 @@ def _runnable(audit: Audit) -> list[Case]:
     raise Failure(summary, got, "a floating-point tensor", cause, audit.call_text(case))
 
 
-@check("values.runs", _runnable)
+@check("values.runs", _runnable, UNSUPPORTED)
 def runs(audit: Audit, case: Case) -> None:
     """A loss must give a floating-point tensor for the inputs of its kind before anything else can be said of it."""
     loss = audit.loss(case)
-    expect(loss.dtype == case.dtype, "another dtype came out", loss.dtype, case.dtype, "a constant of another dtype")
-    expect(not loss.requires_grad, "the loss of constants requires grad", True, False, "the loss has parameters")
+    cause = "a constant of another dtype, or a kernel that knows no other"
+    expect(loss.dtype == case.dtype, "another dtype came out", loss.dtype, case.dtype, cause, MANNERS)
+    cause = "the loss has parameters"
+    expect(not loss.requires_grad, "the loss of constants requires grad", True, False, cause, MANNERS)
     if loss.dim():
-        expect(case.options.get("reduction") not in ("mean", "sum"), "not reduced", loss, "one number", "the reduction")
+        one = case.options.get("reduction") not in ("mean", "sum")
+        expect(one, "not reduced", loss, "one number", "the reduction", WRONG_VALUE)
 
 
 def _against_reference(audit: Audit) -> list[Case]:
@@ -83,12 +95,11 @@ def _reference_value(audit: Audit, case: Case) -> Tensor:
 def equals_reference(audit: Audit, case: Case) -> None:
     """A replacement has to compute what it replaces, with every combination of options."""
     expected = _reference_value(audit, case)
-    expect_close(
-        audit.loss(case), expected, "the value differs from the reference's", "the formula, or how an option enters it"
-    )
+    cause = "the formula, or how an option enters it"
+    audit.expect_close(audit.loss(case), expected, "the value differs from the reference's", cause)
 
 
-@check("values.reference_gradients", _against_reference)
+@check("values.reference_gradients", _against_reference, WRONG_GRADIENT)
 def gradients_equal_reference(audit: Audit, case: Case) -> None:
     """Training follows the gradient, not the value."""
     _reference_value(audit, case)
@@ -97,11 +108,25 @@ def gradients_equal_reference(audit: Audit, case: Case) -> None:
     _, got = audit.value_and_gradients(case, names=names)
     for name, mine, theirs in zip(names, got, expected, strict=True):
         summary = f"the gradient by {name} differs from the reference's"
-        expect_close(mine, theirs, summary, "the backward, or a missing factor in it")
+        audit.expect_gradient(mine, theirs, summary, "the backward, or a missing factor in it")
 
 
 def _in_dtype(dtype: torch.dtype, rows: int, classes: int) -> Callable[[Audit], list[Case]]:
-    return lambda audit: [case.to(dtype) for case in audit.cases(rows=rows, classes=classes, few=True)]
+    return lambda audit: audit.in_dtype(audit.cases(rows=rows, classes=classes, few=True), dtype)
+
+
+def _in_float64(audit: Audit) -> list[Case]:
+    if torch.float64 not in audit.claimed:
+        raise NotApplicable("float64 is not claimed: name it among the dtypes to hold the loss to it")
+    return audit.cases(few=True)
+
+
+@check("values.float64", _in_float64)
+def float64_is_computed_in_float64(audit: Audit, case: Case) -> None:
+    """Gradients are checked in float64: a loss that computes it in float32 has lost what it was asked for."""
+    cause = "the input is cast, or a constant, a buffer or a kernel is in another dtype"
+    got, expected = short(audit.computes_in), "float64"
+    expect(got == expected, "float64 is computed in a narrower dtype", got, expected, cause)
 
 
 @check("values.float32", _in_dtype(torch.float32, 16, 11))
@@ -133,14 +158,17 @@ def _is_accurate(audit: Audit, case: Case, tolerance: float) -> None:
     for position, (name, got, expected) in enumerate(
         zip(["the loss", *names], (value, *gradients), (truth[0], *truth[1]), strict=True)
     ):
-        expect_finite(got, f"{name}: not finite in {case.dtype}", "an overflow, or a logarithm of 0, in a narrow type")
+        severity = WRONG_GRADIENT if position else WRONG_VALUE
+        cause = "an overflow, or a logarithm of 0, in a narrow type"
+        expect_finite(got, f"{name}: not finite in {case.dtype}", cause, severity)
         smallest = torch.finfo(case.dtype).tiny * torch.finfo(case.dtype).eps
         allowed = tolerance * float(expected.abs().max()) + 2 * smallest
         if reference is not None:
-            allowed = max(allowed, 1.1 * float((reference[position].double() - expected).abs().max()))
+            allowed = max(allowed, 1.1 * float((reference[position].double() - expected.double()).abs().max()))
         what = name if not position else f"the gradient by {name}"
         summary = f"{what} is off by more than rounding in {case.dtype}"
-        expect_close(got, expected, summary, "sums or differences taken in a narrow type", rtol=0, atol=allowed)
+        cause = "sums or differences taken in a narrow type"
+        expect_close(got, expected, summary, cause, rtol=0, atol=allowed, severity=severity)
 
 
 def _outcome(audit: Audit, case: Case, names: list[str]) -> tuple[Tensor, ...] | None:
@@ -154,32 +182,27 @@ def _outcome(audit: Audit, case: Case, names: list[str]) -> tuple[Tensor, ...] |
 
 
 def _large_float16(audit: Audit) -> Iterator[Case]:
-    if audit.kind.name not in ("regression", "binary", "classification"):
+    if audit.kind.name not in ("regression", "binary", "classification", "language modelling"):
         raise NotApplicable("no input with a large intermediate step is known for this kind")
-    wide = audit.cases(reductions=("mean", None), without=("weight", "ignore_index", "linear_bias"), rows=4)
-    for case in wide:
-        spread = torch.zeros_like(case.tensors[audit.kind.primary])
+    name = audit.kind.primary
+    without = tuple(option for option in SETTINGS if option != "label_smoothing")
+    for case in audit.cases(reductions=("mean", None), without=without, rows=4):
+        spread = torch.zeros_like(case.tensors[name])
         if "elementwise" in audit.kind.traits:
             spread[0, 0] = 300
         else:
-            spread += 4e4 * (2.0 * _target_share(audit, case, audit.kind.primary) - 1).sign()
-        yield case.with_tensors(**{audit.kind.primary: spread}).to(torch.float16)
+            spread += 4e4 * (2.0 * audit.kind.target_share(case) - 1).sign()
+        yield case.with_tensors(**{name: spread})
     if "logits" in audit.kind.traits:
-        for case in audit.cases(reductions=("mean", None), without=("weight", "ignore_index"), rows=2, classes=4000):
-            flat = torch.full_like(case.tensors[audit.kind.primary], 5)
-            yield case.with_tensors(**{audit.kind.primary: flat}).to(torch.float16)
-
-
-def _target_share(audit: Audit, case: Case, like: str) -> Tensor:
-    """1 where the target is most probable, else 0, in the shape of the logits."""
-    target = case.tensors["target"]
-    index = target.argmax(1) if target.is_floating_point() else target
-    return one_hot(index, case.tensors[like].shape[1]).double()
+        for case in audit.cases(reductions=("mean", None), without=without, rows=2, classes=4000):
+            yield case.with_tensors(**{name: torch.full_like(case.tensors[name], 5)})
 
 
 @check(
     "values.float16_range",
-    with_trait("free", "its input has no wide range", lambda audit: list(_large_float16(audit))),
+    with_trait(
+        "free", "its input has no wide range", lambda audit: audit.in_dtype(_large_float16(audit), torch.float16)
+    ),
 )
 def float16_does_not_overflow(audit: Audit, case: Case) -> None:
     """Where the inputs and the loss fit into float16, a step in between that does not makes it inf or nan."""
@@ -190,9 +213,9 @@ def float16_does_not_overflow(audit: Audit, case: Case) -> None:
         raise NotApplicable("the loss itself is beyond float16")
     cause = "squares, differences or exponentials are kept in float16"
     expect_close(value, expected, "the loss leaves the range of float16", cause, rtol=0.01, atol=1e-3)
-    largest = max(1e-3, float(expected_gradient.abs().max()))
+    atol = 0.01 * max(1e-3, largest(expected_gradient))
     summary = "the gradient leaves the range of float16"
-    expect_close(gradient, expected_gradient, summary, cause, rtol=0.01, atol=0.01 * largest)
+    expect_close(gradient, expected_gradient, summary, cause, rtol=0.01, atol=atol, severity=WRONG_GRADIENT)
 
 
 def _scaled(audit: Audit) -> list[Case]:
@@ -200,7 +223,7 @@ def _scaled(audit: Audit) -> list[Case]:
     plain = audit.cases(few=True)
     # Both signs: what the one is right about, the other is wrong about.
     found = [case.with_tensors(**{name: case.tensors[name] * scale}) for case in plain for scale in (1e4, -1e4)]
-    return [case.to(dtype) for case in found for dtype in (torch.float32, torch.float64)]
+    return [*audit.in_training_dtype(found), *found]
 
 
 @check("values.extreme_inputs", with_trait("free", "its inputs are bounded", _scaled))
@@ -210,25 +233,26 @@ def extreme_inputs_are_finite(audit: Audit, case: Case) -> None:
     value, (gradient,) = audit.value_and_gradients(case, names=names)
     cause = "exp overflows, or log of a probability that is 0: take log_softmax, or subtract the maximum first"
     expect_finite(value, "finite inputs of about 1e4 give a loss that is not finite", cause)
-    expect_finite(gradient, "finite inputs of about 1e4 give a gradient that is not finite", cause)
+    summary = "finite inputs of about 1e4 give a gradient that is not finite"
+    expect_finite(gradient, summary, cause, WRONG_GRADIENT)
     if _judge(audit, case) is audit.reference:
         expected, (expected_gradient,) = truth_of(audit, case, names)
         summary = "extreme inputs: the value differs from the reference's"
-        rtol, largest = 1e-5, float(expected.abs().max())
-        expect_close(value, expected, summary, cause, rtol=rtol, atol=rtol * largest)
+        audit.expect_close(value, expected, summary, cause, rtol=1e-5, atol=1e-5 * largest(expected))
         summary = "extreme inputs: the gradient differs from the reference's"
         # A difference of two logits of 1e4 is rounded to 1e-3 in float32, and an exponential carries that over.
-        expect_close(gradient, expected_gradient, summary, cause, rtol=5e-3, atol=5e-3)
+        severity = WRONG_GRADIENT
+        audit.expect_close(gradient, expected_gradient, summary, cause, rtol=5e-3, atol=5e-3, severity=severity)
 
 
 def _confident(audit: Audit, margin: float, forms: tuple[str, ...] = ("indices", "labels")) -> list[Case]:
     """Inputs that are sure by `margin`: of the target where it is positive, against it where it is negative."""
     found = []
-    plain = audit.cases(without=("weight", "ignore_index", "label_smoothing"), reductions=("sum", "mean", None))
+    plain = audit.cases(without=SETTINGS, reductions=("sum", "mean", None))
     for case in plain:
         name = audit.kind.primary
         if case.form in forms and audit.kind.has_indices(case):
-            sure = margin * _target_share(audit, case, name)
+            sure = margin * audit.kind.target_share(case)
         elif case.form in forms:
             sure = margin * (case.tensors["target"] - 0.5)
         else:
@@ -240,16 +264,16 @@ def _confident(audit: Audit, margin: float, forms: tuple[str, ...] = ("indices",
 
 
 def _has_scores(audit: Audit) -> None:
-    if audit.kind.name not in ("classification", "binary"):
+    if audit.kind.name not in ("classification", "binary", "language modelling"):
         raise NotApplicable("the input holds no scores of classes")
 
 
 def _mistaken(audit: Audit) -> list[Case]:
     _has_scores(audit)
-    return [case.to(torch.float32) for case in _confident(audit, -100.0)]
+    return audit.in_training_dtype(_confident(audit, -100.0))
 
 
-@check("values.confident_mistake", _mistaken)
+@check("values.confident_mistake", _mistaken, WRONG_GRADIENT)
 def confident_mistakes_get_a_gradient(audit: Audit, case: Case) -> None:
     """A row that is confidently wrong is the one that has to be learnt from; a vanishing gradient leaves it wrong."""
     name = audit.kind.primary
@@ -260,12 +284,13 @@ def confident_mistakes_get_a_gradient(audit: Audit, case: Case) -> None:
     expect(float(gradient.abs().max()) > 1e-4, summary, gradient, "a gradient of about 1 at the target", cause)
     farther = case.with_tensors(**{name: 2 * case.tensors[name]})
     summary = "the loss does not grow with the size of a mistake"
-    expect(bool(audit.loss(farther) > value * 1.2), summary, audit.loss(farther), f"well above {float(value):g}", cause)
+    grown = audit.loss(farther)
+    expect(bool(grown > value * 1.2), summary, grown, f"well above {float(value):g}", cause, WRONG_VALUE)
 
 
 def _right(audit: Audit) -> list[Case]:
     _has_scores(audit)
-    return [case.to(torch.float32) for margin in (8.0, 20.0) for case in _confident(audit, margin)]
+    return audit.in_dtype([case for margin in (8.0, 20.0) for case in _confident(audit, margin)], torch.float32)
 
 
 @check("values.confident_tail", _right)
@@ -279,40 +304,44 @@ def confident_tail_keeps_digits(audit: Audit, case: Case) -> None:
     cause = "1 + tiny or 1 - p is rounded to 1 or 0: log1p and expm1 keep the digits"
     expect_close(value, expected, "the small loss of a confident row is lost", cause, rtol=1e-3, atol=0)
     summary = "the small gradient of a confident row is lost"
-    expect_close(gradient, expected_gradient, summary, cause, rtol=1e-3, atol=1e-37)
+    severity = WRONG_GRADIENT
+    expect_close(gradient, expected_gradient, summary, cause, rtol=1e-3, atol=1e-37, severity=severity)
 
 
 def _with_masked_class(audit: Audit) -> list[Case]:
     found = []
     for case in audit.cases(without=("label_smoothing",)):
-        column = torch.full((audit.kind.size(case), 1), -math.inf, dtype=torch.float64)
-        tensors = {"input": torch.cat([case.tensors["input"], column], 1)}
-        if case.tensors["target"].is_floating_point():
-            tensors["target"] = torch.cat([case.tensors["target"], torch.zeros_like(column)], 1)
-        masked = case.with_tensors(**tensors)
-        if "weight" in case.options:
-            masked = masked.with_options(weight=torch.cat([case.options["weight"], torch.ones(1).double()]))
-        found.append(masked)
+        changed = {}
+        for name, dimension in audit.kind.class_dimensions(case).items():
+            tensor = case.everything()[name]
+            fill = {"input": -math.inf, "weight": 1.0}.get(name, 0.0)
+            column = torch.full_like(tensor.narrow(dimension, 0, 1), fill)
+            changed[name] = torch.cat([tensor, column], dimension)
+        found.append(case.with_everything(changed))
     return found
 
 
 @check("values.masked_classes", with_trait("logits", "there are no logits to mask", _with_masked_class))
 def masked_classes_count_for_nothing(audit: Audit, case: Case) -> None:
     """A class is masked out by a logit of -inf: then the loss is that of the other classes, and not nan."""
-    masked = case.tensors["input"].isinf().all(0)
+    masked = case.tensors["input"].isinf().movedim(audit.kind.classes["input"], -1).flatten(0, -2).all(0)
     if not masked.any() or masked.all():
         raise NotApplicable("needs a masked class and others")
     rest = audit.kind.take_classes(case, torch.nonzero(~masked).flatten())
     names = ["input"]
     value, (gradient,) = audit.value_and_gradients(case, names=names)
-    if value.dim() > 1:
-        raise NotApplicable("'none' does not give one loss a row")
+    if value.dim() and value.numel() == case.tensors["input"].numel():
+        raise NotApplicable("'none' gives a loss for each class")
     expected, (expected_gradient,) = audit.value_and_gradients(rest, names=names)
     cause = "0 · inf, or inf - inf, for the masked class"
-    expect_close(value, expected, "a masked class changes the loss", cause)
-    expect_close(gradient[:, ~masked], expected_gradient, "a masked class changes the gradient of the others", cause)
-    zero = torch.zeros_like(gradient[:, masked])
-    expect_close(gradient[:, masked], zero, "a masked class gets a gradient", cause, atol=1e-12)
+    audit.expect_close(value, expected, "a masked class changes the loss", cause)
+    by_class = gradient.movedim(audit.kind.classes["input"], -1)
+    expected_by_class = expected_gradient.movedim(audit.kind.classes["input"], -1)
+    summary = "a masked class changes the gradient of the others"
+    audit.expect_gradient(by_class[..., ~masked], expected_by_class, summary, cause)
+    of_masked = by_class[..., masked]
+    summary = "a masked class gets a gradient"
+    audit.expect_gradient(of_masked, torch.zeros_like(of_masked), summary, cause, atol=1e-12)
 
 
 def _has_classes(audit: Audit) -> None:
@@ -331,15 +360,16 @@ def one_class_is_finite(audit: Audit, case: Case) -> None:
     names = [audit.kind.primary]
     value, (gradient,) = audit.value_and_gradients(case, names=names)
     expect_finite(value, "one class gives a loss that is not finite", "a division by C - 1, or a squeezed dimension")
-    expect_finite(gradient, "one class gives a gradient that is not finite", "a division by C - 1")
+    expect_finite(gradient, "one class gives a gradient that is not finite", "a division by C - 1", WRONG_GRADIENT)
     if _judge(audit, case) is audit.reference:
         expected, _ = truth_of(audit, case, names)
-        expect_close(value, expected, "one class: the value differs from the reference's", "a special case", atol=1e-12)
+        summary = "one class: the value differs from the reference's"
+        audit.expect_close(value, expected, summary, "a special case", atol=1e-12)
 
 
 def _many_classes(audit: Audit) -> list[Case]:
     _has_classes(audit)
-    return [case.to(torch.float32) for case in audit.cases(rows=2, classes=20_000, few=True)]
+    return audit.in_dtype(audit.cases(rows=2, classes=20_000, few=True), torch.float32)
 
 
 @check("values.many_classes", _many_classes)
@@ -352,7 +382,7 @@ def _with_nan(audit: Audit) -> list[Case]:
     found = []
     for case in audit.cases(without=("ignore_index",), few=True):
         spoilt = case.tensors[audit.kind.primary].clone()
-        spoilt.view(-1)[-1] = math.nan
+        spoilt.view(-1)[0] = math.nan
         found.append(case.with_tensors(**{audit.kind.primary: spoilt}))
     return found
 
