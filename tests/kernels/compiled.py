@@ -51,7 +51,7 @@ class Compiled(NamedTuple):
         ]
 
     def spilled(self) -> int:
-        """Bytes of registers a thread that did not fit, on an NVIDIA GPU; the stack of the assertion's arguments apart."""
+        """Bytes of a thread's stack on an NVIDIA GPU: registers that did not fit."""
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.binary)
             file.flush()

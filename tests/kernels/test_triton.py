@@ -91,8 +91,8 @@ def test_rows_are_read_in_whole_vectors(target: str, case: str) -> None:
     kernels = compiled(target, "cross_entropy", *ROWS[case])
     kernel = kernels["rows_kernel"]
     narrow = {torch.bfloat16: "b16", torch.float32: "b32"}[ROWS[case][0].dtype]
-    # A tile is as many vectors as a thread takes of it; what is narrow is the target's element and the row's two ends, and with
-    # class weights and smoothing the weights.
+    # A tile is as many vectors as a thread takes of it. Narrow are the target's element, the row's two ends, and with
+    # smoothing the class weights.
     looks = 2 if kernel.constants["GRADIENT"] and not kernel.constants["SINGLE"] else 1
     assert kernel.loads.count("v4.b32") >= 2 * looks
     if ROWS[case][2] is None:
@@ -104,8 +104,8 @@ def test_rows_are_read_in_whole_vectors(target: str, case: str) -> None:
     assert (b"torchlosses: cross_entropy" in kernel.binary) == (not kernel.constants["PROBABILITIES"])
 
 
-@pytest.mark.parametrize("loss", ("mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits"))
-@pytest.mark.parametrize("dtype", (torch.float32, BFLOAT16), ids=str)
+@pytest.mark.parametrize("loss", ["mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits"])
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16], ids=str)
 def test_elements_are_read_in_whole_vectors(loss: str, dtype: torch.dtype) -> None:
     extra = (None,) if loss == "binary_cross_entropy_with_logits" else ()
     for count in (1 << 26, (1 << 26) + 3):
@@ -119,7 +119,7 @@ def test_elements_are_read_in_whole_vectors(loss: str, dtype: torch.dtype) -> No
         assert kernel.spilled() <= SPILLED
 
 
-@pytest.mark.parametrize("target", ("sm_80", "sm_90", "sm_100", "gfx942"))
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_every_kernel_compiles(target: str) -> None:
     with compiling(target) as found:
         images = cross_entropy((8, 21, 512 * 512), torch.float32)
@@ -147,16 +147,16 @@ def test_every_kernel_compiles(target: str) -> None:
         assert max(kernel.spilled() for kernel in found) <= SPILLED
 
 
-@pytest.mark.parametrize("kind", ("indices", "probabilities"))
-@pytest.mark.parametrize("weighted", (False, True))
+@pytest.mark.parametrize("kind", ["indices", "probabilities"])
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
     "fields",
-    (
+    [
         {},
         {"label_smoothing": 0.1},
         {"z_loss": 0.1, "logit_scale": 0.5},
         {"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 30.0, "statistics": True},
-    ),
+    ],
     ids=("plain", "smoothing", "z-loss", "all"),
 )
 def test_options_fit_together(kind: str, weighted: bool, fields: dict[str, Any]) -> None:
