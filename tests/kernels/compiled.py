@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
@@ -50,7 +51,7 @@ class Compiled(NamedTuple):
         ]
 
     def spilled(self) -> int:
-        """Bytes of registers a thread that did not fit, on an NVIDIA GPU; the stack of the assertion's arguments apart."""
+        """Bytes of a thread's stack on an NVIDIA GPU: registers that did not fit."""
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.binary)
             file.flush()
@@ -60,8 +61,8 @@ class Compiled(NamedTuple):
 
 
 @contextmanager
-def compiling(target: str) -> Iterator[list[Compiled]]:
-    """Calls in this block compile their kernels; tensors stand on the device `meta`."""
+def compiling(target: str, only_parsed: bool = False) -> Iterator[list[Compiled]]:
+    """Calls in this block compile their kernels, or as far as types are checked; tensors stand on the device `meta`."""
     found: list[Compiled] = []
     gpu = TARGETS[target]
     backend = make_backend(gpu)
@@ -79,6 +80,13 @@ def compiling(target: str) -> Iterator[list[Compiled]]:
         bound, specialization, rest = bind(*arguments, **options)
         parsed, signature, constexprs, attributes = kernel._pack_args(backend, options, bound, specialization, rest)
         source = ASTSource(kernel, signature, constexprs, attributes)
+        if only_parsed:
+            context = ir.context()
+            ir.load_dialects(context)
+            backend.load_dialects(context)
+            source.make_ir(gpu, parsed, backend.get_codegen_implementation(parsed), backend.get_module_map(), context)
+            found.append(Compiled(kernel.__name__, constants, warps, "", b""))
+            return
         result = triton.compile(source, target=gpu, options=parsed.__dict__)
         nvidia = gpu.backend == "cuda"
         assembly, binary = result.asm["ptx" if nvidia else "amdgcn"], result.asm["cubin" if nvidia else "hsaco"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -90,21 +91,21 @@ def test_rows_are_read_in_whole_vectors(target: str, case: str) -> None:
     kernels = compiled(target, "cross_entropy", *ROWS[case])
     kernel = kernels["rows_kernel"]
     narrow = {torch.bfloat16: "b16", torch.float32: "b32"}[ROWS[case][0].dtype]
-    # A tile is as many vectors as a thread takes of it; what is narrow is the target's element and the row's two ends, and with
-    # class weights and smoothing the weights.
+    # A tile is as many vectors as a thread takes of it. Narrow are the target's element, the row's two ends, and with
+    # smoothing the class weights.
     looks = 2 if kernel.constants["GRADIENT"] and not kernel.constants["SINGLE"] else 1
     assert kernel.loads.count("v4.b32") >= 2 * looks
-    if not ROWS[case][2] is not None:
+    if ROWS[case][2] is None:
         assert kernel.loads.count(narrow) <= 6
     if kernel.constants["GRADIENT"]:
         assert kernel.stores.count("v4.b32") >= 1
     assert kernel.spilled() <= SPILLED
     assert ("count" in kernels) == (not kernel.constants["PROBABILITIES"])
-    assert "torchlosses: cross_entropy" in kernel.assembly or kernel.constants["PROBABILITIES"]
+    assert (b"torchlosses: cross_entropy" in kernel.binary) == (not kernel.constants["PROBABILITIES"])
 
 
-@pytest.mark.parametrize("loss", ("mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits"))
-@pytest.mark.parametrize("dtype", (torch.float32, BFLOAT16), ids=str)
+@pytest.mark.parametrize("loss", ["mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits"])
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16], ids=str)
 def test_elements_are_read_in_whole_vectors(loss: str, dtype: torch.dtype) -> None:
     extra = (None,) if loss == "binary_cross_entropy_with_logits" else ()
     for count in (1 << 26, (1 << 26) + 3):
@@ -118,7 +119,7 @@ def test_elements_are_read_in_whole_vectors(loss: str, dtype: torch.dtype) -> No
         assert kernel.spilled() <= SPILLED
 
 
-@pytest.mark.parametrize("target", ("sm_80", "sm_90", "sm_100", "gfx942"))
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_every_kernel_compiles(target: str) -> None:
     with compiling(target) as found:
         images = cross_entropy((8, 21, 512 * 512), torch.float32)
@@ -144,6 +145,69 @@ def test_every_kernel_compiles(target: str) -> None:
     }  # fmt: skip
     if target != "gfx942":
         assert max(kernel.spilled() for kernel in found) <= SPILLED
+
+
+@pytest.mark.parametrize("kind", ["indices", "probabilities"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"label_smoothing": 0.1},
+        {"z_loss": 0.1, "logit_scale": 0.5},
+        {"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 30.0, "statistics": True},
+    ],
+    ids=("plain", "smoothing", "z-loss", "all"),
+)
+def test_options_fit_together(kind: str, weighted: bool, fields: dict[str, Any]) -> None:
+    """The compiler's check of types, which the interpreter does not make, for every way through the kernels."""
+    start = len(fields) + weighted + 2 * (kind == "indices")
+    with compiling("sm_90", only_parsed=True) as found:
+        for turn, shape in enumerate(((64, 10), (8192, 50257), (8, 1000, 4096), (8192, 1000))):
+            dtype = (torch.float32, BFLOAT16, torch.float64, torch.float16)[(start + turn) % 4]
+            rows = (shape[0], *shape[2:])
+            for reduction in (("mean", "none")[(start // 2 + turn) % 2],):
+                tensors = cross_entropy(shape, dtype, kind == "probabilities", weighted)[:-1]
+                if weighted:
+                    tensors[3:] = [meta(*rows), meta(dtype=torch.int64)]
+                options = Options(**fields, reduction=reduction, gradients=int(reduction == "mean"))
+                LOSSES["cross_entropy"].forward(*tensors, options)
+                state = meta(2, *rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+                grad_output = meta() if reduction == "mean" else meta(*rows)
+                LOSSES["cross_entropy"].backward(grad_output, tensors[0], *tensors, state, options)
+                LOSSES["cross_entropy"].backward(
+                    grad_output, tensors[0], *tensors, state, options._replace(gradients=0)
+                )
+    assert {kernel.name for kernel in found} >= {"rows_kernel", "tiles_kernel"}
+
+
+def test_options_of_other_losses_fit_together() -> None:
+    with compiling("sm_90", only_parsed=True) as found:
+        for dtype in (torch.float32, BFLOAT16, torch.float64):
+            for name, (shape, reduction) in itertools.product(
+                LOSSES, (((64, 10), "mean"), ((4096, 999), "none"), ((4096, 999), "mean"))
+            ):
+                if name == "cross_entropy":
+                    continue
+                input = meta(*shape, dtype=dtype)
+                options = Options(reduction=reduction, gradients=int(reduction != "none"), ignore_index=2)
+                grad_output = meta(*shape) if reduction == "none" else meta()
+                optional: list[Any] = [meta(*shape), None, input, None][: 3 if name.startswith("binary") else 2]
+                if name == "cee_loss":
+                    optional = [meta(shape[0])]
+                    grad_output = meta(shape[0]) if reduction == "none" else meta()
+                targets = (
+                    (input, meta(shape[0], dtype=torch.int64))
+                    if name == "cee_loss"
+                    else (input, input.t().t()[:1].expand(shape))
+                )
+                for target in targets:
+                    LOSSES[name].forward(input, target, *optional, None, options)
+                    LOSSES[name].backward(grad_output, input, input, target, *optional, meta(), options)
+                    LOSSES[name].backward(
+                        grad_output, input, input, target, *optional, None, options._replace(gradients=0)
+                    )
+    assert {kernel.name for kernel in found} == {"elements_kernel", "count_elements", "textbook_kernel", "finish"}
 
 
 def test_a_small_batch_is_one_launch() -> None:

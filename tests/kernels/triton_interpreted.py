@@ -134,7 +134,7 @@ def check_cross_entropy(
     reductions: tuple[str, ...] = ("mean", "sum", "none"),
     **fields: Any,
 ) -> None:
-    """Values, gradients, state and statistics of every reduction, and every way to the gradient, against the definition."""
+    """Values, statistics and gradients of each reduction, by every way to them, against the definition."""
     wide = any(t is not None and t.dtype == torch.float64 for t in (input, target, weight, sample_weight))
     compute = torch.float64 if wide else torch.float32
     options = Options(dtype=compute, statistics=True, **fields)
@@ -235,8 +235,8 @@ def test_cross_entropy_options(monkeypatch: pytest.MonkeyPatch, way: str, name: 
     check_cross_entropy(input, target, weight, sample_weight, normalizer, (reduction,), **OPTIONS[name])
 
 
-@pytest.mark.parametrize("layout", ("contiguous", "offset", "padded", "transposed", "channels last"))
-@pytest.mark.parametrize("shape", ((6, 40), (5, 3), (3, 1), (3, 33, 2), (2, 24, 5)), ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "offset", "padded", "transposed", "channels last"])
+@pytest.mark.parametrize("shape", [(6, 40), (5, 3), (3, 1), (3, 33, 2), (2, 24, 5)], ids=str)
 def test_cross_entropy_layouts(layout: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     turn = sum(shape) + len(layout)
     monkeypatch.setattr(launch, "SHORT", 8 if turn % 2 else 64)
@@ -376,7 +376,7 @@ def test_means_over_nothing(some_way: str, programs: str) -> None:
     assert gradient.shape == (3, 0)
 
 
-@pytest.mark.parametrize("index", (-1, 37, 1 << 40))
+@pytest.mark.parametrize("index", [-1, 37, 1 << 40])
 def test_targets_out_of_range_are_refused(some_way: str, index: int) -> None:
     input, target = batch((3, 37))
     target[2] = index
@@ -488,7 +488,7 @@ def check_elements(name: str, input: Tensor, target: Tensor, weighted: bool, red
         assert torch.equal(ready, written)
 
 
-@pytest.mark.parametrize("layout", ("contiguous", "offset", "padded", "transposed", "mixed"))
+@pytest.mark.parametrize("layout", ["contiguous", "offset", "padded", "transposed", "mixed"])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_elementwise(name: str, layout: str, programs: str) -> None:
     turn = list(FORMULAS).index(name) + len(layout) + len(programs)
@@ -563,8 +563,8 @@ def test_a_mean_over_no_elements() -> None:
 # The textbook's cross-entropy error.
 
 
-@pytest.mark.parametrize("layout", ("contiguous", "offset", "transposed"))
-@pytest.mark.parametrize("kind", ("indices", "probabilities", "one-hot"))
+@pytest.mark.parametrize("layout", ["contiguous", "offset", "transposed"])
+@pytest.mark.parametrize("kind", ["indices", "probabilities", "one-hot"])
 def test_textbook(kind: str, layout: str, programs: str) -> None:
     turn = len(kind) + len(layout) + len(programs)
     for shape in ((4, 9), (2, 300, 3)):

@@ -1,4 +1,4 @@
-"""Losses and gradients in NumPy float64, written from their definitions, for the kernels in Triton to be compared with."""
+"""Losses and gradients in NumPy float64, from their definitions, for the kernels in Triton to be compared with."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The operators in Triton, for GPUs of NVIDIA and AMD.
 
 Each file of a loss has `forward(*tensors, normalizer, options)` and
-`backward(grad_output, gradient, *tensors, normalizer, *state, options)`, which writes `gradient`. Every option is in the
-kernels, as a constant that is known when they are compiled. Nothing waits for the device, and all sums are taken in an
-order that depends on sizes and on the device only.
+`backward(grad_output, gradient, *tensors, normalizer, *state, options)`, which writes `gradient`. Every option is in
+the kernels, as a constant that is known when they are compiled. Nothing waits for the device, and all sums are taken in
+an order that depends on sizes and on the device only.
 
 With TRITON_INTERPRET=1 in the environment Triton's interpreter runs the kernels on tensors of the CPU.
 """

@@ -1,3 +1,4 @@
+# type: ignore  (kernels are written in Triton's language, whose types are not Python's)
 """Binary cross-entropy on logits on a GPU.
 
 With t' = (1 - ε) t + ε/2 and the weight q of the positive class
@@ -17,6 +18,7 @@ from torchlosses.kernels.triton.functions import accurate_exp, log1p
 
 @triton.jit
 def binary_cross_entropy(x, t, q, label_smoothing):
+    """The loss of each element, and its gradient by x."""
     t = (1.0 - label_smoothing) * t + 0.5 * label_smoothing
     positive = q * t
     negative = 1.0 - t

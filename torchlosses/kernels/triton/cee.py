@@ -1,8 +1,10 @@
+# type: ignore  (kernels are written in Triton's language, whose types are not Python's)
 """The textbook cross-entropy error on probabilities on a GPU: loss = -Σ_c t_c log(p_c + δ), gradient -t_c / (p_c + δ).
 
 Loss and gradient of a class need no other class, so that a tile [ROWS, CLASSES] is read once and forgotten.
 """
 
+# ruff: noqa: N803, N806  (constants are written in capitals, as Triton's users do)
 from __future__ import annotations
 
 from typing import Any
@@ -29,7 +31,8 @@ def log_plus(p, delta):
 
 @triton.jit(
     do_not_specialize=[
-        "outer", "inner", "classes", "row_outer", "row_inner", "p_outer", "target_outer", "target_inner", "sample_outer",
+        "outer", "inner", "classes", "row_outer", "row_inner", "p_outer", "target_outer", "target_inner",
+        "sample_outer",
         "sample_inner", "grad_outer", "grad_inner", "gradient_outer",
     ]
 )  # fmt: skip
@@ -37,7 +40,7 @@ def textbook_kernel(
     p_ptr, target_ptr, sample_weight_ptr, normalizer_ptr, grad_output_ptr, partials_ptr, loss_ptr, gradient_ptr,
     outer, inner, classes, row_outer, row_inner, p_outer, p_inner, p_class, target_outer, target_inner, target_class,
     sample_outer, sample_inner, grad_outer, grad_inner, gradient_outer, gradient_inner, gradient_class,
-    delta_value: "fp64", empty: "fp64",
+    delta_value: tl.float64, empty: tl.float64,
     COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, WITHOUT_DELTA: tl.constexpr,
     FORWARD: tl.constexpr, GRADIENT: tl.constexpr, HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr,
     ALIGNED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
@@ -90,11 +93,10 @@ def textbook_kernel(
             active = active & inside
             target = tl.where(active, target, 0)
             loss = -log_plus(tl.load(p_rows + target * p_class, mask=active, other=1.0).to(COMPUTE), delta)
+        changing = active
         if MEAN:
             # A mean over nothing has the gradient 0 whatever its rows hold.
-            changing = active & (position < tl.where(divisor != 0.0, inner, 0))
-        else:
-            changing = active
+            changing = changing & (position < tl.where(divisor != 0.0, inner, 0))
         row_scale = tl.where(changing, row_scale * sample_weight, 0.0)
         gradient_rows = gradient_ptr
         if GRADIENT:
@@ -155,7 +157,7 @@ def backward(
     normalizer: Tensor | None,
     options: Any,
 ) -> None:
-    """Write the gradient by the input; where options.gradients says that it is there for an incoming 1, if that is not 1."""
+    """Write the gradient by the input; where options.gradients says that it is there for 1, if grad_output is not 1."""
     if options.gradients & 1 and launches.unit_first(input, options.reduction):
         launches.scale_in_place(gradient, grad_output, launches.compute_type(input, target, sample_weight)[0])
         return
@@ -194,7 +196,8 @@ def _run(
     order = row_order(input, adjacent)
     outer, inner = (size_along(input, dimension) for dimension in order)
     alone = input.numel() <= launches.SMALL
-    choice = launches.tiles(device, outer, inner, classes, adjacent)
+    compute, compute_type = launches.compute_type(input, target, sample_weight)
+    choice = launches.tiles(device, outer, inner, classes, adjacent, compute == torch.float64)
     size = choice.classes if choice.single or not adjacent else 1024
     rows = choice.rows if choice.single or not adjacent else min(4, choice.rows)
     programs = 1 if alone else choice.programs
@@ -219,7 +222,7 @@ def _run(
         *input_steps, input.stride(1), *target_steps, target_class, *row_steps(sample_weight, order, False),
         *(row_steps(grad_output, order, False) if reduction == "none" else (0, 0)), *gradient_steps, gradient_class,
         options.delta, options.empty,
-        COMPUTE=launches.compute_type(input, target, sample_weight)[1], REDUCTION=reduction, PROBABILITIES=probabilities,
+        COMPUTE=compute_type, REDUCTION=reduction, PROBABILITIES=probabilities,
         WITHOUT_DELTA=options.delta == 0, FORWARD=loss is not None, GRADIENT=gradient is not None,
         HELD=grad_output is not None and bool(options.gradients & 1),
         UNIT_FIRST=grad_output is not None and launches.unit_first(input, reduction), ALONE=alone,

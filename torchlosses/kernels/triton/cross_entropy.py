@@ -49,7 +49,7 @@ def backward(
     state: Tensor,
     options: Any,
 ) -> None:
-    """Write the gradient by the input; where options.gradients says that it is there for an incoming 1, if that is not 1."""
+    """Write the gradient by the input; where options.gradients says that it is there for 1, if grad_output is not 1."""
     compute, _ = launches.compute_type(input, target, weight, sample_weight)
     if options.gradients & 1 and launches.unit_first(input, options.reduction):
         launches.scale_in_place(gradient, grad_output, compute)
@@ -74,7 +74,7 @@ def _run(
     positions = input.shape[2] if input.dim() == 3 else 1
     total = samples * positions
     probabilities = target.dim() == input.dim()
-    adjacent = classes == 1 or input.stride(1) == 1 and (gradient is None or gradient.stride(1) == 1)
+    adjacent = classes == 1 or (input.stride(1) == 1 and (gradient is None or gradient.stride(1) == 1))
     along_rows = adjacent and classes > launches.SHORT
     order = (0, 2) if along_rows else row_order(input, adjacent)
     outer, inner = (size_along(input, dimension) for dimension in order)
@@ -130,7 +130,7 @@ def _run(
         )
         programs, warps = choice.programs, choice.warps
     else:
-        choice = launches.tiles(device, outer, inner, classes, adjacent)
+        choice = launches.tiles(device, outer, inner, classes, adjacent, state.dtype == torch.float64)
         programs, warps = choice.programs, choice.warps
     if alone:
         programs, warps = 1, max(warps, 4)
@@ -144,7 +144,8 @@ def _run(
     if isinstance(choice, launches.Rows):
         launch(
             rows_kernel, device, programs, warps, *tensors,
-            outer, inner, classes, *input_steps, offset, *target_steps, weight_step, *sample_steps, *grad_steps, *gradient_steps,
+            outer, inner, classes, *input_steps, offset, *target_steps, weight_step, *sample_steps, *grad_steps,
+            *gradient_steps,
             options.ignore_index, *numbers,
             FLAT=positions == 1, ALIGNED=aligned, TARGET_ALIKE=_alike(input, target, vector) if probabilities else 0,
             GRADIENT_ALIKE=0 if gradient is None else _alike(input, gradient, vector),
@@ -165,7 +166,8 @@ def _run(
             tiles_kernel, device, programs, warps, *tensors,
             outer, inner, classes, *loss_steps, *input_steps, input.stride(1), *target_steps, target_class, weight_step,
             *sample_steps, *grad_steps, *gradient_steps, gradient_class, options.ignore_index, *numbers,
-            ALIGNED=vector_of((input, target if probabilities else None, gradient)), WIDE=reach >= 2**31, ROWS=choice.rows, CLASSES=choice.classes, SINGLE=choice.single, **constants,
+            ALIGNED=vector_of((input, target if probabilities else None, gradient)), WIDE=reach >= 2**31,
+            ROWS=choice.rows, CLASSES=choice.classes, SINGLE=choice.single, **constants,
         )  # fmt: skip
 
     if partials is not None:

@@ -1,13 +1,15 @@
+# type: ignore  (kernels are written in Triton's language, whose types are not Python's)
 """Cross-entropy where a row's classes lie side by side: a row a turn, in tiles of whole 16-byte vectors.
 
 A row is read twice where it does not fit one tile: once for its sums, and while it is in the second-level cache once
 for its gradient. So a program takes rows one after the other, and no more rows are under way than that cache holds.
 
-A tile is [GROUPS, VEC], and VEC neighbours belong to one thread. Each group has a running maximum of its own: it takes one
+A tile is [GROUPS, VEC], and VEC neighbours belong to one thread. Each group has a maximum of its own: it takes one
 exponential an element, and rescaling costs one for VEC. A row that starts off a 16-byte boundary has its whole vectors
-in the tiles, and the few elements at its two ends beside them, in a tile of their own, so that nothing outside the row is read.
+in the tiles, and the few elements at its two ends in a tile of their own, so that nothing outside the row is read.
 """
 
+# ruff: noqa: N803, N806  (constants are written in capitals, as Triton's users do)
 from __future__ import annotations
 
 import triton
@@ -93,9 +95,35 @@ def loaded(x_base, t_base, place, valid, PROBABILITIES: tl.constexpr, POLICY: tl
 
 @triton.jit
 def weights_of(weight_ptr, weight_stride, place, valid, COMPUTE: tl.constexpr, WEIGHTED: tl.constexpr):
+    """The classes' weights."""
     if WEIGHTED:
-        return tl.load(weight_ptr + place * weight_stride, mask=valid, other=0.0).to(COMPUTE)
-    return tl.full((), 1.0, COMPUTE)
+        weight = tl.load(weight_ptr + place * weight_stride, mask=valid, other=0.0).to(COMPUTE)
+    else:
+        weight = tl.full((), 1.0, COMPUTE)
+    return weight
+
+
+@triton.jit
+def shares_again(
+    t_base,
+    place,
+    shift,
+    valid,
+    weight_ptr,
+    weight_stride,
+    kept,
+    even,
+    PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """The sum of the shares of each group of a tile."""
+    weight = weights_of(weight_ptr, weight_stride, place - shift, valid, COMPUTE, WEIGHTED)
+    t = tl.zeros(place.shape, COMPUTE)
+    if PROBABILITIES:
+        t = tl.load(t_base + place, mask=valid, other=0.0, eviction_policy="evict_last").to(COMPUTE)
+    return tl.sum(shares(t, weight, valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED), 1)
 
 
 @triton.jit
@@ -207,18 +235,22 @@ def gradient_of(
     ]
 )
 def rows_kernel(
-    x_ptr, target_ptr, weight_ptr, sample_weight_ptr, normalizer_ptr, grad_output_ptr, counts_ptr, state_ptr, partials_ptr,
+    x_ptr, target_ptr, weight_ptr, sample_weight_ptr, normalizer_ptr, grad_output_ptr, counts_ptr, state_ptr,
+    partials_ptr,
     loss_ptr, gradient_ptr,
-    outer, inner, classes, x_outer, x_inner, x_offset, target_outer, target_inner, weight_stride, sample_outer, sample_inner,
+    outer, inner, classes, x_outer, x_inner, x_offset, target_outer, target_inner, weight_stride, sample_outer,
+    sample_inner,
     grad_outer, grad_inner, gradient_outer, gradient_inner, ignore_index,
-    label_smoothing: "fp64", z_loss_factor: "fp64", scale_of_logits: "fp64", cap_of_logits: "fp64", empty: "fp64",
-    COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, Z_LOSS: tl.constexpr,
+    label_smoothing: tl.float64, z_loss_factor: tl.float64, scale_of_logits: tl.float64, cap_of_logits: tl.float64,
+    empty: tl.float64,
+    COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr,
+    Z_LOSS: tl.constexpr,
     SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, FORWARD: tl.constexpr, GRADIENT: tl.constexpr,
     HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr,
     FLAT: tl.constexpr, ALIGNED: tl.constexpr, TARGET_ALIKE: tl.constexpr, GRADIENT_ALIKE: tl.constexpr,
     BLOCK: tl.constexpr, VEC: tl.constexpr, SINGLE: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
-    """Loss, state and gradient of rows of neighbouring classes, or with the state of an earlier call the gradient alone."""
+    """Loss, state and gradient, or with the state of an earlier call the gradient alone."""
     GROUPS: tl.constexpr = BLOCK // VEC
     SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
     WEIGHTED: tl.constexpr = weight_ptr is not None
@@ -397,12 +429,12 @@ def rows_kernel(
                     )
                     if PREFETCH:
                         x, t = next_x, next_t
-            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, most, most_first = merged(
+            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, _most, most_first = merged(
                 state, SINGLE
             )
             if SHARES:
                 total = found_total
-            if not SINGLE:
+            if not SINGLE:  # noqa: SIM102  (the first is decided when the kernel is compiled)
                 if rest < 0.25:
                     rest = recounted(
                         x_base,
@@ -451,19 +483,37 @@ def rows_kernel(
                 # In the order of the forward, so that every bit is the same.
                 shares_of_groups = tl.zeros([GROUPS], COMPUTE)
                 if not ALIGNED:
-                    weight = weights_of(weight_ptr, weight_stride, end_places - shift, end_valid, COMPUTE, WEIGHTED)
-                    share = shares(t_ends.to(COMPUTE), weight, end_valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
-                    shares_of_groups += tl.where(tl.arange(0, GROUPS) == 0, tl.sum(tl.sum(share, 1), 0), 0.0)
+                    of_ends = shares_again(
+                        t_base,
+                        end_places,
+                        shift,
+                        end_valid,
+                        weight_ptr,
+                        weight_stride,
+                        kept,
+                        even,
+                        PROBABILITIES,
+                        SMOOTHED,
+                        WEIGHTED,
+                        COMPUTE,
+                    )
+                    shares_of_groups += tl.where(tl.arange(0, GROUPS) == 0, tl.sum(of_ends, 0), 0.0)
                 for first in range(low, high, BLOCK):
                     place = first + places(0, GROUPS, VEC)
-                    weight = weights_of(weight_ptr, weight_stride, place - shift, place < high, COMPUTE, WEIGHTED)
-                    share = weight
-                    if PROBABILITIES:
-                        share = tl.load(t_base + place, mask=place < high, other=0.0, eviction_policy="evict_last").to(
-                            COMPUTE
-                        )
-                    share = shares(share, weight, place < high, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
-                    shares_of_groups += tl.sum(share, 1)
+                    shares_of_groups += shares_again(
+                        t_base,
+                        place,
+                        shift,
+                        place < high,
+                        weight_ptr,
+                        weight_stride,
+                        kept,
+                        even,
+                        PROBABILITIES,
+                        SMOOTHED,
+                        WEIGHTED,
+                        COMPUTE,
+                    )
                 total = tl.sum(shares_of_groups, 0)
 
         # The second look: the gradient.

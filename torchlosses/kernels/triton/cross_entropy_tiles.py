@@ -1,9 +1,12 @@
+# type: ignore  (kernels are written in Triton's language, whose types are not Python's)
 """Cross-entropy where rows are short, or a row's classes lie apart: many rows a turn.
 
-The rows of a tile are neighbours along one dimension, `inner`: pixels of one image, or samples. A tile [ROWS, CLASSES] has
-all classes of its rows where these are few, and is read once; where they are many it is a part of them, and is read twice.
+The rows of a tile are neighbours along one dimension, `inner`: pixels of one image, or samples. A tile
+[ROWS, CLASSES] has all classes of its rows where these are few, and is read once; where they are many it is a part of
+them, and is read twice.
 """
 
+# ruff: noqa: N803, N806  (constants are written in capitals, as Triton's users do)
 from __future__ import annotations
 
 import triton
@@ -51,18 +54,22 @@ def tile_of(
 
 @triton.jit(
     do_not_specialize=[
-        "outer", "inner", "classes", "row_outer", "row_inner", "x_outer", "target_outer", "target_inner", "target_class",
+        "outer", "inner", "classes", "row_outer", "row_inner", "x_outer", "target_outer", "target_inner",
+        "target_class",
         "weight_stride", "sample_outer", "sample_inner", "grad_outer", "grad_inner", "gradient_outer", "ignore_index",
     ]
 )  # fmt: skip
 def tiles_kernel(
-    x_ptr, target_ptr, weight_ptr, sample_weight_ptr, normalizer_ptr, grad_output_ptr, counts_ptr, state_ptr, partials_ptr,
+    x_ptr, target_ptr, weight_ptr, sample_weight_ptr, normalizer_ptr, grad_output_ptr, counts_ptr, state_ptr,
+    partials_ptr,
     loss_ptr, gradient_ptr,
     outer, inner, classes, row_outer, row_inner, x_outer, x_inner, x_class, target_outer, target_inner, target_class,
     weight_stride, sample_outer, sample_inner, grad_outer, grad_inner, gradient_outer, gradient_inner, gradient_class,
     ignore_index,
-    label_smoothing: "fp64", z_loss_factor: "fp64", scale_of_logits: "fp64", cap_of_logits: "fp64", empty: "fp64",
-    COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, Z_LOSS: tl.constexpr,
+    label_smoothing: tl.float64, z_loss_factor: tl.float64, scale_of_logits: tl.float64, cap_of_logits: tl.float64,
+    empty: tl.float64,
+    COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr,
+    Z_LOSS: tl.constexpr,
     SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, FORWARD: tl.constexpr, GRADIENT: tl.constexpr,
     HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr,
     ALIGNED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, SINGLE: tl.constexpr,
@@ -147,7 +154,7 @@ def tiles_kernel(
         at_target = tl.zeros([ROWS], COMPUTE)
         if not PROBABILITIES:
             own = tl.load(x_rows + target * x_class, mask=active, other=0.0).to(COMPUTE)
-            at_target, _ = logits(own, logit_scale, logit_softcap, SCALED, CAPPED)
+            at_target, _slope_at_target = logits(own, logit_scale, logit_softcap, SCALED, CAPPED)
 
         if SINGLE:
             x, t, share, valid = tile_of(
@@ -163,14 +170,15 @@ def tiles_kernel(
                 c = first + lane
                 if not SINGLE:
                     x, t, share, valid = tile_of(
-                        x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, active, classes, kept, even,
+                        x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, active, classes, kept,
+                        even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
-                y, _ = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+                y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
                 y = tl.where(valid, y, float("-inf"))
                 place = tl.where(valid, c.to(tl.int32)[None, :], BEYOND)
                 state = accumulated(state, y, share, t, place, True, SHARES, PROBABILITIES, STATISTICS)
-            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, most, most_first = state
+            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, _most, most_first = state
             if SHARES:
                 total = found_total
             # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
@@ -205,7 +213,8 @@ def tiles_kernel(
                     total = tl.zeros([ROWS], COMPUTE)
                     for first in range(0, classes, CLASSES):
                         _, _, share, _ = tile_of(
-                            x_rows, t_rows, weight_ptr, weight_stride, first + lane, x_class, target_class, active, classes,
+                            x_rows, t_rows, weight_ptr, weight_stride, first + lane, x_class, target_class, active,
+                            classes,
                             kept, even, COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                         )  # fmt: skip
                         total += tl.sum(share, 1)
@@ -229,7 +238,8 @@ def tiles_kernel(
                 c = first + lane
                 if not SINGLE:
                     x, t, share, valid = tile_of(
-                        x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, active, classes, kept, even,
+                        x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, active, classes, kept,
+                        even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
                 y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)

@@ -1,9 +1,11 @@
+# type: ignore  (kernels are written in Triton's language, whose types are not Python's)
 """The kernel of every elementwise loss. A loss gives its formula, `(x, t, q, option) -> (loss, gradient by x)`.
 
 Where the tensors lie alike in memory they are taken as one run of elements, in whole 16-byte vectors, the ends apart.
 Otherwise the place of an element is computed for each tensor, over the fewest dimensions that describe all of them.
 """
 
+# ruff: noqa: N803, N806  (constants are written in capitals, as Triton's users do)
 from __future__ import annotations
 
 import math
@@ -65,7 +67,8 @@ def pointers(pointer, first, lane, sizes, strides, KIND: tl.constexpr, WIDE: tl.
 
 @triton.jit
 def values(
-    pointer, first, lane, valid, sizes, strides, KIND: tl.constexpr, WIDE: tl.constexpr, VEC: tl.constexpr, COMPUTE: tl.constexpr
+    pointer, first, lane, valid, sizes, strides,
+    KIND: tl.constexpr, WIDE: tl.constexpr, VEC: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """A tile of a tensor in the dtype that is computed in."""
     if KIND == ONE:
@@ -93,7 +96,7 @@ def counted_elements(
 
 @triton.jit(do_not_specialize=["count"])
 def count_elements(
-    target_ptr, grad_output_ptr, counts_ptr, count, sizes, strides, ignore_index: "fp64",
+    target_ptr, grad_output_ptr, counts_ptr, count, sizes, strides, ignore_index: tl.float64,
     HELD: tl.constexpr, KIND: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each program's number of elements that count."""
@@ -151,11 +154,14 @@ def tile(
 
 @triton.jit(do_not_specialize=["count", "shift"])
 def elements_kernel(
-    x_ptr, t_ptr, weight_ptr, sample_ptr, q_ptr, normalizer_ptr, grad_ptr, counts_ptr, partials_ptr, loss_ptr, gradient_ptr,
-    count, shift, sizes, strides, option_value: "fp64", ignored_value: "fp64", empty: "fp64",
-    FORMULA: tl.constexpr, COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, IGNORING: tl.constexpr, FORWARD: tl.constexpr,
+    x_ptr, t_ptr, weight_ptr, sample_ptr, q_ptr, normalizer_ptr, grad_ptr, counts_ptr, partials_ptr, loss_ptr,
+    gradient_ptr,
+    count, shift, sizes, strides, option_value: tl.float64, ignored_value: tl.float64, empty: tl.float64,
+    FORMULA: tl.constexpr, COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, IGNORING: tl.constexpr,
+    FORWARD: tl.constexpr,
     GRADIENT: tl.constexpr, HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr, COUNTED: tl.constexpr,
-    PARTS: tl.constexpr, RAGGED: tl.constexpr, KINDS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr,
+    PARTS: tl.constexpr, RAGGED: tl.constexpr, KINDS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    VEC: tl.constexpr,
 ):  # fmt: skip
     """Loss and gradient, or the gradient alone."""
     GROUPS: tl.constexpr = BLOCK // VEC
@@ -193,7 +199,8 @@ def elements_kernel(
         if (KINDS & 3) != STRIDED:
             left = tl.multiple_of(left, VEC)
         losses += tile(
-            x_ptr, t_ptr, weight_ptr, sample_ptr, q_ptr, grad_ptr, loss_ptr, gradient_ptr, begin - shift, lane, lane < left,
+            x_ptr, t_ptr, weight_ptr, sample_ptr, q_ptr, grad_ptr, loss_ptr, gradient_ptr, begin - shift, lane,
+            lane < left,
             sizes, strides, option, ignore_index, unit, grad_output, anything,
             FORMULA, COMPUTE, IGNORING, FORWARD, GRADIENT, NONE, UNIT_FIRST, KINDS, WIDE, VEC,
         )  # fmt: skip
@@ -204,7 +211,8 @@ def elements_kernel(
         # `anything` bounds lanes, and these are places.
         anything = tl.where(anything > 0, shift + stop, 0)
         of_ends = tile(
-            x_ptr, t_ptr, weight_ptr, sample_ptr, q_ptr, grad_ptr, loss_ptr, gradient_ptr, shift * 0, place - shift, valid,
+            x_ptr, t_ptr, weight_ptr, sample_ptr, q_ptr, grad_ptr, loss_ptr, gradient_ptr, shift * 0, place - shift,
+            valid,
             sizes, strides, option, ignore_index, unit, grad_output, anything,
             FORMULA, COMPUTE, IGNORING, FORWARD, GRADIENT, NONE, UNIT_FIRST, KINDS & 0b1010101010101010, WIDE, VEC,
         )  # fmt: skip
@@ -217,14 +225,14 @@ def elements_kernel(
 
 
 class Elementwise(NamedTuple):
-    """A loss: its formula, the number that takes from the options, and the target that leaves no trace, if there is one."""
+    """A loss: its formula, the number that takes from the options, and the target that leaves no trace."""
 
     formula: Any
     option: Callable[[Any], float] = lambda options: 0.0
     ignore_index: Callable[[Any], int | None] = lambda options: None
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """Loss, and gradient by the input (empty unless options.gradients asks for it), of tensors, normalizer and options."""
+        """Loss and gradient (empty unless options.gradients asks for it) of tensors, normalizer and options."""
         *tensors, normalizer, options = arguments
         input = tensors[0]
         none = options.reduction == "none"
@@ -234,7 +242,7 @@ class Elementwise(NamedTuple):
         return loss, input.new_empty(0) if gradient is None else gradient
 
     def backward(self, grad_output: Tensor, gradient: Tensor, *arguments: Any) -> None:
-        """Write the gradient; where options.gradients says that it is there for an incoming gradient of 1, if that is not 1."""
+        """Write the gradient; where options.gradients says that it holds that for 1, if grad_output is not 1."""
         *tensors, normalizer, options = arguments
         if options.gradients & 1 and launches.unit_first(tensors[0], options.reduction):
             launches.scale_in_place(gradient, grad_output, launches.compute_type(*tensors)[0])
@@ -305,7 +313,8 @@ def _run(kind: Elementwise, tensors: _Tensors, normalizer: Tensor | None, option
         kind.option(options), 0.0 if ignore_index is None else float(ignore_index), options.empty,
         FORMULA=kind.formula, COMPUTE=compute, REDUCTION=options.reduction, IGNORING=ignore_index is not None,
         FORWARD=loss is not None, GRADIENT=gradient is not None, HELD=held,
-        UNIT_FIRST=grad_output is not None and launches.unit_first(input, options.reduction), ALONE=alone, COUNTED=counted,
+        UNIT_FIRST=grad_output is not None and launches.unit_first(input, options.reduction), ALONE=alone,
+        COUNTED=counted,
         PARTS=parts, RAGGED=bool(shift or elements % vector), KINDS=layout.kinds, WIDE=layout.wide,
         BLOCK=choice.block, VEC=vector,
     )  # fmt: skip
@@ -386,7 +395,7 @@ def _is_dense(sizes: list[int], strides: list[int]) -> bool:
 
 
 def _are_aligned(input: Tensor, other: Tensor) -> bool:
-    """Whether the other tensor's elements lie on 16-byte boundaries, or on as many bytes as the input's vector has, where its do."""
+    """Whether the other tensor has a vector's boundary wherever the input has one."""
     size = other.element_size()
     together = launches.VECTOR // max(input.element_size(), size)
     return (input.data_ptr() // input.element_size() - other.data_ptr() // size) % together == 0

@@ -1,15 +1,18 @@
+# type: ignore  (kernels are written in Triton's language, whose types are not Python's)
 """What the kernels share on the device: functions of numbers, the weighing of rows, denominators and sums.
 
 Names of constants in capitals are known when a kernel is compiled; what they exclude is not in its code.
 """
 
+# ruff: noqa: N803, N806  (constants are written in capitals, as Triton's users do)
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton import knobs
 
 # The interpreter has no fused multiply-add, so that a remainder it keeps exactly would be lost there.
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LOG2E_LOW = tl.constexpr(1.925963033500011e-08)  # log2(e) less its nearest float32
@@ -31,7 +34,7 @@ def places(start, GROUPS: tl.constexpr, VEC: tl.constexpr):
 
 @triton.jit
 def ends(shift, end, VEC: tl.constexpr):
-    """The places of a row, or run, from `shift` to `end` before its first whole vector and behind its last one, and which of them it has."""
+    """The places of a run before its first whole vector and behind its last one, and which of them it has."""
     low = (shift + VEC - 1) // VEC * VEC
     high = end // VEC * VEC
     lane = tl.arange(0, VEC)[None, :]
@@ -43,11 +46,11 @@ def ends(shift, end, VEC: tl.constexpr):
 @triton.jit
 def rounded(value, DTYPE: tl.constexpr):
     """The value in the dtype it is stored in."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == DTYPE:
         # The interpreter's own conversion loses the carry of a mantissa that rounds up to the next power of two.
         wide = value.to(tl.float32)
         bits = wide.to(tl.uint32, bitcast=True)
-        bits = tl.where(wide == wide, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        bits = tl.where((wide == wide), bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
         result = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
         result = value.to(DTYPE)
@@ -92,7 +95,7 @@ def exponentials(x, shift, along_shift):
 
 @triton.jit
 def log1p(z):
-    """log(1 + z) for z >= -1/2, with all digits for small z: 2 artanh(z / (2 + z)), a series up to |z / (2 + z)| = 1/3."""
+    """log(1 + z) for z >= -1/2 with all digits: 2 artanh(z / (2 + z)), by its series up to |z / (2 + z)| = 1/3."""
     s = z / (2.0 + z)
     square = s * s
     TERMS: tl.constexpr = 19 if z.dtype == tl.float64 else 9
@@ -111,22 +114,24 @@ def tanh(u):
         above = (-9.64399179425052238628e-1 * z - 9.92877231001918586564e1) * z - 1.61468768441708447952e3
         below = ((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z + 4.84406305325125486048e3
         far = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(u)) + 1.0)
-        return tl.where(tl.abs(u) < 0.625, u + u * z * (above / below), tl.where(u < 0.0, -far, far))
-    # Eigen's and XLA's: rounds to ±1 from there on. A comparison that a nan fails keeps it.
-    v = tl.where(
-        u > 7.90531110763549805, 7.90531110763549805, tl.where(u < -7.90531110763549805, -7.90531110763549805, u)
-    )
-    z = v * v
-    above = -2.76076847742355e-16 * z + 2.00018790482477e-13
-    above = above * z - 8.60467152213735e-11
-    above = above * z + 5.12229709037114e-08
-    above = above * z + 1.48572235717979e-05
-    above = above * z + 6.37261928875436e-04
-    above = above * z + 4.89352455891786e-03
-    below = 1.19825839466702e-06 * z + 1.18534705686654e-04
-    below = below * z + 2.26843463243900e-03
-    below = below * z + 4.89352518554385e-03
-    return v * above / below
+        result = tl.where(tl.abs(u) < 0.625, u + u * z * (above / below), tl.where(u < 0.0, -far, far))
+    else:
+        # Eigen's and XLA's: rounds to ±1 from there on. A comparison that a nan fails keeps it.
+        v = tl.where(
+            u > 7.90531110763549805, 7.90531110763549805, tl.where(u < -7.90531110763549805, -7.90531110763549805, u)
+        )
+        z = v * v
+        above = -2.76076847742355e-16 * z + 2.00018790482477e-13
+        above = above * z - 8.60467152213735e-11
+        above = above * z + 5.12229709037114e-08
+        above = above * z + 1.48572235717979e-05
+        above = above * z + 6.37261928875436e-04
+        above = above * z + 4.89352455891786e-03
+        below = 1.19825839466702e-06 * z + 1.18534705686654e-04
+        below = below * z + 2.26843463243900e-03
+        below = below * z + 4.89352518554385e-03
+        result = v * above / below
+    return result
 
 
 @triton.jit
@@ -262,7 +267,7 @@ def seeded(state, GROUPS: tl.constexpr, DTYPE: tl.constexpr, EXACT: tl.constexpr
 
 @triton.jit
 def shares(t, weight, valid, kept, even, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr):
-    """a_c = w_c ((1 - ε) t_c + ε / C); for class indices w_c alone, of which ε / C is the smoothed part. 0 unless valid."""
+    """a_c = w_c ((1 - ε) t_c + ε / C); for class indices w_c, whose part ε / C is smoothed. 0 unless valid."""
     if PROBABILITIES:
         share = t * kept + even if SMOOTHED else t
         if WEIGHTED:
@@ -323,7 +328,7 @@ def row_gradient(
 ):
     """The gradient by y is `multiplier` exp(y - m) - a; where a class holds all but everything, `special` instead.
 
-    That is the target's entry for class indices, and what a class with the largest logit has beside A - a for probabilities.
+    That is the target's entry for class indices, and for probabilities what the largest logit has beside A - a.
     There p - 1 would lose the digits of the small rest: it is -rest / s with s = 1 + rest.
     """
     s = 1.0 + rest

@@ -1,7 +1,7 @@
 """How a kernel is launched: in which tiles, by how many programs and warps. Tables by size, measured on an H100.
 
-A grid is at most a few programs a multiprocessor, which take turns: so there are few partial sums, and the rows that are
-under way stay in the second-level cache between the look that sums them and the look that writes their gradient.
+A grid is at most a few programs a multiprocessor, which take turns: so there are few partial sums, and the rows
+that are under way stay in the second-level cache between the look that sums them and the look that writes the gradient.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 from triton.runtime.interpreter import interpreter_builder
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
+INTERPRETED = bool(knobs.runtime.interpret)
 
 # Debugging is what makes Triton keep assertions; those of its own, of integers that overflow, are left out.
 _OPTIONS = {"debug": True, "sanitize_overflow": False}
@@ -45,7 +46,7 @@ class Device(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """How `rows_kernel` runs: elements of a tile, warps, programs, and whether a row is one tile and the next one is prefetched."""
+    """How `rows_kernel` runs: elements of a tile, warps, programs, whether a row is one tile, whether to prefetch."""
 
     block: int
     warps: int
@@ -93,7 +94,7 @@ def rehearsing(rehearsal: Rehearsal) -> Iterator[None]:
 
 
 def of_device(device: torch.device) -> Device:
-    """What the tables depend on; for the interpreter's CPU few multiprocessors, so that its programs take several turns."""
+    """What the tables depend on; the interpreter has few multiprocessors, so that its programs take several turns."""
     if device.type == "meta" and (rehearsal := _rehearsal.get()) is not None and rehearsal.of_meta is not None:
         return rehearsal.of_meta
     return Device(2, 32) if device.type == "cpu" else of_gpu(device)
@@ -128,8 +129,8 @@ def rows(device: torch.device, count: int, classes: int, itemsize: int, aligned:
     return Rows((1 << 15) // itemsize, min(32, most_warps), min(count, multiprocessors), False, True)
 
 
-def tiles(device: torch.device, outer: int, inner: int, classes: int, adjacent: bool) -> Tiles:
-    """For short rows, and for rows whose classes are not `adjacent`; positions are then."""
+def tiles(device: torch.device, outer: int, inner: int, classes: int, adjacent: bool, double: bool) -> Tiles:
+    """For short rows, and for rows whose classes are not `adjacent`; `double` precision takes more warps."""
     multiprocessors, most_warps = of_device(device)
     size = triton.next_power_of_2(max(classes, 1))
     single = size <= 256
@@ -137,7 +138,8 @@ def tiles(device: torch.device, outer: int, inner: int, classes: int, adjacent: 
         size = 64
     count = max(2048 // size, 1 if adjacent else 32)
     count = min(count, triton.next_power_of_2(max(inner, 1)))
-    warps = max(1, min(16, most_warps, count * size // 1024))
+    of_warp = (1024 if single else 512) // (4 if double else 1)
+    warps = max(1, min(16, most_warps, count * size // of_warp))
     return Tiles(count, size, warps, max(1, min(outer * -(-inner // count), multiprocessors * 32)), single)
 
 
@@ -175,13 +177,13 @@ def compute_type(*tensors: Tensor | None) -> tuple[torch.dtype, Any]:
 def unit_first(input: Tensor, reduction: str) -> bool:
     """Whether the gradient is that for an incoming gradient of 1, rounded, times the incoming one.
 
-    So it is where a launch costs more than the work, because then the backward is a product by torch. Not in float16: there
-    a large incoming gradient is what keeps a small gradient from vanishing.
+    So it is where a launch costs more than the work, because then the backward is a product by torch. Not in float16:
+    there a large incoming gradient is what keeps a small gradient from vanishing.
     """
     return reduction != "none" and input.numel() <= SMALL and input.dtype != torch.float16
 
 
 def scale_in_place(gradient: Tensor, grad_output: Tensor, compute: torch.dtype) -> None:
-    """What a kernel with UNIT_FIRST does, by torch: gradient times grad_output, where 0 stays 0 whatever it is times."""
+    """What a kernel with UNIT_FIRST does, by torch: gradient times grad_output, where 0 stays 0."""
     factor = grad_output.to(compute).expand(gradient.shape)
     gradient.mul_(torch.ops.aten.hardshrink_backward.default(factor, gradient, 0.0))

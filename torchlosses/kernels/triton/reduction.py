@@ -1,8 +1,10 @@
+# type: ignore  (kernels are written in Triton's language, whose types are not Python's)
 """Two small kernels around those of the losses: how many rows count, before them, and one loss of many, after them.
 
 Both take the same steps in the same order from run to run.
 """
 
+# ruff: noqa: N803  (constants are written in capitals, as Triton's users do)
 from __future__ import annotations
 
 import triton
@@ -58,7 +60,7 @@ def finish(
     loss_ptr,
     programs,
     rows,
-    empty: "fp64",
+    empty: tl.float64,
     MEAN: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,

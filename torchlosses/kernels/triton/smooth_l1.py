@@ -1,3 +1,4 @@
+# type: ignore  (kernels are written in Triton's language, whose types are not Python's)
 """The smooth L1 loss on a GPU: e²/(2 β) below |e| = β, |e| - β/2 from there on, e = x - t; for β = 0 it is |e|."""
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from torchlosses.kernels.triton.elementwise import Elementwise
 
 @triton.jit
 def smooth_l1(x, t, q, beta):
+    """The loss of each element, and its gradient by x."""
     error = x - t
     size = tl.abs(error)
     inside = size < beta

@@ -15,9 +15,9 @@ from torchlosses.kernels.triton.launch import INTERPRETED, Rehearsal, rehearsing
 def warm_up(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
     """Compile the kernels of `function(*arguments, **options)` and of its backward, and start none of them.
 
-    Compiling takes some seconds, once for each combination of dtypes, options and kind of size; Triton keeps the result on
-    disk. Where the first step must not wait, or is captured in a CUDA graph, call this before. What the tensors
-    hold is neither read nor written.
+    Compiling takes some seconds, once for each combination of dtypes, options and kind of size; Triton keeps the
+    result on disk. Where the first step must not wait, or is captured in a CUDA graph, call this before. What the
+    tensors hold is neither read nor written.
 
     Args:
         function: A loss such as `torchlosses.cross_entropy`, or a module.
@@ -25,7 +25,7 @@ def warm_up(function: Callable[..., Any], *arguments: Any, **options: Any) -> in
         options: Its keyword arguments.
 
     Returns:
-        How many kernels it takes. 0 where the arguments lie on another device than a GPU, so that the call is simply made.
+        How many kernels it takes; 0 where the arguments do not lie on a GPU, so that the call is simply made.
 
     Example:
         >>> import torch, torchlosses
