@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from build import ProjectBuilder
 
 ROOT = Path(__file__).resolve().parent.parent

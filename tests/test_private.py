@@ -164,9 +164,9 @@ def test_levels_of_functionalize_are_recognised() -> None:
 
 def test_saved_tensor_hooks_are_seen() -> None:
     told = look_at("torch._C._autograd._top_saved_tensors_default_hooks", "to see a checkpointed forward")
-    assert not _declare._saved_tensors_have_hooks(), told
+    assert not _declare.saved_tensors_have_hooks(), told
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-        assert _declare._saved_tensors_have_hooks(), told
+        assert _declare.saved_tensors_have_hooks(), told
 
 
 def test_dispatch_modes_are_seen() -> None:

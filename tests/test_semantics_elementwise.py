@@ -150,12 +150,13 @@ def test_shapes_that_broadcast_are_warned_of(loss: Loss) -> None:
 
 def test_errors_of_binary_cross_entropy() -> None:
     x = torch.zeros(4, 3)
+    wrong: dict[str, Any] = {"reduction": "all"}
     for ours, error, message in (
         (lambda: binary_cross_entropy_with_logits(x, torch.zeros(3)), ValueError, "must be the same as input size"),
         (lambda: binary_cross_entropy_with_logits(x, x, torch.ones(2)), RuntimeError, "weight of shape"),
         (lambda: binary_cross_entropy_with_logits(x, x, pos_weight=torch.ones(4)), RuntimeError, "pos_weight of shape"),
         (lambda: binary_cross_entropy_with_logits(x, x.long()), RuntimeError, "floating-point target"),
-        (lambda: binary_cross_entropy_with_logits(x, x, reduction="all"), ValueError, "not a valid value"),
+        (lambda: binary_cross_entropy_with_logits(x, x, **wrong), ValueError, "not a valid value"),
         (lambda: binary_cross_entropy_with_logits(x, x, size_average=True), TypeError, "reduction="),  # type: ignore[arg-type]
         (lambda: binary_cross_entropy_with_logits(x, x, label_smoothing=2.0), ValueError, "between 0.0 and 1.0"),
     ):

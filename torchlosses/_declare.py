@@ -86,7 +86,7 @@ _TAKEN_OVER = {"DTensor": "torchlosses.distributed._dtensors"}
 if (_former := getattr(torch.ops.torchlosses, "library_in_use", None)) is not None:
     _former._destroy()
 LIBRARY = torch.library.Library("torchlosses", "FRAGMENT")
-torch.ops.torchlosses.library_in_use = LIBRARY
+torch.ops.torchlosses.library_in_use = LIBRARY  # type: ignore[assignment]
 
 
 def recording() -> bool:
@@ -161,6 +161,10 @@ def result_dtype(asked: torch.dtype | None, computed: torch.dtype, device: torch
     return torch.promote_types(computed, torch.float32) if autocast_enabled(device) else computed
 
 
+def _nothing(*_: Any) -> None:
+    """What a loss does not declare."""
+
+
 class Loss:
     """What a loss declares; see the module's text. A subclass is not instantiated: `apply` calls the loss.
 
@@ -172,6 +176,9 @@ class Loss:
         derived: How many of the tensors, the first ones, have their gradient in `backward`, which then gives a tuple.
         elementwise: Whether a row is an element: all tensors then have the shape of the first.
         kernels: What runs where no other backend does.
+        check: Looks at the values, where looking is free; (*tensors, options).
+        counted: Which rows count in a mean; None where all do; (*tensors, options).
+        denominator: What a mean divides by where rows have weights; None where it is the number of rows that count.
         scales: Whether gradients that came along with the loss are multiplied by an incoming gradient other than 1,
             because computing them again would take far longer than rounding once more costs.
     """
@@ -187,6 +194,9 @@ class Loss:
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
+    check: Callable[..., None] = staticmethod(_nothing)
+    counted: Callable[..., Tensor | None] = staticmethod(_nothing)
+    denominator: Callable[..., Tensor | None] = staticmethod(_nothing)
 
     @staticmethod
     def state_fields(options: Any) -> int:
@@ -197,20 +207,6 @@ class Loss:
     def shows_state(options: Any) -> bool:
         """Whether the caller wants to see it."""
         return False
-
-    @staticmethod
-    def check(*tensors_and_options: Any) -> None:
-        """Look at the values, where looking is free: called by the kernels for tensors on the CPU."""
-
-    @staticmethod
-    def counted(*tensors_and_options: Any) -> Tensor | None:
-        """Which rows count in a mean; None where all do."""
-        return None
-
-    @staticmethod
-    def denominator(*tensors_and_options: Any) -> Tensor | None:
-        """What a mean divides by where rows have weights; None where it is the number of rows that count."""
-        return None
 
     @classmethod
     def rows(cls, input: Tensor) -> Sequence[int]:
@@ -268,7 +264,7 @@ class Loss:
         cls._direct = _direct_function(cls)
 
     @classmethod
-    def apply(cls, *tensors: Tensor | None, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
+    def apply(cls, *tensors: Any, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
         """The loss, and the rows' state (None where nothing is kept of it)."""
         for tensor in (*tensors, normalizer):
             if type(tensor) is not Tensor and (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
@@ -278,7 +274,7 @@ class Loss:
                 normalizer = cls.denominator(*tensors, options)
             elif not isinstance(normalizer, Tensor):
                 normalizer = _number(normalizer, tensors[0])
-        arguments = (*tensors, normalizer)
+        arguments: tuple[Any, ...] = (*tensors, normalizer)
         shows_state = cls.shows_state(options)
         if not _is_plain(tensors[0]):
             bits = cls._wanted(arguments, options) if cls.scales and torch.compiler.is_compiling() else 0
@@ -297,7 +293,7 @@ class Loss:
         return output[0], output[-1] if shows_state else None
 
     @classmethod
-    def _wanted(cls, arguments: Sequence[Tensor | None], options: Any) -> int:
+    def _wanted(cls, arguments: Sequence[Any], options: Any) -> int:
         """The gradients that are to come along with the loss, a bit each."""
         if not options.gradients or options.reduction == "none" or torch.compiler.is_exporting():
             return 0
@@ -319,7 +315,7 @@ class Loss:
         return ready
 
     @classmethod
-    def _fake(cls, tensors: Sequence[Tensor | None], options: Any) -> tuple[Tensor, ...]:
+    def _fake(cls, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ...]:
         input = tensors[0]
         rows = cls.rows(input)
         if options.reduction != "none":
@@ -337,7 +333,7 @@ class Loss:
         return loss, *gradients, input.new_empty([cls.state_fields(options), *rows], dtype=compute_dtype(*tensors[:-1]))
 
     @classmethod
-    def _fake_gradients(cls, tensors: Sequence[Tensor | None], options: Any) -> Any:
+    def _fake_gradients(cls, tensors: Sequence[Any], options: Any) -> Any:
         if cls.derived == 1:
             return torch.empty_like(tensors[0])
         wanted = (options.gradients >> i & 1 for i in range(cls.derived))
@@ -346,13 +342,13 @@ class Loss:
         )
 
     @classmethod
-    def losses_of(cls, tensors: Sequence[Tensor | None], options: Any) -> tuple[Tensor, Tensor | None]:
+    def losses_of(cls, tensors: Sequence[Any], options: Any) -> tuple[Tensor, Tensor | None]:
         """What `forward` gives: the rows' losses, and their state."""
         output = cls.forward(*tensors, options)
         return output if cls.keeps else (output, None)
 
     @classmethod
-    def divisor(cls, tensors: Sequence[Tensor | None], options: Any) -> Tensor:
+    def divisor(cls, tensors: Sequence[Any], options: Any) -> Tensor:
         """What a mean divides by: the last of the tensors, or the number of rows that count."""
         *tensors, normalizer = tensors
         if normalizer is not None:
@@ -363,7 +359,7 @@ class Loss:
         return counted.sum()
 
     @classmethod
-    def grad_of_rows(cls, grad_output: Tensor, tensors: Sequence[Tensor | None], options: Any) -> Tensor:
+    def grad_of_rows(cls, grad_output: Tensor, tensors: Sequence[Any], options: Any) -> Tensor:
         """The gradient of the result by a row's loss: one number a row, or one for all."""
         if options.reduction == "mean":
             grad_output = part_of_mean(grad_output, cls.divisor(tensors, options))
@@ -377,7 +373,7 @@ class Loss:
         return cls.reduced(losses if options.reduction == "none" else losses.sum(), tensors, options)
 
     @classmethod
-    def reduced(cls, losses: Tensor, tensors: Sequence[Tensor | None], options: Any) -> Tensor:
+    def reduced(cls, losses: Tensor, tensors: Sequence[Any], options: Any) -> Tensor:
         """Of the losses themselves for 'none', else of their sum."""
         if options.reduction == "mean":
             losses = mean_of(losses, cls.divisor(tensors, options), options.empty)
@@ -397,7 +393,7 @@ class Loss:
 
     @classmethod
     def _backward(
-        cls, grad_output: Tensor, tensors: Sequence[Tensor | None], kept: Sequence[Tensor], options: Any, needed: Any
+        cls, grad_output: Tensor, tensors: Sequence[Any], kept: Sequence[Tensor], options: Any, needed: Any
     ) -> list[Tensor | None]:
         """The gradients, those that came along with the loss only multiplied where nobody follows."""
         state, ready = kept[: cls.keeps], kept[cls.keeps :]
@@ -412,7 +408,7 @@ class Loss:
 
     @classmethod
     def _gradients(
-        cls, grad_output: Tensor, tensors: Sequence[Tensor | None], state: Sequence[Tensor], options: Any, needed: Any
+        cls, grad_output: Tensor, tensors: Sequence[Any], state: Sequence[Tensor], options: Any, needed: Any
     ) -> list[Tensor | None]:
         """By the first tensors through the operator, so that they can be differentiated again; by the others too."""
         gradients: list[Tensor | None] = [None] * cls.count
@@ -430,7 +426,7 @@ class Loss:
     # A mapped call is one of more rows.
 
     @classmethod
-    def _fold(cls, info: Any, dims: Sequence[int | None], tensors: Sequence[Tensor | None], options: Any) -> Any:
+    def _fold(cls, info: Any, dims: Sequence[int | None], tensors: Sequence[Any], options: Any) -> Any:
         *own, normalizer = tensors
         if any(dims[place] is not None for place in cls._shared_places):
             return _loop(cls.operator, info, dims, (*tensors, *options))
@@ -488,12 +484,12 @@ class Loss:
         return gradient.reshape(input.shape), 0
 
     @classmethod
-    def _front(cls, tensors: Sequence[Tensor | None], dims: Sequence[int | None], size: int) -> list[Any]:
+    def _front(cls, tensors: Sequence[Any], dims: Sequence[int | None], size: int) -> list[Any]:
         shared = cls._shared_places
         return [t if place in shared else front_of(t, dims[place], size) for place, t in enumerate(tensors)]
 
     @classmethod
-    def _flat(cls, tensors: Sequence[Tensor | None]) -> list[Any]:
+    def _flat(cls, tensors: Sequence[Any]) -> list[Any]:
         """The mapped dimension and the rows as one; elements need no such thing."""
         if cls.elementwise:
             return list(tensors)
@@ -623,7 +619,8 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
             with _below_autograd():
                 output = operator(*tensors, *options)
         ctx.options = options
-        loss, kept = rules.loss, ()
+        loss: Any = rules.loss
+        kept: tuple[Any, ...] = ()
         if loss is not None:
             ctx.mark_non_differentiable(*output[1:])
             kept = output[1 + loss.derived :]
@@ -781,7 +778,7 @@ def _number(value: float, like: Tensor) -> Tensor:
 
 
 def _pulled_back(
-    formula: Callable[..., Any], tensors: Sequence[Tensor | None], options: Any, places: Sequence[int], grad: Any
+    formula: Callable[..., Any], tensors: Sequence[Any], options: Any, places: Sequence[int], grad: Any
 ) -> dict[int, Tensor]:
     """The automatic derivatives by the tensors at `places`."""
     if not places:

@@ -49,7 +49,7 @@ def _one_of(name: str, value: Any, values: tuple[str, ...]) -> Any:
     return value
 
 
-def check_reduction(reduction: str) -> str:
+def check_reduction(reduction: str) -> Any:
     return _one_of("reduction", reduction, REDUCTIONS)
 
 
@@ -137,11 +137,11 @@ def _number(name: str, value: float) -> float:
     return float(value)
 
 
-def check_broadcast_option(broadcast: str) -> str:
+def check_broadcast_option(broadcast: str) -> Any:
     return _one_of("broadcast", broadcast, BROADCASTS)
 
 
-def check_gradient_option(gradient: str) -> str:
+def check_gradient_option(gradient: str) -> Any:
     return _one_of("gradient", gradient, GRADIENTS)
 
 
@@ -441,7 +441,7 @@ def check_normalizer(normalizer: Tensor | float | None, reduction: str) -> Tenso
     return normalizer
 
 
-def check_empty(empty: str) -> str:
+def check_empty(empty: str) -> Any:
     return _one_of("empty", empty, EMPTY)
 
 

@@ -220,6 +220,7 @@ class _Shares:
         classes, smoothing = input.shape[1], options.label_smoothing
         self.sample_weight = None if sample_weight is None else sample_weight.to(compute).unsqueeze(1)
         self.weight = weight = None if weight is None else along_classes(weight.to(compute), input)
+        self.target: Any = None
         self.ignored: Tensor | None = None
         self.hidden: Tensor | None = None
         self.smooth = smoothing / classes if smoothing else 0.0
@@ -239,7 +240,6 @@ class _Shares:
             self.total = total if isinstance(total, Tensor) else torch.full_like(ignored, total, dtype=compute)
         else:
             share = target.to(compute)
-            self.target = None
             if smoothing:
                 share = (1 - smoothing) * share + self.smooth
             self.share = share if weight is None else share * weight
@@ -263,7 +263,7 @@ class _Shares:
         self.hidden = without & maximum.isfinite().logical_not()
         return y.masked_fill(self.hidden, 0), self.hidden
 
-    def dot(self, shifted: Tensor) -> Tensor | None:
+    def dot(self, shifted: Tensor) -> Any:
         """Σ_c a_c (x_c - m), of class indices without the target's own part. A class without a share has no effect."""
         # What has no share has no effect, also where it is infinite; its share has a derivative where it is finite.
         if not self.indices:
@@ -274,7 +274,7 @@ class _Shares:
             return self.smooth * shifted.sum(1, keepdim=True)
         return self.smooth * (self.weight * _finite_where(self.weight, shifted)).sum(1, keepdim=True)
 
-    def losses(self, log_sum: Tensor, at_target: Tensor, dot: Tensor | None) -> Tensor:
+    def losses(self, log_sum: Tensor, at_target: Tensor, dot: Any) -> Tensor:
         """Σ_c a_c (-log p_c)."""
         if not self.indices:
             return self.total * log_sum - dot

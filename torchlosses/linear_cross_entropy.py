@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
 from torchlosses import _validation
-from torchlosses import cross_entropy as _inner
 from torchlosses._declare import Loss, autocast_enabled, result_dtype
 from torchlosses._module import LossModule, overridden
 from torchlosses._options import RowStatistics, statistics_of
@@ -47,12 +46,10 @@ from torchlosses.kernels.linear import default_block_rows
 _FUNCTION = "linear_cross_entropy"
 LowRank: TypeAlias = tuple[Tensor, Tensor, float]
 
-_INNER = get_type_hints(_inner.Options)
+_FURTHER = {"product_dtype": torch.dtype, "low_rank_scale": float, "block_rows": torch.SymInt}
+_make_record: Any = NamedTuple
 # Those of the cross-entropy, passed on unread, and what the product needs.
-Options: Any = NamedTuple(
-    "Options",
-    [*_INNER.items(), ("product_dtype", torch.dtype), ("low_rank_scale", float), ("block_rows", torch.SymInt)],
-)
+Options: Any = _make_record("Options", [*get_type_hints(CrossEntropy.options).items(), *_FURTHER.items()])
 
 
 class LinearCrossEntropy(Loss):
@@ -86,7 +83,7 @@ class LinearCrossEntropy(Loss):
 
         def of_block(target: Tensor, sample_weight: Any, weight: Any, *operands: Any) -> tuple[Tensor, ...]:
             sample_weight, *visible = cls._visible(target, sample_weight, weight, operands, options)
-            y = _logits(*visible, options).to(compute)
+            y = _logits(visible, options).to(compute)
             losses, state = cls.of_logits.forward(y, target, weight, sample_weight, inner)
             return losses, *(state[-fields:].unbind() if fields else ())
 
@@ -104,7 +101,7 @@ class LinearCrossEntropy(Loss):
         def of_block(g: Tensor, target: Tensor, sample_weight: Any, weight: Any, *operands: Any) -> tuple[Tensor, ...]:
             sample_weight, *visible = cls._visible(target, sample_weight, weight, operands, options)
             x, linear_weight, _, a, b = visible
-            y = _logits(*visible, options).to(compute)
+            y = _logits(visible, options).to(compute)
             by_logits = cls.of_logits.backward(g, y, target, weight, sample_weight, inner)
             narrow = by_logits.to(dtype)
             found: list[Any] = [None] * 5
@@ -119,7 +116,7 @@ class LinearCrossEntropy(Loss):
                 found[2] = by_logits.sum(0)
             if 3 in wanted:
                 found[3] = cls.summed(scale * ((narrow @ b).t() @ x), options)
-            if 4 in wanted:
+            if 4 in wanted and a is not None:
                 found[4] = scale * (narrow.t() @ (x @ a.t()))
             return tuple(found[place] for place in wanted)
 
@@ -172,8 +169,8 @@ class LinearCrossEntropy(Loss):
         """The sum over the processes that have the classes."""
         return tensor
 
-    @staticmethod
-    def rows(input: Tensor) -> Sequence[int]:
+    @classmethod
+    def rows(cls, input: Tensor) -> Sequence[int]:
         """One loss a row of features."""
         return input.shape[:1]
 
@@ -224,8 +221,9 @@ class LinearCrossEntropy(Loss):
         return found
 
 
-def _logits(x: Tensor, linear_weight: Tensor, linear_bias: Any, a: Any, b: Any, options: Any) -> Tensor:
+def _logits(operands: Sequence[Any], options: Any) -> Tensor:
     """x Wᵀ + b + r (x Aᵀ) Bᵀ."""
+    x, linear_weight, linear_bias, a, b = operands
     y = F.linear(x, linear_weight, linear_bias)
     return y if a is None else y + options.low_rank_scale * F.linear(F.linear(x, a), b)
 
@@ -531,8 +529,9 @@ def _denominator(
     if indices:
         found = class_indices_denominator(target, weight, sample_weight, ignore_index, compute)
         return (target != ignore_index).sum() if found is None else found
-    if sample_weight is not None:
-        return probabilities_denominator(linear_weight.shape[0], sample_weight)
+    found = probabilities_denominator(linear_weight.shape[0], sample_weight)
+    if found is not None:
+        return found
     # Without classes there is no row either.
     return torch.full((), math.prod(shape) if linear_weight.shape[0] else 0, device=target.device)
 

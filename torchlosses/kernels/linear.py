@@ -50,7 +50,7 @@ class _Block(NamedTuple):
     x: Tensor
     target: Tensor
     sample_weight: Tensor | None
-    reduced: Tensor | None  # x Aᵀ
+    reduced: Any  # x Aᵀ
     logits: Tensor
     losses: Tensor
     state: Tensor
@@ -64,9 +64,8 @@ class _Problem:
         product_dtype = options.product_dtype
         operands = (linear_weight, linear_bias, low_rank_a, low_rank_b)
         self.input, self.target, self.weight, self.sample_weight = input, target, weight, sample_weight
-        self.linear_weight, self.linear_bias, self.a, self.b = (
-            None if tensor is None else tensor.to(product_dtype) for tensor in operands
-        )
+        cast: list[Any] = [None if tensor is None else tensor.to(product_dtype) for tensor in operands]
+        self.linear_weight, self.linear_bias, self.a, self.b = cast
         self.options, self.product_dtype = options, product_dtype
         self.compute = compute_dtype(input, linear_weight, target, weight)
         self.loss, self.of_logits = loss, loss.of_logits
