@@ -1,4 +1,4 @@
-"""What needs a library that may be absent is not collected without it; and warnings of other libraries about themselves."""
+"""What needs a library that may be absent is not collected without it; other libraries' warnings about themselves."""
 
 from __future__ import annotations
 
@@ -19,5 +19,6 @@ LIBRARY_WARNINGS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Add the warnings to those that are no errors."""
     for warning in LIBRARY_WARNINGS:
         config.addinivalue_line("filterwarnings", warning)

@@ -133,7 +133,8 @@ class Chain:
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and not kwargs and isinstance(args[0], Chain):
-            chain, weight, bias = args
+            chain, weight, *more = args
+            bias = more[0] if more else None
             if chain.notes is not None:
                 return lazy_linear(chain.x, weight, bias, chain.module, chain.notes)
             if bias is None:
