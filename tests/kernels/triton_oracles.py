@@ -39,7 +39,7 @@ class Rows(NamedTuple):
     statistics: Array
 
 
-def numbers(tensor: torch.Tensor | None) -> Array | None:
+def numbers(tensor: torch.Tensor | None) -> Any:
     """In float64, or as they are if they are integers."""
     if tensor is None:
         return None

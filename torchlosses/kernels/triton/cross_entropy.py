@@ -119,10 +119,10 @@ def _run(
     gradient_steps = row_steps(gradient, order, True)
     input_steps = row_steps(input, order, True)
 
+    vector = launches.VECTOR // input.element_size()
+    offset = input.data_ptr() // input.element_size() % vector
+    aligned = not any(number % vector for number in (offset, classes, *input_steps))
     if along_rows:
-        vector = launches.VECTOR // input.element_size()
-        offset = input.data_ptr() // input.element_size() % vector
-        aligned = not any(number % vector for number in (offset, classes, *input_steps))
         # A backward that sums shares again does it in the forward's tiles, so that every bit is the same.
         shares = probabilities or (options.label_smoothing != 0 and weight is not None)
         choice = launches.rows(
