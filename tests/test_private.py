@@ -98,7 +98,9 @@ def test_functions_of_one_level() -> None:
         "to differentiate an operator at the level of autograd or torch.func that calls it",
     )
 
-    class Double(_declare._SingleLevelFunction):
+    base: Any = _declare._SingleLevelFunction
+
+    class Double(base):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
             return x * 2
@@ -128,11 +130,11 @@ def test_legacy_batches_are_recognised() -> None:
 
     class Watching(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
+        def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
             return x.clone()
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
+        def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
             seen.append(_declare._functorch.is_legacy_batchedtensor(grad))
             return grad
 

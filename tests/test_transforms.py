@@ -26,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 import torchlosses
@@ -195,7 +196,7 @@ def functionalized(transform: Callable[..., Any]) -> Any:
     return way
 
 
-def traced_step(tracing_mode: str) -> Any:
+def traced_step(tracing_mode: Any) -> Any:
     def way(loss: Function, values: Values) -> Any:
         def step(*given: Tensor) -> Any:
             leaves = tuple(v.detach().requires_grad_() for v in given)
@@ -213,7 +214,7 @@ def traced_step(tracing_mode: str) -> Any:
 def jit_traced(loss: Function, values: Values) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit.trace", category=FutureWarning)
-        traced = torch.jit.trace(loss, tuple(0.5 * v for v in values))
+        traced: Any = torch.jit.trace(loss, tuple(0.5 * v for v in values))
     return plain_gradients(traced, values)
 
 
@@ -376,7 +377,7 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem:
 
 
 def fake(mode: FakeTensorMode, values: Any) -> Any:
-    return torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, values)
+    return tree_map_only(Tensor, mode.from_tensor, values)
 
 
 @every_problem
@@ -404,7 +405,7 @@ def test_fake_tensors(problem: Problem, inside: bool) -> None:
 @every_problem
 @pytest.mark.usefixtures("each_backend")
 def test_meta_tensors(problem: Problem) -> None:
-    to_meta: Any = lambda value: torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to("meta"), value)  # noqa: E731
+    to_meta: Any = lambda value: tree_map_only(Tensor, lambda t: t.to("meta"), value)  # noqa: E731
     values, fixed = to_meta(problem.values()), to_meta(problem.fixed)
     for reduction in problem.reductions:
         leaves = leaves_of(values)

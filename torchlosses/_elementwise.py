@@ -27,8 +27,7 @@ class Elementwise(Loss, abstract=True):
     @classmethod
     def denominator(cls, input: Tensor, target: Tensor, weight: Any, sample_weight: Any, *_: Any) -> Tensor | None:
         """Σ w s; each with all its digits, so that its gradient is rounded once."""
-        if not cls.weight_in_mean:
-            weight = None
+        weight = weight if cls.weight_in_mean else None
         if weight is None and sample_weight is None:
             return None
         compute = compute_dtype(input, target, weight)

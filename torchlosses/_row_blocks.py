@@ -174,7 +174,8 @@ def _directional_derivative(function: BlockFunction, count: int, given: Sequence
         restricted = _restricted(function, own, given, range(row_outputs + function.sum_outputs))
         values, pull_back = vjp(restricted, *(own[place] for place in given))
         zeros = tuple(torch.zeros_like(value) for value in values)
-        return vjp(pull_back, zeros)[1](tangents)[0]
+        found: Any = vjp(pull_back, zeros)[1](tangents)
+        return found[0]
 
     return BlockFunction(call, function.row_inputs + row_tangents, row_outputs, function.sum_outputs)
 

@@ -77,12 +77,12 @@ class BinaryCrossEntropy(Elementwise):
         ignore_index = others[-1].ignore_index
         return None if ignore_index is None else target != ignore_index
 
-    @staticmethod
-    def denominator(input: Tensor, target: Tensor, weight: Any, sample_weight: Any, *others: Any) -> Tensor | None:
+    @classmethod
+    def denominator(cls, input: Tensor, target: Tensor, weight: Any, sample_weight: Any, *others: Any) -> Tensor | None:
         """Σ s over the elements that are not ignored; as in torch, a weight does not enter."""
         if sample_weight is None:
             return None
-        counted = BinaryCrossEntropy.counted(input, target, *others)
+        counted = cls.counted(input, target, *others)
         return (sample_weight if counted is None else sample_weight.masked_fill(counted.logical_not(), 0)).sum()
 
 

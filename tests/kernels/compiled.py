@@ -84,7 +84,8 @@ def compiling(target: str, only_parsed: bool = False) -> Iterator[list[Compiled]
             context = ir.context()
             ir.load_dialects(context)
             backend.load_dialects(context)
-            source.make_ir(gpu, parsed, backend.get_codegen_implementation(parsed), backend.get_module_map(), context)
+            make: Any = backend
+            source.make_ir(gpu, parsed, make.get_codegen_implementation(parsed), make.get_module_map(), context)
             found.append(Compiled(kernel.__name__, constants, warps, "", b""))
             return
         result = triton.compile(source, target=gpu, options=parsed.__dict__)

@@ -1,3 +1,4 @@
+# pyright: reportOptionalMemberAccess=false, reportPossiblyUnboundVariable=false, reportArgumentType=false, reportCallIssue=false
 """The kernels in Triton, run by its interpreter on tensors of the CPU and compared with NumPy float64.
 
 `tests/kernels/test_triton.py` runs this file in a process of its own, because Triton decides when it is imported.

@@ -6,6 +6,8 @@ For logits y of a row with the largest m, rest = Σ exp(y - m) - 1 without the 1
     gradient = (A + 2 z l) exp(y - m) / (1 + rest) - a     by y
 """
 
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 from typing import Any
