@@ -9,7 +9,7 @@ ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
 READY := $(ENVIRONMENT)/.ready
 
-.PHONY: compare setup test test-all test-large test-torch sanitize integrations lint docs wheel headers bench report-card example-lm clean
+.PHONY: compare setup test test-all test-large test-torch test-gpu sanitize-gpu bench-gpu sweep-transformers sanitize integrations lint docs wheel headers bench report-card example-lm clean
 
 compare: $(READY)
 	$(RUN) -m training.compare $(ARGS)
@@ -57,6 +57,23 @@ sanitize: $(READY)
 integrations: $(READY) $(ENVIRONMENT)/.integrations
 	$(RUN) -c "import accelerate, lightning, skorch"
 	$(RUN) -m pytest tests/integrations $(ARGS)
+
+# On a machine with a GPU: the cases of the suite there, with every access to its memory watched, and the table of times.
+test-gpu: $(READY)
+	$(RUN) -m pytest -n0 tests/gpu $(ARGS)
+
+sanitize-gpu: $(READY)
+	for tool in memcheck racecheck initcheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(RUN) -m pytest -n0 -q tests/gpu -k "alignment or elementwise" $(ARGS) || exit 1; \
+	done
+
+bench-gpu: $(READY)
+	$(RUN) -m benchmarks.gpu $(ARGS)
+
+# Lazy logits with every causal language model of Transformers that can be built tiny.
+sweep-transformers: $(READY) $(ENVIRONMENT)/.transformers
+	$(RUN) -m benchmarks.transformers_sweep $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -5,6 +5,8 @@ its gradient, half of that for the loss alone, reading and writing the tensors f
 products for the linear loss. It writes benchmarks/results/gpu.json, and docs/gpu.md from that.
 """
 
+# pyright: reportArgumentType=false, reportUnusedExpression=false
+
 from __future__ import annotations
 
 import importlib.util

@@ -655,7 +655,7 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
         result = rules.formula(*duals, ctx.options)
         outputs = result if isinstance(result, tuple) else (result,)
         parts = [_unpack_dual(output, level=0) for output in outputs]
-        found: tuple[Any, ...] = tuple(torch.zeros_like(x) if tangent is None else tangent for x, tangent in parts)
+        found: Any = tuple(torch.zeros_like(x) if tangent is None else tangent for x, tangent in parts)
         if rules.loss is not None:
             found += (None,) * (len(operator._schema.returns) - 1)
         return found if len(found) > 1 else found[0]

@@ -62,6 +62,11 @@ def along_classes(weight: Tensor, like: Tensor) -> Tensor:
     return weight.unsqueeze(1) if like.dim() == 3 else weight
 
 
+def wide_sum(weights: Tensor) -> Tensor:
+    """Their sum, with the digits of float64 where they cost nothing."""
+    return weights.sum(dtype=torch.float64) if weights.device.type == "cpu" else weights.sum()
+
+
 def mean_of(total: Tensor, denominator: Tensor, empty: float) -> Tensor:
     """total / denominator, and where there is nothing to average over, `empty`, with gradient 0."""
     denominator = denominator.to(total.dtype)

@@ -34,7 +34,7 @@ from torchlosses import _validation
 from torchlosses._declare import result_dtype
 from torchlosses._elementwise import Elementwise, weighted
 from torchlosses._module import LossModule, overridden
-from torchlosses._rows import compute_dtype
+from torchlosses._rows import compute_dtype, wide_sum
 
 
 class Options(NamedTuple):
@@ -83,7 +83,7 @@ class BinaryCrossEntropy(Elementwise):
         if sample_weight is None:
             return None
         counted = cls.counted(input, target, *others)
-        return (sample_weight if counted is None else sample_weight.masked_fill(counted.logical_not(), 0)).sum()
+        return wide_sum(sample_weight if counted is None else sample_weight.masked_fill(counted.logical_not(), 0))
 
 
 def _prepared(

@@ -47,6 +47,7 @@ from torchlosses._rows import (
     soft_cap,
     soft_cap_slope,
     to_rows,
+    wide_sum,
 )
 
 
@@ -170,7 +171,7 @@ def probabilities_denominator(classes: int, sample_weight: Tensor | None) -> Ten
     """Σ_n s_n; None where rows have no weights. Without classes there is no row."""
     if sample_weight is None:
         return None
-    return sample_weight.sum() if classes else sample_weight.new_zeros(())
+    return wide_sum(sample_weight) if classes else sample_weight.new_zeros(())
 
 
 def class_indices_denominator(
@@ -190,7 +191,7 @@ def class_indices_denominator(
     if sample_weight is not None:
         of_rows = sample_weight if of_rows is None else of_rows * sample_weight
     assert of_rows is not None
-    return of_rows.masked_fill(ignored, 0).sum()
+    return wide_sum(of_rows.masked_fill(ignored, 0))
 
 
 def _scaled(input: Tensor, compute: torch.dtype, options: Options) -> Tensor:
