@@ -267,7 +267,9 @@ class Loss:
     def apply(cls, *tensors: Any, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
         """The loss, and the rows' state (None where nothing is kept of it)."""
         for tensor in (*tensors, normalizer):
-            if type(tensor) is not Tensor and (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
+            if tensor is None or type(tensor) is Tensor or type(tensor) is nn.Parameter:
+                continue
+            if (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
                 return importlib.import_module(module).apply(cls, tensors, normalizer, options)
         if options.reduction == "mean":
             if normalizer is None:
@@ -684,6 +686,7 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
 def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
     """The same for plain autograd, past the dispatcher: with the gradient along with the loss."""
     n = loss.count
+    nothing = (None,) * (n + 1 - loss.derived)
 
     def forward(ctx: Any, *arguments: Any) -> Any:
         *tensors, options = arguments
@@ -726,6 +729,11 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
                     "differentiated again (create_graph=True). Leave inplace_backward at False for second derivatives."
                 )
             return *loss._gradients(grad_output, tensors, state, options._replace(gradients=0), needed), None
+        if ready is not None and not any(needed[loss.derived :]):
+            # The commonest backward, of a small batch too: nothing is left to compute.
+            ready = loss.handed_over(grad_output, ready, tensors, state, options)
+            given = ready if len(ready) == 1 else (g if want else None for g, want in zip(ready, needed, strict=False))
+            return *given, *nothing
         in_place = getattr(options, "inplace_backward", False) and needed[0]
         along = loss.derived if ready is not None else int(in_place)
         needed = (*(False,) * along, *needed[along:])

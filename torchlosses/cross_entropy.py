@@ -162,6 +162,8 @@ class CrossEntropy(Loss):
         """Σ_n s_n w_{y_n} over the rows that are not ignored; Σ_n s_n for class probabilities."""
         if target.dim() == input.dim():
             return probabilities_denominator(input.shape[1], sample_weight)
+        if weight is None and sample_weight is None:
+            return None
         return class_indices_denominator(
             target, weight, sample_weight, options.ignore_index, compute_dtype(input, weight)
         )
