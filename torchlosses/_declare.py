@@ -101,12 +101,21 @@ def may_look(tensor: Tensor) -> bool:
 
 def functions_apply() -> bool:
     """Whether a Function can be applied: not inside of an operator at a level of torch.func, nor in functionalize."""
+    if torch.compiler.is_compiling():
+        return False
     if not transforms_active():
         return True
     levels = _functorch.get_interpreter_stack()
     return not _is_excluded(_FRONT_OF_TRANSFORMS) and all(
         level.key() != _functorch.TransformType.Functionalize for level in levels
     )
+
+
+def is_followed(tensor: Tensor) -> bool:
+    """Whether a derivative is followed through a tensor, backwards or forwards."""
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:

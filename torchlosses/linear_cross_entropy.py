@@ -109,13 +109,12 @@ class LinearCrossEntropy(Loss):
                 found[0] = narrow @ linear_weight
                 if a is not None:
                     found[0] = found[0] + scale * ((narrow @ b) @ a)
-                found[0] = cls.summed(found[0], options)
             if 1 in wanted:
                 found[1] = narrow.t() @ x
             if 2 in wanted:
                 found[2] = by_logits.sum(0)
             if 3 in wanted:
-                found[3] = cls.summed(scale * ((narrow @ b).t() @ x), options)
+                found[3] = scale * ((narrow @ b).t() @ x)
             if 4 in wanted and a is not None:
                 found[4] = scale * (narrow.t() @ (x @ a.t()))
             return tuple(found[place] for place in wanted)

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from torchlosses._declare import saved_tensors_have_hooks
+from torchlosses._declare import is_followed, saved_tensors_have_hooks
 from torchlosses.distributed import _groups
 
 # A line: whether an argument is wrong, how many classes, the tensors that require grad, and what has to be the same.
@@ -122,12 +121,7 @@ def _tell(line: list[int], group: dist.ProcessGroup | None, device: torch.device
 
 
 def _is_recorded(tensor: Any) -> bool:
-    """Whether a derivative is followed through a tensor, backwards or forwards."""
-    if not isinstance(tensor, Tensor):
-        return False
-    if torch.is_grad_enabled() and tensor.requires_grad:
-        return True
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+    return isinstance(tensor, Tensor) and is_followed(tensor)
 
 
 def _listed(processes: list[int]) -> str:

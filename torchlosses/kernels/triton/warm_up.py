@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from torchlosses.kernels.triton.launch import INTERPRETED, Rehearsal, rehearsing
 
@@ -55,10 +54,11 @@ def warm_up(function: Callable[..., Any], *arguments: Any, **options: Any) -> in
     def detached(tensor: Tensor) -> Tensor:
         return tensor.detach().requires_grad_(tensor.requires_grad)
 
-    arguments, options = tree_map_only(Tensor, detached, (arguments, options))
+    given = [detached(a) if isinstance(a, Tensor) else a for a in arguments]
+    options = {name: detached(a) if isinstance(a, Tensor) else a for name, a in options.items()}
     # In the thread that knows of the rehearsal.
     with rehearsing(Rehearsal(start)), torch.autograd.set_multithreading_enabled(False):
-        output = function(*arguments, **options)
+        output = function(*given, **options)
         loss = output[0] if isinstance(output, tuple) else output
         if loss.requires_grad:
             loss.backward(torch.ones_like(loss))
