@@ -534,7 +534,7 @@ def test_a_program_with_a_batch_of_any_size() -> None:
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_number_that_changes_is_compiled_twice(backend: str) -> None:
-    """A `normalizer`: once as a constant, once as a variable. What an operator takes as a number is a constant in a graph."""
+    """A `normalizer`: once as a constant, once as a variable. What an operator takes as a number stays a constant."""
     x, t = torch.randn(ROWS, CLASSES, dtype=torch.float64), torch.rand(ROWS, CLASSES, dtype=torch.float64)
     p, w = t.softmax(1), torch.randn(CLASSES, CLASSES, dtype=torch.float64)
     calls: dict[str, Callable[[float], Tensor]] = {

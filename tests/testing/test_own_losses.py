@@ -101,7 +101,9 @@ LOSSES = {
     "MSELoss": Audited(torchlosses.MSELoss, "regression", nn.MSELoss, REGRESSION | NO_WEIGHT | NO_WEIGHT_TO_KEEP),
     "huber_loss": Audited(torchlosses.huber_loss, "regression", F.huber_loss, REGRESSION | FUNCTION),
     "HuberLoss": Audited(torchlosses.HuberLoss, "regression", nn.HuberLoss, REGRESSION | NO_WEIGHT | NO_WEIGHT_TO_KEEP),
-    "smooth_l1_loss": Audited(torchlosses.smooth_l1_loss, "regression", F.smooth_l1_loss, REGRESSION | FUNCTION),
+    "smooth_l1_loss": Audited(
+        torchlosses.smooth_l1_loss, "regression", F.smooth_l1_loss, REGRESSION | FUNCTION | NO_WEIGHT
+    ),
     "SmoothL1Loss": Audited(
         torchlosses.SmoothL1Loss, "regression", nn.SmoothL1Loss, REGRESSION | NO_WEIGHT | NO_WEIGHT_TO_KEEP
     ),
