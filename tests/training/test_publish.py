@@ -44,7 +44,7 @@ def test_a_run_is_put_into_the_documents(tmp_path: Path, capsys: pytest.CaptureF
     results = build_results()
     write_results(results, tmp_path / "run" / "results.json")
     publish(Options(run=tmp_path / "run", root=tmp_path))
-    assert read_results(tmp_path / STORED) == results
+    assert read_results(tmp_path / STORED).model_dump_json() == results.model_dump_json()
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| regression head, MSE | 71.90 %" in text
     assert "python -m training.compare --seeds 3" in text

@@ -223,7 +223,11 @@ def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Any], options: An
     *own, _ = tensors
     problem = _Problem(loss, own, options._replace(statistics=False))
     gradients = _Gradients(problem, own, options.gradients)
-    grad_rows = loss.grad_of_rows(grad_output, tensors, options).expand(own[0].shape[0])
+    reduced = options.reduction != "none"
+    # Multiplied at the end, as gradients that came along with the loss are: to the same bits.
+    incoming = torch.ones((), dtype=torch.float64, device=own[0].device) if reduced else grad_output
+    grad_rows = loss.grad_of_rows(incoming, tensors, options).expand(own[0].shape[0])
     for block in problem.blocks():
         gradients.add(block, problem.gradient(block, grad_rows[block.rows]))
-    return gradients.finished()
+    found = gradients.finished()
+    return tuple(part.mul_(grad_output) for part in found) if reduced else found
