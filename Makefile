@@ -9,17 +9,36 @@ ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
 READY := $(ENVIRONMENT)/.ready
 
-.PHONY: compare test test-large sanitize integrations lint bench report-card example-lm clean
+.PHONY: compare setup test test-all test-large test-torch test-gpu sanitize-gpu bench-gpu sweep-transformers sanitize integrations lint docs wheel headers bench report-card example-lm clean
 
 compare: $(READY)
 	$(RUN) -m training.compare $(ARGS)
 
+setup: $(READY)
+
 test: $(READY)
+	$(RUN) -m pytest --numprocesses 2 -m "not large and not thorough" $(ARGS)
+
+# Whole grids where `make test` runs a part, and CONTRIBUTING.md as a newcomer walks it.
+test-all: $(READY)
 	$(RUN) -m pytest --numprocesses 2 -m "not large" $(ARGS)
 
 # More than 2^31 elements: 12 GiB of memory.
 test-large: $(READY)
 	$(RUN) -m pytest -m large tests/test_native.py $(ARGS)
+
+# What depends on torch's inside, with another torch: make test-torch VERSION=2.10.0. The library is the one in use here,
+# since it is the same for all. CONSTRAINTS that name torch are left out.
+TORCH_ENVIRONMENT = build/torch-$(VERSION)
+TORCH_TESTS ?= tests/test_derivatives.py tests/test_transforms.py tests/test_private.py tests/test_operators.py tests/test_gradient_along.py tests/test_contracts.py tests/test_values.py
+test-torch: $(READY)
+	@test -n "$(VERSION)" || { echo "Name the version of torch: make test-torch VERSION=2.10.0" >&2; exit 2; }
+	test -x $(TORCH_ENVIRONMENT)/bin/python || $(RUN) -m venv $(TORCH_ENVIRONMENT)
+	grep -v "^torch" $(CONSTRAINTS) >$(TORCH_ENVIRONMENT)/constraints.txt || true
+	$(TORCH_ENVIRONMENT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(TORCH_ENVIRONMENT)/constraints.txt \
+	  "torch==$(VERSION)" numpy setuptools expecttest hypothesis mpmath pytest pytest-xdist
+	$(TORCH_ENVIRONMENT)/bin/python -m torchlosses.kernels
+	$(TORCH_ENVIRONMENT)/bin/python -m pytest --numprocesses 2 -m "not large and not thorough" $(TORCH_TESTS) $(ARGS)
 
 # The tests of the compiled operators, with every access to memory and every undefined operation watched.
 SANITIZED := build/sanitize/library
@@ -31,7 +50,7 @@ sanitize: $(READY)
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  $(ENVIRONMENT)/bin/pytest -o pythonpath= -p no:cacheprovider -q -k "not fork and not InstructionSets" -m "not large" \
-	    tests/test_native.py tests/test_inplace_backward.py tests/test_small_batches.py $(ARGS) || exit 1; \
+	    tests/test_native.py tests/test_inplace_backward.py tests/test_gradient_along.py $(ARGS) || exit 1; \
 	done
 
 # The losses in Lightning, Accelerate and skorch. Without this, `make test` says which of them it skips.
@@ -39,10 +58,53 @@ integrations: $(READY) $(ENVIRONMENT)/.integrations
 	$(RUN) -c "import accelerate, lightning, skorch"
 	$(RUN) -m pytest tests/integrations $(ARGS)
 
+# On a machine with a GPU: the cases of the suite there, with every access to its memory watched, and the table of times.
+test-gpu: $(READY)
+	$(RUN) -m pytest -n0 tests/gpu $(ARGS)
+
+sanitize-gpu: $(READY)
+	for tool in memcheck racecheck initcheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(RUN) -m pytest -n0 -q tests/gpu -k "alignment or elementwise" $(ARGS) || exit 1; \
+	done
+
+bench-gpu: $(READY)
+	$(RUN) -m benchmarks.gpu $(ARGS)
+
+# Lazy logits with every causal language model of Transformers that can be built tiny.
+sweep-transformers: $(READY) $(ENVIRONMENT)/.transformers
+	$(RUN) -m benchmarks.transformers_sweep $(ARGS)
+
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
+
+# The site. From scratch, so that a warning about one page is seen whichever page has changed.
+docs: $(READY)
+	rm -rf build/docs
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs
+	@echo "build/docs/index.html"
+
+# The sdist, and from it the wheel, at the level of torch's own wheels.
+PLATFORM ?= manylinux_2_28_$(shell uname -m)
+wheel: $(READY) $(ENVIRONMENT)/.wheel
+	rm -rf build/wheel
+	TORCHLOSSES_BUILD=native $(RUN) -m build --no-isolation --outdir build/wheel
+	mkdir -p dist
+	cp build/wheel/*.tar.gz dist
+	PATH="$(abspath $(ENVIRONMENT)/bin):$$PATH" $(RUN) -m auditwheel repair --plat $(PLATFORM) --only-plat --exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
+	$(RUN) -m auditwheel show dist/*$(PLATFORM).whl
+
+# Copy the headers of torch that the sources include, and what those include. Building needs them, and no torch.
+HEADERS := third_party/torch/include
+headers: $(READY)
+	installed=$$($(RUN) -c "import os, torch; print(os.path.realpath(torch.__path__[0]))")/include && \
+	rules=$$($(CXX) -M -std=c++17 -DTORCH_TARGET_VERSION=0x020a000000000000 -DINSTRUCTION_SET=baseline -Itorchlosses/kernels/csrc \
+	  -isystem $$installed $$(find torchlosses/kernels/csrc -name "*.cpp")) && \
+	rm -rf $(HEADERS) && mkdir -p $(HEADERS) && \
+	echo "$$rules" | tr -s ' \\' '\n' | grep "^$$installed/" | sed "s|^$$installed/||" | sort -u | \
+	  tar --create --directory $$installed --files-from - | tar --extract --no-same-owner --directory $(HEADERS)
 
 bench: $(READY)
 	$(RUN) -m benchmarks.run $(ARGS)
@@ -62,10 +124,10 @@ $(ENVIRONMENT)/.%: $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[$*]"
 	touch $@
 
-$(READY): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard torchlosses/kernels/csrc/*)
+$(READY): pyproject.toml setup.py $(CONSTRAINTS) $(shell find torchlosses/kernels/csrc third_party -type f)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with make PYTHON=...")'
 	test -x $(RUN) || $(PYTHON) -m venv $(ENVIRONMENT)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) "setuptools>=77" torch numpy
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[training,tensorboard,dev]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[training,tensorboard,docs,dev]"
 	$(RUN) -m torchlosses.kernels
 	touch $@

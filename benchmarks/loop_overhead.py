@@ -47,7 +47,7 @@ def measure(name: str, implementation: str, batch_size: int, repetitions: int) -
     data = digit_data(load_images("mnist", None), device)
     objective = OBJECTIVES[name](digit_task(device), loss_library(implementation))
     targets = objective.encode(data.train_values)
-    trainer = Trainer(Settings(batch_size, 1e-3, device), "mlp", objective, seed=0)
+    trainer = Trainer(Settings(batch_size, 1e-3, device), "mlp", objective, seeds=[0])
     bare = BareLoop(BUILTIN[name](), batch_size)
     seconds: tuple[list[float], list[float]] = ([], [])
     for repetition in range(repetitions + 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,21 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from torchlosses import cross_entropy, linear_cross_entropy
+from torchlosses import (
+    binary_cross_entropy_with_logits,
+    cee_loss,
+    cross_entropy,
+    huber_loss,
+    linear_cross_entropy,
+    mse_loss,
+    smooth_l1_loss,
+)
 from torchlosses.distributed import (
+    _agreement,
     class_parallel_cross_entropy,
     class_parallel_linear_cross_entropy,
     global_normalizer,
@@ -336,7 +346,7 @@ def check_dtensor(rank: int, processes: int) -> None:
     tensors = drawn("ignored")
     weight = distribute_tensor(tensors["linear_weight"], mesh, [Shard(0)]).requires_grad_()
     x = distribute_tensor(tensors["input"], mesh, [Replicate()]).requires_grad_()
-    loss = class_parallel_linear_cross_entropy(x, weight, tensors["target"])
+    loss: Any = class_parallel_linear_cross_entropy(x, weight, tensors["target"])
     leaves = [tensors["input"].requires_grad_(), tensors["linear_weight"].requires_grad_()]
     expected = linear_cross_entropy(leaves[0], leaves[1], tensors["target"])
     assert_close(loss.to_local(), expected)
@@ -357,6 +367,130 @@ def check_dtensor(rank: int, processes: int) -> None:
             class_parallel_cross_entropy(other, tensors["target"])
 
 
+def as_dtensor(tensor: Tensor, mesh: Any, placements: Any) -> Tensor:
+    """A leaf that lies like this; plain where there are no placements, and with Partial a part in each process."""
+    if placements is None:
+        leaf = tensor.clone()
+    elif Partial() in placements:
+        leaf = DTensor.from_local(tensor / mesh.size(), mesh, placements)
+    else:
+        leaf = distribute_tensor(tensor, mesh, placements)
+    return leaf.requires_grad_(tensor.is_floating_point())
+
+
+def gathered(tensor: Any) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def compare_dtensors(function: Any, tensors: dict[str, Tensor], lie: dict[str, Any], mesh: Any, **given: Any) -> None:
+    """A loss of DTensors and plain tensors against the same of plain ones: values, placements, two derivatives."""
+    ours = {name: as_dtensor(tensor, mesh, lie.get(name)) for name, tensor in tensors.items()}
+    plain = {name: as_dtensor(tensor, mesh, None) for name, tensor in tensors.items()}
+    loss, expected = function(**ours, **given), function(**plain, **given)
+    if isinstance(loss, tuple):
+        for field, truth in zip(loss[1], expected[1], strict=True):
+            assert_close(gathered(field), truth)
+        loss, expected = loss[0], expected[0]
+    assert isinstance(loss, DTensor)
+    assert_close(gathered(loss), expected)
+    if not loss.dim():
+        assert all(placement == Replicate() for placement in loss.placements)
+        assert_close(loss.to_local(), expected)
+    elif function is not linear_cross_entropy and loss.dim() < tensors["input"].dim() and lie["input"][0] == Shard(0):
+        assert loss.placements[0] == Shard(0)
+    names = [name for name in ours if ours[name].requires_grad]
+    incoming = torch.linspace(0.5, 2, expected.numel(), dtype=torch.float64).reshape(expected.shape)
+    total, truth = (loss * distribute_tensor(incoming, mesh, loss.placements)).sum(), (expected * incoming).sum()
+    total = total.redistribute(placements=[Replicate()] * mesh.ndim) if isinstance(total, DTensor) else total
+    partial = {name for name in names if lie.get(name) is not None and Partial() in lie[name]}
+    # PyTorch adds no penalty on a plain tensor's gradient to one on a DTensor's.
+    orders = 2 if not partial and all(isinstance(ours[name], DTensor) for name in names) else 1
+    found = derivatives(total, [ours[name] for name in names], orders)
+    for position, (gradient, right) in enumerate(
+        zip(found, derivatives(truth, [plain[name] for name in names], orders), strict=True)
+    ):
+        name = names[position % len(names)]
+        if name in partial:
+            continue
+        if isinstance(ours[name], DTensor):
+            assert isinstance(gradient, DTensor)
+            assert position >= len(names) or gradient.placements == ours[name].placements  # type: ignore[attr-defined]
+        assert_close(gathered(gradient), right, msg=lambda message, name=name: f"{function} {name} {lie}: {message}")
+
+
+def check_every_loss_of_dtensors(rank: int, processes: int) -> None:
+    """Rows and classes split over one dimension of a mesh or two, in every loss, evenly or not."""
+    one, two = init_device_mesh("cpu", (processes,)), None
+    biased: dict[str, Tensor] = {}
+    meshes: list[tuple[Any, list[Any]]] = [(one, [[Shard(0)], [Replicate()], [Shard(1)], [Partial()]])]
+    if processes == 4:
+        two = init_device_mesh("cpu", (2, 2))
+        names = [(Shard(0), Shard(1)), (Shard(0), Replicate()), (Shard(1), Shard(0)), (Shard(0), Shard(0))]
+        meshes = [(two, [list(placements) for placements in names]), (one, meshes[0][1][:1])]
+    tensors = drawn("ignored")
+    logits, samples, indices = tensors["logits"], tensors["sample_weight"], tensors["target"]
+    probabilities = drawn("probability")["target"]
+    images, of_images = (drawn("ignored", (2, 3))[name] for name in ("logits", "target"))
+    for mesh, each in meshes:
+        everywhere = [Replicate()] * mesh.ndim
+        for lie in each:
+            rows = [placement if placement == Shard(0) else Replicate() for placement in lie]
+            elements = {"input": logits, "target": probabilities}
+            compare_dtensors(mse_loss, elements, {"input": lie, "target": lie}, mesh)
+            compare_dtensors(mse_loss, {**elements, "sample_weight": samples}, {"input": lie}, mesh, reduction="sum")
+            weighted = {**elements, "weight": probabilities + 1}
+            compare_dtensors(mse_loss, weighted, {"input": lie, "target": rows, "weight": everywhere}, mesh)
+            for function in (huber_loss, smooth_l1_loss, binary_cross_entropy_with_logits):
+                compare_dtensors(function, elements, {"input": lie, "target": lie}, mesh)
+            compare_dtensors(huber_loss, elements, {"input": lie, "target": rows}, mesh, reduction="none")
+            if Partial() not in lie:
+                either = {"input": probabilities, "target": logits.softmax(1)}
+                compare_dtensors(cee_loss, either, {"input": lie, "target": lie}, mesh)
+                compare_dtensors(cee_loss, {**either, "target": indices.abs() % CLASSES}, {"input": lie}, mesh)
+            full = {"input": logits, "target": indices, "weight": tensors["weight"], "sample_weight": samples}
+            options: dict[str, Any] = {"label_smoothing": 0.2, "z_loss": 0.1, "logit_softcap": 1.5}
+            placed = {"input": lie, "target": rows, "weight": everywhere, "sample_weight": rows}
+            compare_dtensors(cross_entropy, full, placed, mesh, **options, return_stats=True)
+            compare_dtensors(cross_entropy, full, {"input": lie}, mesh, **options, reduction="none")
+            soft = {"input": logits, "target": probabilities, "normalizer": torch.tensor(3.0).double()}
+            compare_dtensors(cross_entropy, soft, {"input": lie, "target": rows, "normalizer": everywhere}, mesh)
+            compare_dtensors(cross_entropy, {"input": images, "target": of_images}, {"input": lie}, mesh)
+            layer = {"input": tensors["input"], "linear_weight": tensors["linear_weight"], "target": indices}
+            biased = {**layer, "linear_bias": tensors["linear_bias"]}
+            for of_layer in each:
+                compare_dtensors(linear_cross_entropy, biased, {"input": lie, "linear_weight": of_layer}, mesh)
+            compare_dtensors(linear_cross_entropy, layer, {"linear_weight": lie}, mesh, reduction="none")
+    if two is not None:
+        # Rows split over one dimension and the classes of the layer over the other.
+        lie = {"input": [Shard(0), Replicate()], "target": [Shard(0), Replicate()]}
+        lie |= {"linear_weight": [Replicate(), Shard(0)], "linear_bias": [Replicate(), Shard(0)]}
+        for reduction in ("mean", "none"):
+            compare_dtensors(linear_cross_entropy, biased, lie, two, return_stats=True, reduction=reduction)
+            compare_dtensors(class_parallel_linear, biased, lie, two, reduction=reduction)
+    if processes == 1:
+        return
+    wrong = indices.clone()
+    wrong[-1] = CLASSES
+    bad: Any = distribute_tensor(wrong, one, [Shard(0)])
+    has_it = bool((bad.to_local() == CLASSES).any())
+    rows_split = as_dtensor(logits, one, [Shard(0)])
+    message = raised(IndexError if has_it else RuntimeError, cross_entropy, rows_split, bad)
+    assert has_it or "rows of another process are wrong" in message
+    for calls, error, match in (
+        (lambda: global_normalizer(bad), ValueError, "give target.to_local"),
+        (lambda: class_parallel_cross_entropy(logits, bad), ValueError, "but got a plain tensor"),
+        (lambda: cross_entropy(rows_split, indices[:2]), ValueError, "batch_size"),
+    ):
+        with pytest.raises(error, match=match):
+            calls()
+
+
+def class_parallel_linear(**tensors: Any) -> Any:
+    """That of DTensors, and for plain tensors the loss of one process."""
+    split = any(isinstance(tensor, DTensor) for tensor in tensors.values())
+    return (class_parallel_linear_cross_entropy if split else linear_cross_entropy)(**tensors)
+
+
 def check_against_loss_parallel(rank: int, processes: int) -> None:
     """PyTorch's own, for what it can do: a mean over class indices, without smoothing."""
     from torch.distributed.tensor.parallel import loss_parallel
@@ -364,7 +498,7 @@ def check_against_loss_parallel(rank: int, processes: int) -> None:
     mesh = init_device_mesh("cpu", (processes,))
     tensors = drawn("ignored")
     ours, theirs = (distribute_tensor(tensors["logits"], mesh, [Shard(1)]).requires_grad_() for _ in range(2))
-    loss = class_parallel_cross_entropy(ours, tensors["target"])
+    loss: Any = class_parallel_cross_entropy(ours, tensors["target"])
     loss.backward()
     with loss_parallel():
         builtin: Any = F.cross_entropy(theirs, distribute_tensor(tensors["target"], mesh, [Replicate()]))
@@ -497,7 +631,9 @@ def check_communication(rank: int, processes: int) -> None:
     reduce = dist.all_reduce
 
     def counted(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
-        sent.append(tensor.nbytes)
+        # Beside the rows, each process tells the others once what they have to agree on.
+        if tensor.shape != (processes, _agreement._WIDTH):
+            sent.append(tensor.nbytes)
         return reduce(tensor, *arguments, **options)
 
     def bytes_of(rows: int, classes: int, linear: bool, orders: int = 1) -> int:
@@ -510,8 +646,7 @@ def check_communication(rank: int, processes: int) -> None:
         else:
             loss = class_parallel_cross_entropy(leaves[0], target)
         derivatives(loss, leaves, orders)
-        # Beside the rows, each process says how many classes it has, and what requires grad.
-        return sum(sent) - 16 * processes * (processes > 1)
+        return sum(sent)
 
     dist.all_reduce = counted
     try:
@@ -526,6 +661,245 @@ def check_communication(rank: int, processes: int) -> None:
             assert few == (0 if processes == 1 else 32 * (4 + 8 + 8 + (4 * FEATURES if linear else 0)))
     finally:
         dist.all_reduce = reduce
+
+
+def raised(error: type[Exception], call: Any, *arguments: Any, **options: Any) -> str:
+    """The message of an error that each process gets, in no time."""
+    start = time.monotonic()
+    with pytest.raises(error) as caught:
+        call(*arguments, **options)
+    assert time.monotonic() - start < 60
+    return str(caught.value)
+
+
+# What one process does otherwise than the others, and how the error calls it.
+DIFFERING: list[tuple[dict[str, Any], str]] = [
+    ({"rows": 5}, "the shape of the rows"),
+    ({"dtype": torch.float32}, "the dtype of input"),
+    ({"target": "probability"}, "the kind of target"),
+    ({"target": "shifted"}, "the class indices in target"),
+    ({"weight": True}, "weight"),
+    ({"sample_weight": True}, "sample_weight"),
+    ({"normalizer": 2.0}, "normalizer"),
+    ({"normalizer": torch.tensor(2.0)}, "normalizer"),
+    ({"reduction": "sum"}, "reduction"),
+    ({"ignore_index": 3}, "ignore_index"),
+    ({"label_smoothing": 0.1}, "label_smoothing"),
+    ({"empty": "zero"}, "empty"),
+    ({"z_loss": 0.1}, "z_loss"),
+    ({"logit_scale": 0.5}, "logit_scale"),
+    ({"logit_softcap": 2.0}, "logit_softcap"),
+    ({"loss_dtype": torch.float32}, "loss_dtype"),
+    ({"return_stats": True}, "return_stats"),
+    ({"gradient": "backward"}, "gradient"),
+    ({"block_rows": 2}, "block_rows"),
+]
+
+
+def check_agreement(rank: int, processes: int) -> None:
+    """Whatever the processes do otherwise than each other, each of them gets the same clear error at once."""
+    if processes == 1:
+        return
+    split = splits(processes)[0]
+    tensors = drawn("index")
+    last = rank == processes - 1
+
+    def call(linear: bool, rows: int = ROWS, dtype: Any = torch.float64, target: str = "index", **given: Any) -> Any:
+        indices = tensors["target"][:rows]
+        if target == "shifted":
+            indices = (indices + 1) % CLASSES
+        given = chosen({**tensors, "sample_weight": tensors["sample_weight"][:rows]}, given)
+        if "weight" in given:
+            given["weight"] = given["weight"].to(dtype)
+        if linear:
+            weight = part(tensors["linear_weight"], split, rank, 0).to(dtype)
+            probabilities = torch.ones(rows, split[rank], dtype=torch.float64)
+            x, y = tensors["input"][:rows].to(dtype), probabilities if target == "probability" else indices
+            return class_parallel_linear_cross_entropy(x, weight, y, **given)
+        mine = part(tensors["logits"], split, rank, 1)[:rows].to(dtype)
+        return class_parallel_cross_entropy(
+            mine, torch.ones_like(mine) if target == "probability" else indices, **given
+        )
+
+    for linear, (differing, called) in itertools.product((False, True), DIFFERING):
+        if "block_rows" in differing and not linear:
+            continue
+        message = raised(RuntimeError, call, linear, **(differing if last else {}))
+        assert f"{called} must be the same in each process" in message
+    message = raised(RuntimeError, call, last)
+    assert "the function must be the same" in message
+    # An argument that is wrong in one of them.
+    for wrong, error in (({"reduction": "avg"}, ValueError), ({"z_loss": -1.0}, ValueError)):
+        message = raised(error if last else RuntimeError, call, False, **(wrong if last else {}))
+        assert last or f"an argument is wrong in process {processes - 1} of the group" in message
+    # Afterwards all goes on.
+    assert_close(call(False), F.cross_entropy(tensors["logits"], tensors["target"]))
+    assert_close(call(True), linear_cross_entropy(tensors["input"], tensors["linear_weight"], tensors["target"]))
+    weights: Any = [torch.ones(3), torch.ones(4)]
+    error = ValueError if last else RuntimeError
+    message = raised(error, lambda: global_normalizer(torch.zeros(4).long(), sample_weight=weights[not last]))
+    assert ("broadcast" if last else "another process") in message
+
+
+def check_outside_of_a_group(rank: int, processes: int) -> None:
+    if processes == 1:
+        return
+    group: Any = dist.new_group([0])
+    tensors = drawn("index")
+    calls: list[Any] = [
+        lambda: class_parallel_cross_entropy(tensors["logits"], tensors["target"], group=group),
+        lambda: class_parallel_linear_cross_entropy(
+            tensors["input"], tensors["linear_weight"], tensors["target"], group=group
+        ),
+        lambda: global_normalizer(tensors["target"], group=group),
+    ]
+    for call in calls:
+        if rank:
+            assert "is none of the group" in raised(ValueError, call)
+        else:
+            assert call().isfinite()
+
+
+def check_strides(rank: int, processes: int) -> None:
+    """The same values in another order of memory in one process: sums between processes go by value."""
+    split = splits(processes)[0]
+    tensors = drawn("index")
+    expected = [tensors[name].clone().requires_grad_() for name in ("input", "linear_weight")]
+    linear_cross_entropy(expected[0], expected[1], tensors["target"]).backward()
+    for gradient in ("forward", "backward"):
+        x = tensors["input"].t().contiguous().t() if rank == 0 else tensors["input"].clone()
+        weight = part(tensors["linear_weight"], split, rank, 0)
+        weight = weight.t().contiguous().t() if rank else weight
+        x.requires_grad_()
+        class_parallel_linear_cross_entropy(
+            x, weight.requires_grad_(), tensors["target"], gradient=gradient, reduction="sum"
+        ).div(ROWS).backward()
+        assert_close(x.grad, expected[0].grad)
+        assert_close(weight.grad, part(expected[1].grad, split, rank, 0))  # type: ignore[arg-type]
+        logits = part(tensors["logits"], split, rank, 1)
+        logits = (logits.t().contiguous().t() if rank == 0 else logits).requires_grad_()
+        whole = tensors["logits"].clone().requires_grad_()
+        weights = tensors["weight"].repeat_interleave(2)[::2] if rank == 0 else tensors["weight"].clone()
+        of_all = tensors["weight"].clone().requires_grad_()
+        class_parallel_cross_entropy(logits, tensors["target"], weights.requires_grad_(), gradient=gradient).backward()
+        cross_entropy(whole, tensors["target"], of_all).backward()
+        assert_close(logits.grad, part(whole.grad, split, rank, 1))  # type: ignore[arg-type]
+        assert_close(weights.grad, of_all.grad)
+
+
+def check_many_classes(rank: int, processes: int) -> None:
+    """Which class is the largest is known to the last digit, also where float32 cannot count that far."""
+    if processes != 2:
+        return
+    first, classes = 16_999_990, 20
+    split = [first, classes]
+    mine = torch.zeros(2, split[rank], dtype=torch.bfloat16)
+    if rank:
+        mine[:, 10] = 50
+    _, statistics = class_parallel_cross_entropy(mine, torch.tensor([17_000_001, 17_000_000]), return_stats=True)
+    assert statistics.correct.tolist() == [False, True]
+
+
+def check_nothing(rank: int, processes: int) -> None:
+    """No class in any process, and no row, are as in one process."""
+    options: list[dict[str, Any]] = [{}, {"empty": "zero"}, {"reduction": "sum"}, {"return_stats": True, "z_loss": 0.1}]
+    options += [{"label_smoothing": 0.1, "return_stats": True}, {"gradient": "backward"}]
+    for given in options:
+        for rows, classes in ((0, CLASSES), (3, 0), (0, 0)):
+            split = [classes // processes + (process < classes % processes) for process in range(processes)]
+            features = torch.randn(rows, FEATURES).double()
+            for target in (torch.full((rows,), -100), torch.zeros(rows, classes).double()):
+                own_target = part(target, split, rank, 1) if target.dim() > 1 else target
+                whole: Any = [torch.zeros(rows, classes).double(), features, torch.ones(classes, FEATURES).double()]
+                mine = [part(whole[0], split, rank, 1), features.clone(), part(whole[2], split, rank, 0)]
+                for tensor in (*whole, *mine):
+                    tensor.requires_grad_()
+                results = (
+                    (
+                        class_parallel_cross_entropy(mine[0], own_target, **given),
+                        cross_entropy(whole[0], target, **given),
+                    ),
+                    (
+                        class_parallel_linear_cross_entropy(mine[1], mine[2], own_target, **given),
+                        linear_cross_entropy(whole[1], whole[2], target, **given),
+                    ),
+                )
+                for found, expected in results:
+                    if isinstance(found, tuple):
+                        assert_close(tuple(found[1]), tuple(expected[1]))
+                        found, expected = found[0], expected[0]
+                    assert_close(found, expected, equal_nan=True)
+                    found.backward()
+                assert not any(tensor.grad is not None and tensor.grad.any() for tensor in mine)
+    with pytest.raises(IndexError, match="there are 0 classes"):
+        class_parallel_cross_entropy(torch.zeros(1, 0), torch.tensor([0]))
+
+
+def check_options(rank: int, processes: int) -> None:
+    """The scale of the logits, the dtype of the loss, a low-rank term, and when the gradient is computed."""
+    split = splits(processes)[-1]
+    tensors = drawn("ignored")
+    generator = torch.Generator().manual_seed(9)
+    a, b = (torch.randn(shape, generator=generator).double() for shape in ((2, FEATURES), (CLASSES, 2)))
+    names = ("input", "linear_weight", "linear_bias")
+    for reduction, gradient in itertools.product(("mean", "none"), ("forward", "backward")):
+        given: dict[str, Any] = {"logit_scale": 0.7, "logit_softcap": 1.5, "z_loss": 0.1, "label_smoothing": 0.2}
+        given |= {"reduction": reduction, "gradient": gradient}
+        whole = [tensors[name].clone().requires_grad_() for name in names] + [a.clone(), b.clone()]
+        mine = [tensors["input"].clone(), *(part(tensors[name], split, rank, 0) for name in names[1:])]
+        mine += [a.clone(), part(b, split, rank, 0)]
+        losses: list[Tensor] = []
+        for leaves, function in ((mine, class_parallel_linear_cross_entropy), (whole, linear_cross_entropy)):
+            x, weight, bias, low_a, low_b = (leaf.requires_grad_() for leaf in leaves)
+            low_rank = (low_a, low_b, 0.5)
+            loss: Any = function(x, weight, tensors["target"], linear_bias=bias, low_rank=low_rank, **given)
+            losses.append((loss * torch.linspace(1, 2, loss.numel()).double().reshape(loss.shape)).sum())
+        assert_close(*losses)
+        for found, truth, place in zip(
+            derivatives(losses[0], mine, 2), derivatives(losses[1], whole, 2), [-1, 0, 0, -1, 0] * 2, strict=True
+        ):
+            assert_close(found, part(truth, split, rank, place) if place >= 0 else truth)
+        logits, leaf = (part(tensors["logits"], split, rank, 1), tensors["logits"].clone())
+        ours = class_parallel_cross_entropy(logits.requires_grad_(), tensors["target"], **given).sum()
+        theirs: Any = cross_entropy(leaf.requires_grad_(), tensors["target"], **given)
+        assert_close(ours, theirs.sum())
+        for found, truth in zip(derivatives(ours, [logits], 2), derivatives(theirs.sum(), [leaf], 2), strict=True):
+            assert_close(found, part(truth, split, rank, 1))
+    narrow = part(tensors["logits"].bfloat16(), split, rank, 1)
+    wide = class_parallel_cross_entropy(narrow, tensors["target"], loss_dtype=torch.float32)
+    assert_close(wide, F.cross_entropy(tensors["logits"].bfloat16().float(), tensors["target"]))
+    x, weight = tensors["input"].bfloat16(), part(tensors["linear_weight"], split, rank, 0).bfloat16()
+    wide = class_parallel_linear_cross_entropy(x, weight, tensors["target"], loss_dtype=torch.float32)
+    assert wide.dtype == torch.float32
+
+
+def check_no_batches(rank: int, processes: int) -> None:
+    """vmap would map over parts of different sizes."""
+    mine = part(drawn("index")["logits"], splits(processes)[0], rank, 1)
+    if processes == 1:
+        with pytest.raises(RuntimeError, match="vmap is not supported"):
+            torch.vmap(lambda x: class_parallel_cross_entropy(x, torch.tensor([0, 1])))(mine[:4].unflatten(0, (2, 2)))
+
+
+def check_compiled(rank: int, processes: int) -> None:
+    """What the processes agree on breaks the graph; value and gradient are right."""
+    split = splits(processes)[0]
+    tensors = drawn("ignored")
+    names = ("input", "linear_weight")
+    mine = [tensors["input"].clone(), part(tensors["linear_weight"], split, rank, 0)]
+    whole = [tensors[name].clone().requires_grad_() for name in names]
+
+    @torch.compile(backend="aot_eager")
+    def step(x: Tensor, weight: Tensor) -> Tensor:
+        return 2 * class_parallel_linear_cross_entropy(x.sin(), weight, tensors["target"])
+
+    loss = step(*(leaf.requires_grad_() for leaf in mine))
+    expected = 2 * linear_cross_entropy(whole[0].sin(), whole[1], tensors["target"])
+    assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    assert_close(mine[0].grad, whole[0].grad)
+    assert_close(mine[1].grad, part(whole[1].grad, split, rank, 0))  # type: ignore[arg-type]
 
 
 def check_groups(rank: int, processes: int) -> None:
@@ -573,7 +947,7 @@ def check_data_parallel(rank: int, processes: int) -> None:
         )
         assert same == (reduction == "mean" or processes == 1)
     probabilities = torch.rand(rank + 1, CLASSES, 2)
-    assert global_normalizer(probabilities) == (processes + 1)
+    assert global_normalizer(probabilities, dim=1) == processes + 1
     assert global_normalizer(torch.full((3,), -100)) == 0
 
 
@@ -584,11 +958,20 @@ CHECKS = [
     check_forward_mode,
     check_who_requires_grad,
     check_dtensor,
+    check_every_loss_of_dtensors,
     check_against_loss_parallel,
     check_corners,
     check_precision,
     check_low_precision,
     check_communication,
+    check_agreement,
+    check_outside_of_a_group,
+    check_strides,
+    check_many_classes,
+    check_nothing,
+    check_options,
+    check_no_batches,
+    check_compiled,
     check_groups,
     check_data_parallel,
 ]

@@ -14,7 +14,7 @@ from torchlosses.kernels import backend
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(None, "no compiled"), ("auto", "no compiled"), ("eager", "asks for it")]
+    ("value", "reason"), [(None, "without compiled"), ("auto", "without compiled"), ("eager", "asks for it")]
 )
 def test_eager(value: str | None, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(backend.VARIABLE, raising=False)
@@ -43,7 +43,7 @@ def test_a_broken_library_is_not_passed_over(value: str, monkeypatch: pytest.Mon
 
 def test_an_unknown_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(backend.VARIABLE, "fast")
-    with pytest.raises(ValueError, match="'fast' is not a backend: expected one of auto, native, eager"):
+    with pytest.raises(ValueError, match="'fast' is not a backend: expected one of auto, native, triton, eager"):
         backend.choose()
 
 
@@ -67,3 +67,41 @@ def test_command(value: str, code: int, shown: str) -> None:
     )
     assert run.returncode == code
     assert shown in run.stdout + run.stderr
+
+
+def test_triton_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(backend.VARIABLE, raising=False)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    assert backend.choose_for_gpu() == ("eager", "Triton is not installed")
+    monkeypatch.setenv(backend.VARIABLE, "triton")
+    with pytest.raises(ImportError, match="asks for Triton, which is not installed"):
+        backend.choose_for_gpu()
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: name)
+    assert backend.choose_for_gpu().name == "triton"
+    monkeypatch.setenv(backend.VARIABLE, "eager")
+    assert backend.choose_for_gpu().name == "eager"
+
+
+def test_public_functions_run_the_kernels_in_tritons_interpreter() -> None:
+    """In a process of its own: what interprets is chosen at import."""
+    pytest.importorskip("triton")
+    program = (
+        "import torch, torchlosses, torch.nn.functional as F\n"
+        "from torchlosses import kernels\n"
+        "assert kernels.BACKEND.name == 'triton', kernels.BACKEND\n"
+        "x = torch.randn(7, 33, requires_grad=True)\n"
+        "t = torch.arange(7) % 33\n"
+        "from torchlosses.kernels.triton import cross_entropy as module\n"
+        "calls, run = [], module.forward\n"
+        "module.forward = lambda *a: calls.append(a) or run(*a)\n"
+        "loss = torchlosses.cross_entropy(x, t)\n"
+        "torch.testing.assert_close(loss, F.cross_entropy(x, t))\n"
+        "torch.testing.assert_close(torch.autograd.grad(loss, x), torch.autograd.grad(F.cross_entropy(x, t), x))\n"
+        "assert len(calls) == 1\n"
+        "with kernels.use('eager'):\n"
+        "    torchlosses.cross_entropy(x, t)\n"
+        "assert len(calls) == 1\n"
+    )
+    environment = {**os.environ, backend.VARIABLE: "triton", "TRITON_INTERPRET": "1"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -303,9 +303,11 @@ class TestGraph:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda position: packed[position]):
             actual = value_and_gradient(module, input, target)
         assert packed
-        assert_close(actual, expected, rtol=0, atol=0)
+        # The linear loss takes its gradients in another order where they do not come along with the loss.
+        tolerance = 1e-14 if isinstance(module, torchlosses.LinearCrossEntropyLoss) else 0
+        assert_close(actual, expected, rtol=tolerance, atol=tolerance)
         with torch.autograd.graph.save_on_cpu():
-            assert_close(value_and_gradient(module, input, target), expected, rtol=0, atol=0)
+            assert_close(value_and_gradient(module, input, target), expected, rtol=tolerance, atol=tolerance)
 
     @every_case
     def test_a_saved_tensor_that_was_changed_is_noticed(self, case: Case) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.exc import Unsupported
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -171,28 +170,3 @@ def test_hidden_rows_leave_no_trace_in_any_order() -> None:
     (second,) = torch.autograd.grad((first * direction).sum(), leaf)
     assert second.isfinite().all()
     assert (second[3] == 0).all()
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [
-        lambda x: torchlosses.cross_entropy(x.square(), torch.tensor([0, 2])),
-        lambda x: torchlosses.mse_loss(x.square(), torch.ones(2, 3, dtype=torch.float64)),
-        lambda x: torchlosses.cee_loss(x.softmax(1), torch.tensor([0, 2])),
-    ],
-    ids=["cross_entropy", "mse_loss", "cee_loss"],
-)
-def test_nested_derivatives_in_a_compiled_region_raise(loss: Any) -> None:
-    """What PyTorch makes of a custom Function there is wrong without an error."""
-    input = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
-
-    def second(x: Tensor) -> Tensor:
-        return grad(lambda x: grad(loss)(x).square().sum())(x)
-
-    assert second(input).isfinite().all()
-    torch.compiler.reset()
-    with pytest.raises(Unsupported, match="would come out wrong"):
-        torch.compile(second, backend="eager", fullgraph=True)(input)
-    torch.compiler.reset()
-    compiled = torch.compile(grad(loss), backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(input), grad(loss)(input))

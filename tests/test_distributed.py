@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.testing import assert_close
 
-from torchlosses.distributed import class_parallel_cross_entropy, class_parallel_linear_cross_entropy, global_normalizer
+from torchlosses import cross_entropy, linear_cross_entropy
+from torchlosses.distributed import (
+    ClassParallelCrossEntropyLoss,
+    ClassParallelLinearCrossEntropyLoss,
+    class_parallel_cross_entropy,
+    class_parallel_linear_cross_entropy,
+    global_normalizer,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
@@ -34,13 +46,30 @@ def test_equals_one_process(processes: int, tmp_path: Path) -> None:
         for rank in range(processes)
     ]
     try:
-        errors = [process.communicate(timeout=240)[1] for process in started]
+        errors = [process.communicate(timeout=600)[1] for process in started]
     finally:
         for process in started:
             process.kill()
     failures = [path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("failure-*"))]
     assert not failures, failures[0]
     assert all(process.returncode == 0 for process in started), errors
+
+
+@pytest.mark.parametrize(("name", "processes"), [("classes.py", 2), ("rows_and_classes.py", 4)])
+def test_programs_of_the_docs(name: str, processes: int, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/distributed.md").read_text(encoding="utf-8"), re.DOTALL)
+    (program,) = (block for block in blocks if block.startswith(f"# {name}"))
+    script = tmp_path / name
+    script.write_text(program, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_importing_the_losses_leaves_dtensors_alone() -> None:
+    code = "import sys, torchlosses; sys.exit('torch.distributed.tensor' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 class TestAlone:
@@ -84,6 +113,37 @@ class TestAlone:
         for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
             assert check(of_logits, (logits, probabilities, weight, samples, normalizer))
             assert check(of_layer, (x, layer, bias, weight))
+
+    def test_the_dimension_of_the_classes_has_to_be_said(self) -> None:
+        probabilities = torch.rand(2, 3, 5)
+        assert global_normalizer(probabilities, dim=1) == 10
+        assert global_normalizer(probabilities, dim=-1) == 6
+        with pytest.raises(ValueError, match="dim must say which dimension"):
+            global_normalizer(probabilities)
+        with pytest.raises(IndexError, match="dim=3 is no dimension"):
+            global_normalizer(probabilities, dim=3)
+
+    def test_modules(self) -> None:
+        generator = torch.Generator().manual_seed(2)
+        logits, x = torch.randn(3, 4, generator=generator), torch.randn(3, 2, generator=generator)
+        target, layer, weight = torch.tensor([0, 3, -100]), nn.Linear(2, 4), torch.rand(4, generator=generator)
+        options: dict[str, Any] = {"label_smoothing": 0.1, "logit_scale": 0.5, "z_loss": 0.1, "return_stats": True}
+        of_logits = ClassParallelCrossEntropyLoss(weight, **options)
+        of_layer = ClassParallelLinearCrossEntropyLoss(layer, weight, block_rows=2, **options)
+        for copied in (lambda module: module, copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))):
+            loss, statistics = copied(of_logits)(logits, target, sample_weight=torch.ones(3))
+            expected = cross_entropy(logits, target, weight, **options)
+            assert_close(loss, expected[0])
+            assert_close(tuple(statistics), tuple(expected[1]))
+            loss, statistics = copied(of_layer)(x, target, normalizer=2.0)
+            extra = {"linear_bias": layer.bias, "weight": weight, "normalizer": 2.0}
+            expected = linear_cross_entropy(x, layer.weight, target, **extra, **options)
+            assert_close(loss, expected[0])
+            assert_close(tuple(statistics), tuple(expected[1]))
+        assert set(of_layer.state_dict()) == {"weight", "linear.weight", "linear.bias"}
+        assert "z_loss=0.1" in repr(of_logits)
+        with pytest.raises(ValueError, match="reduction"):
+            ClassParallelCrossEntropyLoss(reduction="avg")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
         ("options", "error", "message"),

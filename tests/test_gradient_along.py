@@ -136,7 +136,8 @@ def test_reading_once_is_what_it_costs(each_backend: str) -> None:
     input = torch.randn(512, 4096, requires_grad=True)
     target = torch.randint(4096, (512,))
     kept: list[Tensor] = []
-    for gradient, held in (("forward", 1), ("backward", 0)):
+    ways: Any = (("forward", 1), ("backward", 0))
+    for gradient, held in ways:
         peak = peak_bytes(
             lambda gradient=gradient: kept.append(torchlosses.cross_entropy(input, target, gradient=gradient))
         )

@@ -23,6 +23,7 @@ import torchlosses
 from tests import oracles
 from tests.test_operators import CALLS, DTYPES, LAYOUTS, REDUCTIONS, result_of
 from torchlosses import kernels
+from torchlosses.kernels import eager
 
 pytestmark = pytest.mark.skipif(
     "native" not in kernels.available(), reason="the package was installed without its compiled operators"
@@ -36,10 +37,29 @@ TOLERANCES = {
     torch.bfloat16: (1.6e-2, 1e-3),
     torch.float16: (2e-3, 1e-5),
 }
+OPERATORS = torch.ops.torchlosses
+# Of cross_entropy, behind the options that all losses have.
+PLAIN = (-100, 0.0, 0.0, 1.0, None, False, False)
 
 
-def result(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+def laid_out(operator: Any, arguments: tuple[Any, ...], shape: tuple[int, ...], layout: str) -> list[Any]:
+    """The arguments with the tensors of the input's shape in another layout, and the state of their rows."""
+    changed = [LAYOUTS[layout](a) if isinstance(a, Tensor) and a.shape == shape else a for a in arguments]
+    name = operator.name().partition("::")[2]
+    if name.startswith("cross_entropy_backward"):
+        # Another layout may hold other values.
+        start = 2 if name.endswith("_") else 1
+        state = start + 5
+        changed[state] = OPERATORS.cross_entropy.default(*changed[start:state], *changed[state + 1 :])[2]
+        if name.endswith("_"):
+            changed[1] = torch.empty_like(changed[1])
+    return changed
+
+
+def compared(output: Any) -> list[Tensor]:
+    """What two backends have in common: loss and gradient, and of the rows' state what a caller may see."""
+    outputs = list(output) if isinstance(output, tuple) else [output]
+    return [*outputs[:2], *(state[2:] for state in outputs[2:])]
 
 
 class TestEqualsEager:
@@ -50,22 +70,13 @@ class TestEqualsEager:
         relative, absolute = TOLERANCES[dtype]
         for shape, reduction in zip(SHAPES, itertools.cycle(REDUCTIONS), strict=False):
             for operator, arguments in CALLS[loss](shape, dtype, reduction):
-                laid_out = [LAYOUTS[layout](a) if isinstance(a, Tensor) and a.shape == shape else a for a in arguments]
-                if "cross_entropy_backward" in operator.name():
-                    # Another layout may hold other values, and these are the statistics of its rows.
-                    _, input, target, weight, _, _, reduction, *options = laid_out
-                    forward = (input, target, weight, reduction, *options, dtype)
-                    laid_out[4:6] = kernels.cross_entropy_forward(*forward)[1:]
-                elif "cross_entropy_extended_backward" in operator.name():
-                    forward = (*laid_out[1:5], "none", *laid_out[7:], False, dtype)
-                    laid_out[5:7] = kernels.cross_entropy_extended_forward(*forward)[1:3]
-                actual = result_of(operator, laid_out)
+                changed = laid_out(operator, arguments, shape, layout)
+                actual = compared(result_of(operator, changed))
                 with kernels.use("eager"):
-                    expected = result_of(operator, laid_out)
-                # The statistics of a row that is ignored are nobody's business.
-                assert_close(result(actual).double(), result(expected).double(), rtol=relative, atol=absolute)
-                outputs = zip(*(r if isinstance(r, tuple) else (r,) for r in (actual, expected)), strict=True)
-                assert all(a.dtype == e.dtype and a.stride() == e.stride() for a, e in outputs)
+                    expected = compared(result_of(operator, changed))
+                for one, other in zip(actual, expected, strict=True):
+                    assert_close(one.double(), other.double(), rtol=relative, atol=absolute)
+                    assert (one.dtype, one.stride()) == (other.dtype, other.stride())
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("shape", [(3, 5), (3, 40), (3, 5000), (2, 5, 3)], ids=str)
@@ -90,22 +101,140 @@ class TestEqualsEager:
                     results.append((loss.detach(), *torch.autograd.grad(loss.sum(), bad)))
             assert_close(results[0], results[1], rtol=1e-5, atol=1e-6, equal_nan=True)
 
+
+@pytest.fixture
+def no_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is passed on to the operators in PyTorch operations."""
+
+    def fail(loss: Any, *_: Any) -> None:
+        raise AssertionError(f"{loss.name} was passed on")
+
+    for name in ("forward", "backward", "backward_"):
+        monkeypatch.setattr(eager, name, fail)
+
+
+class TestCoverage:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("loss", [name for name in CALLS if name != "cee_loss"])
+    @pytest.mark.usefixtures("no_way_out")
+    def test_every_layout_and_dtype(self, loss: str, layout: str, dtype: torch.dtype) -> None:
+        for shape in ((4, 33), (3, 5, 7)):
+            for operator, arguments in CALLS[loss](shape, dtype, "mean"):
+                result_of(operator, laid_out(operator, arguments, shape, layout))
+
+    @pytest.mark.parametrize("integer", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
+    @pytest.mark.usefixtures("no_way_out")
+    def test_class_indices(self, integer: torch.dtype) -> None:
+        x, target = torch.randn(6, 5, 4), torch.randint(5, (6, 4))
+        losses = torchlosses.cross_entropy(x, target.to(integer), reduction="none", ignore_index=2)
+        assert_close(losses, F.cross_entropy(x, target, reduction="none", ignore_index=2), rtol=1e-6, atol=1e-7)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+    @pytest.mark.usefixtures("no_way_out")
+    def test_the_dtype_of_the_loss(self, dtype: torch.dtype) -> None:
+        """Of rows in any dtype; the sum of bfloat16 losses keeps its digits in float32."""
+        x, target = torch.randn(300, 50).bfloat16(), torch.randint(50, (300,))
+        truth = F.cross_entropy(x.double(), target, reduction="none")
+        losses = torchlosses.cross_entropy(x, target, reduction="none", loss_dtype=dtype)
+        total = torchlosses.cross_entropy(x, target, reduction="sum", loss_dtype=dtype)
+        for loss, expected in ((losses, truth), (total, truth.sum())):
+            assert loss.dtype == dtype
+            assert_close(loss.double(), expected, rtol=4e-3 if dtype == torch.bfloat16 else 1e-6, atol=0)
+
     def test_what_the_kernels_do_not_cover(self) -> None:
-        """A wider target or weight, and strides that no walk suits, go the other way and come out right."""
+        """A wider target or weight goes the other way and comes out right."""
         x = torch.randn(6, 5, 4)
-        strided = torch.randn(4, 12, 5, 6).permute(3, 2, 1, 0)[:, :, ::3, 0]
-        target = torch.randint(5, (6, 4))
-        for input, other, weight in (
-            (x, torch.softmax(x.double(), 1), None),
-            (strided, target, None),
-            (x, torch.softmax(x, 1), torch.rand(5, dtype=torch.float64)),
+        for other, weight in (
+            (torch.softmax(x.double(), 1), None),
+            (torch.softmax(x, 1), torch.rand(5, dtype=torch.float64)),
         ):
-            leaf = input.clone(memory_format=torch.preserve_format).requires_grad_()
+            leaf = x.clone().requires_grad_()
             loss = torchlosses.cross_entropy(leaf, other, weight)
-            truth = F.cross_entropy(leaf.double(), other if other.dtype == torch.int64 else other.double(), weight)
+            truth = F.cross_entropy(leaf.double(), other.double(), weight)
             assert_close(loss.double(), truth, rtol=1e-6, atol=1e-7)
             (gradient,) = torch.autograd.grad(loss, leaf)
             assert_close(gradient.double(), torch.autograd.grad(truth, leaf)[0].double(), rtol=1e-4, atol=1e-7)
+
+
+class TestGradientAlongWithTheLoss:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("loss", CALLS)
+    def test_it_is_the_backward_of_1_to_the_bit(self, loss: str, dtype: torch.dtype) -> None:
+        one = torch.ones(())
+        for shape in (*SHAPES, (70, 9), (2, 40000)):
+            for operator, arguments in CALLS[loss](shape, dtype, "mean"):
+                if "backward" in operator.name():
+                    continue
+                tensors, options = split(operator, arguments)
+                if not options[3]:
+                    continue
+                _, along, *state = operator(*arguments)
+                assert torch.equal(backward_of(operator)(one, *tensors, *state, *options), along)
+                kept = along.clone()
+                in_place_of(operator)(one, kept, *tensors, *state, *options)
+                assert torch.equal(kept, along)
+                # Another incoming gradient is computed anew, whatever stands there.
+                g = torch.tensor(0.3, dtype=torch.float64)
+                expected = backward_of(operator)(g, *tensors, *state, *options)
+                for there in (kept, torch.full_like(kept, math.nan)):
+                    in_place_of(operator)(g, there, *tensors, *state, *options)
+                    assert torch.equal(there, expected)
+
+    def test_1_needs_no_work(self) -> None:
+        """What came along is left as it is, whatever it is."""
+        x, target = torch.randn(64, 10), torch.randint(10, (64,))
+        options = ("mean", math.nan, torch.float32, 1, *PLAIN)
+        state = OPERATORS.cross_entropy(x, target, None, None, None, *options)[2]
+        there = torch.full_like(x, 7.0)
+        OPERATORS.cross_entropy_backward_(torch.ones(()), there, x, target, None, None, None, state, *options)
+        assert bool((there == 7).all())
+
+    @pytest.mark.parametrize("g", [math.inf, -math.inf, math.nan])
+    @pytest.mark.parametrize("shape", [(3, 5), (3, 40), (3, 5, 2)], ids=str)
+    def test_an_incoming_gradient_that_is_not_finite(self, g: float, shape: tuple[int, ...]) -> None:
+        """It passes through rows that count; a row that leaves no trace stays exactly 0."""
+        x, target = torch.zeros(shape), torch.zeros(shape[:1] + shape[2:], dtype=torch.int64)
+        target[0] = 1
+        options = ("sum", math.nan, torch.float32, 0, 1, *PLAIN[1:])
+        state = OPERATORS.cross_entropy(x, target, None, None, None, *options)[2]
+        gradient = OPERATORS.cross_entropy_backward(torch.tensor(g), x, target, None, None, None, state, *options)
+        assert bool((gradient[0] == 0).all())
+        expected = torch.full(shape, g)[1:]
+        expected[:, 0] = -g
+        assert_close(gradient[1:], expected, rtol=0, atol=0, equal_nan=True)
+
+    @pytest.mark.parametrize("loss", CALLS)
+    def test_a_mean_over_nothing(self, loss: str) -> None:
+        """0 rows that count: the loss is what `empty` says where the sum is 0 too, the gradient is 0."""
+        for operator, arguments in CALLS[loss]((4, 33), torch.float32, "mean"):
+            tensors, options = split(operator, arguments)
+            if "backward" in operator.name():
+                continue
+            nothing = (*tensors[:-1], torch.zeros(()))
+            value, along, *_ = operator(*nothing, *options)
+            assert value.item() == math.inf
+            assert not along.any()
+            still = (torch.zeros_like(tensors[0]), *nothing[1:])
+            if loss == "mse_loss":
+                still = (still[0], still[0], *nothing[2:])
+                assert operator(*still, options[0], 0.0, *options[2:])[0].item() == 0
+                assert math.isnan(operator(*still, *options)[0].item())
+
+
+def split(operator: Any, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The tensors, and the options behind them."""
+    names = [argument.name for argument in operator._schema.arguments]
+    start = names.index("reduction")
+    return arguments[:start], arguments[start:]
+
+
+def backward_of(operator: Any) -> Any:
+    return getattr(OPERATORS, operator.name().partition("::")[2] + "_backward").default
+
+
+def in_place_of(operator: Any) -> Any:
+    return getattr(OPERATORS, operator.name().partition("::")[2] + "_backward_").default
 
 
 class TestInstructionSets:
@@ -122,7 +251,7 @@ class TestInstructionSets:
                 "-p",
                 "no:cacheprovider",
                 "-k",
-                "TestEqualsEager or named",
+                "TestEqualsEager or TestGradientAlong or named",
             ],
             env={**os.environ, "TORCHLOSSES_INSTRUCTION_SET": name},
             capture_output=True,
@@ -199,6 +328,72 @@ class TestAccuracy:
             ]
         assert max(errors) <= 4
 
+    @pytest.mark.parametrize("weighted", [False, True])
+    @pytest.mark.parametrize("elements", [1, 3, 1000, 100_000, 1_000_000])
+    def test_sums_of_squared_errors(self, elements: int, weighted: bool) -> None:
+        """Within a unit in the last place, also where the values are of wide range, or near each other."""
+        generator = torch.Generator().manual_seed(elements)
+        spread = torch.randn(elements, generator=generator) * 10 ** (6 * torch.rand(elements, generator=generator) - 3)
+        near = 1 + 1e-3 * torch.rand(elements, generator=generator)
+        weight = torch.rand(elements, generator=generator) if weighted else None
+        for x, target in ((spread, torch.zeros(elements)), (near, torch.full((elements,), 0.1))):
+            squares = (x.double() - target.double()).square() * (1 if weight is None else weight.double())
+            truth = math.fsum(squares.tolist())
+            total = torchlosses.mse_loss(x, target, weight=weight, reduction="sum")
+            assert oracles.ulps(total.item(), truth, np.float32) <= 1
+            mean = torchlosses.mse_loss(x, target, weight=weight, normalizer=float(elements))
+            assert oracles.ulps(mean.item(), truth / elements, np.float32) <= 1
+
+    @pytest.mark.parametrize("elements", [7, 1000, 40_000])
+    def test_sums_of_float64(self, elements: int) -> None:
+        """With what the additions round away: within a unit in the last place where values are near each other."""
+        x = 1 + 1e-3 * torch.rand(elements, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        with mpmath.workdps(60):
+            truth = mpmath.fsum(mpmath.mpf(value) ** 2 for value in x.tolist())
+        total = torchlosses.mse_loss(x, torch.zeros_like(x), reduction="sum")
+        assert oracles.ulps(total.item(), truth, np.float64) <= 1
+
+    @pytest.mark.parametrize("scale", [0.01, 0.1, 1.0])
+    @pytest.mark.parametrize("shape", [(5, 40, 4, 1), (3, 2), (50, 300), (2, 21, 100)], ids=str)
+    def test_probabilities_with_class_weights(self, shape: tuple[int, ...], scale: float) -> None:
+        """Where all probabilities are small, A p - a is the right way to the gradient; never worse than torch."""
+        for seed in range(5):
+            generator = torch.Generator().manual_seed(seed)
+            x = torch.randn(shape, generator=generator) * scale
+            target = torch.softmax(torch.randn(shape, generator=generator), 1)
+            weight = torch.rand(shape[1], generator=generator) + 0.1
+            wide = x.double().requires_grad_()
+            (truth,) = torch.autograd.grad(F.cross_entropy(wide, target.double(), weight.double()), wide)
+            errors = []
+            for loss in (torchlosses.cross_entropy, F.cross_entropy):
+                leaf = x.clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(loss(leaf, target, weight), leaf)
+                errors.append((gradient.double() - truth).abs().max().item())
+            assert errors[0] <= errors[1] + torch.finfo(torch.float32).eps * truth.abs().max().item()
+
+    @pytest.mark.parametrize("rows", [1, 100, 1000])
+    def test_the_textbook_loss_of_two_classes(self, rows: int) -> None:
+        """float64, with zeros among the probabilities: large losses that are near each other."""
+        generator = torch.Generator().manual_seed(rows)
+        p = torch.rand(rows, 1, dtype=torch.float64, generator=generator).round()
+        p = torch.cat([p, 1 - p], 1)
+        t = torch.rand(rows, 1, dtype=torch.float64, generator=generator)
+        t = torch.cat([t, 1 - t], 1)
+        with mpmath.workdps(60):
+            terms = zip(p.flatten().tolist(), t.flatten().tolist(), strict=True)
+            truth = -mpmath.fsum(b * mpmath.log(mpmath.mpf(a) + mpmath.mpf(1e-7)) for a, b in terms) / rows
+        assert oracles.ulps(torchlosses.cee_loss(p, t).item(), truth, np.float64) <= 1.5
+
+    def test_a_class_without_a_share_has_no_effect(self) -> None:
+        x = torch.tensor([[-math.inf, 0.0, 1.0, 2.0]], requires_grad=True)
+        weight = torch.tensor([0.0, 1.0, 1.0, 1.0])
+        loss = torchlosses.cross_entropy(x, torch.tensor([0]), weight, label_smoothing=0.3, reduction="sum")
+        log_sum = math.log(1 + math.e + math.e**2)
+        assert loss.item() == pytest.approx(0.3 / 4 * (3 * log_sum - 3), rel=1e-6)
+        (gradient,) = torch.autograd.grad(loss, x)
+        expected = [0.0, *(0.3 / 4 * (3 * math.exp(v - log_sum) - 1) for v in (0.0, 1.0, 2.0))]
+        assert gradient.flatten().tolist() == pytest.approx(expected, abs=1e-7)
+
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
@@ -215,7 +410,7 @@ class TestThreads:
     @pytest.mark.usefixtures("two_threads")
     def test_their_number_does_not_change_a_bit(self, loss: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         for operator, arguments in CALLS[loss](shape, dtype, "mean"):
-            if any(isinstance(a, Tensor) and a.shape == shape and a.dtype != dtype for a in arguments):
+            if any(isinstance(a, Tensor) and a.shape == shape and not a.is_floating_point() for a in arguments):
                 # An integer one-hot target is not the kernels' business, and torch.sum's order depends on the threads.
                 continue
             torch.set_num_threads(2)
@@ -244,18 +439,37 @@ class TestThreads:
         assert len(results) == 40
         assert all(torch.equal(result, expected) for result in results)
 
-    def test_a_forked_process(self) -> None:
+    @pytest.mark.parametrize(
+        "call",
+        [
+            "cross_entropy(x, y)",
+            "cee_loss(p, y)",
+            "mse_loss(x, p)",
+            "huber_loss(x, p)",
+            "smooth_l1_loss(x, p)",
+            "binary_cross_entropy_with_logits(x, p)",
+        ],
+    )
+    def test_a_forked_process(self, call: str) -> None:
         """The threads of the parent do not exist in it; waiting for them would never end."""
         script = (
             "import os, torch, torchlosses\n"
             "torch.set_num_threads(2)\n"
-            "x, y = torch.randn(400, 4000), torch.randint(4000, (400,))\n"
-            "expected = torchlosses.cross_entropy(x, y)\n"
+            "x, y = torch.randn(400, 4000, requires_grad=True), torch.randint(4000, (400,))\n"
+            "p = torch.softmax(x.detach(), 1)\n"
+            "p = p.requires_grad_() if 'cee' in CALL else p\n"
+            "def step():\n"
+            f"    loss = torchlosses.{call}\n"
+            "    return loss.detach(), torch.autograd.grad(2 * loss, p if 'cee' in CALL else x)[0]\n"
+            "expected = step()\n"
             "child = os.fork()\n"
             "if child == 0:\n"
-            "    os._exit(0 if torch.equal(torchlosses.cross_entropy(x, y), expected) else 1)\n"
+            "    found = step()\n"
+            # PyTorch's own operations would wait.
+            "    torch.set_num_threads(1)\n"
+            "    os._exit(0 if all(map(torch.equal, found, expected)) else 1)\n"
             "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
-        )
+        ).replace("CALL", repr(call))
         subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
@@ -278,13 +492,14 @@ class TestBounds:
         """Below autograd's check for in-place changes the operator has a check of its own."""
         x = torch.randn(shape)
         target = torch.zeros(shape[:1] + shape[2:], dtype=torch.int64)
-        _, maximum, rest = kernels.cross_entropy_forward(x, target, None, "mean", -100, 0.0, torch.float32)
+        options = ("mean", math.nan, torch.float32, 0, *PLAIN)
+        state = OPERATORS.cross_entropy(x, target, None, None, None, *options)[2]
         target.view(-1)[-1] = index
-        arguments = (torch.tensor(1.0), x, target, None, maximum, rest, "mean", -100, 0.0)
+        arguments = (x, target, None, None, None, state, *options)
         with pytest.raises(IndexError, match="out of bounds"):
-            kernels.cross_entropy_backward(*arguments)
+            OPERATORS.cross_entropy_backward(torch.tensor(1.0), *arguments)
         with pytest.raises(IndexError, match="out of bounds"):
-            kernels.cross_entropy_backward_(*arguments)
+            OPERATORS.cross_entropy_backward_(torch.tensor(1.0), x.clone(), *arguments)
 
 
 @pytest.mark.large

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 try:
-    __version__ = version("torchlosses")
+    __version__ = version("hand-derived-losses")
 except PackageNotFoundError:
     # Imported from a source tree that was never installed.
     __version__ = "0+unknown"

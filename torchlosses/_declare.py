@@ -14,9 +14,9 @@
             ...
 
 How that relates to `torch.autograd.Function`. forward and backward mean what they mean there, the loss and its gradient
-written out by hand. Three things differ. They are pure functions of their arguments: there is no ctx, and backward takes
-the tensors again. They are written in differentiable operations, and speak of rows only: what a reduction makes of the
-rows, and what a mean divides by, is the same for all losses and stands here. And each becomes an operator of the
+written out by hand. Three things differ. They are pure functions of their arguments: there is no ctx, and backward
+takes the tensors again. They are written in differentiable operations, and speak of rows only: what a reduction makes
+of the rows, and what a mean divides by, is the same for all losses and stands here. And each becomes an operator of the
 namespace `torchlosses`:
 
     NAME            (*tensors, normalizer, *options)                              -> loss, gradients, state
@@ -41,6 +41,7 @@ names is gone.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_type_hints
@@ -61,6 +62,9 @@ _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
+_is_excluded: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_excluded
+_frames: Any = torch._C._dynamo.eval_frame  # type: ignore[attr-defined]
+_FRONT_OF_TRANSFORMS: Any = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode  # type: ignore[attr-defined]
 _make_dual: Any = torch._VF._make_dual  # type: ignore[attr-defined]
 _unpack_dual: Any = torch._VF._unpack_dual  # type: ignore[attr-defined]
 
@@ -75,17 +79,34 @@ _SCHEMA_TYPES = {
     torch.dtype: "ScalarType",
 }
 
+# Tensors of several processes, by the name of their class, and who computes a loss of them: loaded when one is seen.
+_TAKEN_OVER = {"DTensor": "torchlosses.distributed._dtensors"}
 
 # Where the package is imported a second time in one process, the operators of the first are replaced.
 if (_former := getattr(torch.ops.torchlosses, "library_in_use", None)) is not None:
     _former._destroy()
 LIBRARY = torch.library.Library("torchlosses", "FRAGMENT")
-torch.ops.torchlosses.library_in_use = LIBRARY
+torch.ops.torchlosses.library_in_use = LIBRARY  # type: ignore[assignment]
 
 
 def recording() -> bool:
     """Whether somebody follows what is made of the tensors at hand: autograd, forward-mode AD, or torch.func."""
     return torch.is_grad_enabled() or transforms_active() or forward_ad._current_level >= 0
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Whether to read a value is free, and no one is to know of it: not of a fake, mapped or traced tensor."""
+    return tensor.device.type == "cpu" and not recording() and _is_plain(tensor)
+
+
+def functions_apply() -> bool:
+    """Whether a Function can be applied: not inside of an operator at a level of torch.func, nor in functionalize."""
+    if not transforms_active():
+        return True
+    levels = _functorch.get_interpreter_stack()
+    return not _is_excluded(_FRONT_OF_TRANSFORMS) and all(
+        level.key() != _functorch.TransformType.Functionalize for level in levels
+    )
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:
@@ -100,8 +121,8 @@ def forward_ad_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
 
     PyTorch switches forward-mode AD off while a `jvp` runs, so that a derivative of the derivative (`jacfwd` of
     `jacfwd`) would come out as 0 without an error. Here it stays on, and `saved` holds the saved tensors without the
-    tangents of this level, which `rule` is about to use up: a level is number 0, and torch.func gives each of its levels
-    a number 0 of its own.
+    tangents of this level, which `rule` is about to use up: a level is number 0, and torch.func gives each of its
+    levels a number 0 of its own.
     """
 
     @functools.wraps(rule)
@@ -140,6 +161,10 @@ def result_dtype(asked: torch.dtype | None, computed: torch.dtype, device: torch
     return torch.promote_types(computed, torch.float32) if autocast_enabled(device) else computed
 
 
+def _nothing(*_: Any) -> None:
+    """What a loss does not declare."""
+
+
 class Loss:
     """What a loss declares; see the module's text. A subclass is not instantiated: `apply` calls the loss.
 
@@ -151,6 +176,9 @@ class Loss:
         derived: How many of the tensors, the first ones, have their gradient in `backward`, which then gives a tuple.
         elementwise: Whether a row is an element: all tensors then have the shape of the first.
         kernels: What runs where no other backend does.
+        check: Looks at the values, where looking is free; (*tensors, options).
+        counted: Which rows count in a mean; None where all do; (*tensors, options).
+        denominator: What a mean divides by where rows have weights; None where it is the number of rows that count.
         scales: Whether gradients that came along with the loss are multiplied by an incoming gradient other than 1,
             because computing them again would take far longer than rounding once more costs.
     """
@@ -166,30 +194,19 @@ class Loss:
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
+    check: Callable[..., None] = staticmethod(_nothing)
+    counted: Callable[..., Tensor | None] = staticmethod(_nothing)
+    denominator: Callable[..., Tensor | None] = staticmethod(_nothing)
 
     @staticmethod
     def state_fields(options: Any) -> int:
-        """How many numbers a row `forward` gives beside the losses, stacked in one tensor: what backward kernels keep."""
+        """How many numbers a row `forward` gives beside the losses, in one tensor: what backward kernels keep."""
         return 0
 
     @staticmethod
     def shows_state(options: Any) -> bool:
         """Whether the caller wants to see it."""
         return False
-
-    @staticmethod
-    def check(*tensors_and_options: Any) -> None:
-        """Look at the values, where looking is free: called by the kernels for tensors on the CPU."""
-
-    @staticmethod
-    def counted(*tensors_and_options: Any) -> Tensor | None:
-        """Which rows count in a mean; None where all do."""
-        return None
-
-    @staticmethod
-    def denominator(*tensors_and_options: Any) -> Tensor | None:
-        """What a mean divides by where rows have weights; None where it is the number of rows that count."""
-        return None
 
     @classmethod
     def rows(cls, input: Tensor) -> Sequence[int]:
@@ -228,7 +245,7 @@ class Loss:
         cls.backward_operator = _define(
             f"{cls.name}_backward",
             f"(Tensor grad_output, {own}{state}, {record}) -> " + (gradients if cls.derived == 1 else f"({gradients})"),
-            lambda g, *a: cls.kernels.backward(cls, g, a[:n], cls.options(*a[m:])),
+            lambda g, *a: cls.kernels.backward(cls, g, a[:n], cls.options(*a[m:]), *a[n:m]),
             lambda g, *a: cls._fake_gradients(a[:n], cls.options(*a[m:])),
             lambda info, dims, *a: cls._fold_backward(info, dims, a[: 1 + m], cls.options(*a[1 + m :])),
             _Rules(cls.options, 1 + n, m - n, cls._gradient_of_rows, None),
@@ -237,22 +254,29 @@ class Loss:
             cls.backward_operator_ = _define(
                 f"{cls.name}_backward_",
                 f"(Tensor grad_output, Tensor(a!) gradient, {own}{state}, {record}) -> ()",
-                lambda g, out, *a: cls.kernels.backward_(cls, g, out, a[:n], cls.options(*a[m:])),
+                lambda g, out, *a: cls.kernels.backward_(cls, g, out, a[:n], cls.options(*a[m:]), *a[n:m]),
                 lambda *a: None,
                 None,
                 None,
             )
+        for suffix, key, kernel in kernels.in_triton(cls):
+            LIBRARY.impl(f"{cls.name}{suffix}", _undisturbed(kernel), key)
         cls._direct = _direct_function(cls)
 
     @classmethod
-    def apply(cls, *tensors: Tensor | None, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
+    def apply(cls, *tensors: Any, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
         """The loss, and the rows' state (None where nothing is kept of it)."""
+        for tensor in (*tensors, normalizer):
+            if tensor is None or type(tensor) is Tensor or type(tensor) is nn.Parameter:
+                continue
+            if (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
+                return importlib.import_module(module).apply(cls, tensors, normalizer, options)
         if options.reduction == "mean":
             if normalizer is None:
                 normalizer = cls.denominator(*tensors, options)
             elif not isinstance(normalizer, Tensor):
                 normalizer = _number(normalizer, tensors[0])
-        arguments = (*tensors, normalizer)
+        arguments: tuple[Any, ...] = (*tensors, normalizer)
         shows_state = cls.shows_state(options)
         if not _is_plain(tensors[0]):
             bits = cls._wanted(arguments, options) if cls.scales and torch.compiler.is_compiling() else 0
@@ -271,7 +295,7 @@ class Loss:
         return output[0], output[-1] if shows_state else None
 
     @classmethod
-    def _wanted(cls, arguments: Sequence[Tensor | None], options: Any) -> int:
+    def _wanted(cls, arguments: Sequence[Any], options: Any) -> int:
         """The gradients that are to come along with the loss, a bit each."""
         if not options.gradients or options.reduction == "none" or torch.compiler.is_exporting():
             return 0
@@ -293,7 +317,7 @@ class Loss:
         return ready
 
     @classmethod
-    def _fake(cls, tensors: Sequence[Tensor | None], options: Any) -> tuple[Tensor, ...]:
+    def _fake(cls, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ...]:
         input = tensors[0]
         rows = cls.rows(input)
         if options.reduction != "none":
@@ -311,7 +335,7 @@ class Loss:
         return loss, *gradients, input.new_empty([cls.state_fields(options), *rows], dtype=compute_dtype(*tensors[:-1]))
 
     @classmethod
-    def _fake_gradients(cls, tensors: Sequence[Tensor | None], options: Any) -> Any:
+    def _fake_gradients(cls, tensors: Sequence[Any], options: Any) -> Any:
         if cls.derived == 1:
             return torch.empty_like(tensors[0])
         wanted = (options.gradients >> i & 1 for i in range(cls.derived))
@@ -320,24 +344,24 @@ class Loss:
         )
 
     @classmethod
-    def losses_of(cls, tensors: Sequence[Tensor | None], options: Any) -> tuple[Tensor, Tensor | None]:
+    def losses_of(cls, tensors: Sequence[Any], options: Any) -> tuple[Tensor, Tensor | None]:
         """What `forward` gives: the rows' losses, and their state."""
         output = cls.forward(*tensors, options)
         return output if cls.keeps else (output, None)
 
     @classmethod
-    def divisor(cls, tensors: Sequence[Tensor | None], options: Any) -> Tensor:
+    def divisor(cls, tensors: Sequence[Any], options: Any) -> Tensor:
         """What a mean divides by: the last of the tensors, or the number of rows that count."""
         *tensors, normalizer = tensors
         if normalizer is not None:
             return normalizer
         counted = cls.counted(*tensors, options)
         if counted is None:
-            return torch.full((), math.prod(cls.rows(tensors[0])), dtype=torch.int64, device=tensors[0].device)
+            return tensors[0].new_full((), math.prod(cls.rows(tensors[0])), dtype=torch.int64)
         return counted.sum()
 
     @classmethod
-    def grad_of_rows(cls, grad_output: Tensor, tensors: Sequence[Tensor | None], options: Any) -> Tensor:
+    def grad_of_rows(cls, grad_output: Tensor, tensors: Sequence[Any], options: Any) -> Tensor:
         """The gradient of the result by a row's loss: one number a row, or one for all."""
         if options.reduction == "mean":
             grad_output = part_of_mean(grad_output, cls.divisor(tensors, options))
@@ -351,7 +375,7 @@ class Loss:
         return cls.reduced(losses if options.reduction == "none" else losses.sum(), tensors, options)
 
     @classmethod
-    def reduced(cls, losses: Tensor, tensors: Sequence[Tensor | None], options: Any) -> Tensor:
+    def reduced(cls, losses: Tensor, tensors: Sequence[Any], options: Any) -> Tensor:
         """Of the losses themselves for 'none', else of their sum."""
         if options.reduction == "mean":
             losses = mean_of(losses, cls.divisor(tensors, options), options.empty)
@@ -371,7 +395,7 @@ class Loss:
 
     @classmethod
     def _backward(
-        cls, grad_output: Tensor, tensors: Sequence[Tensor | None], kept: Sequence[Tensor], options: Any, needed: Any
+        cls, grad_output: Tensor, tensors: Sequence[Any], kept: Sequence[Tensor], options: Any, needed: Any
     ) -> list[Tensor | None]:
         """The gradients, those that came along with the loss only multiplied where nobody follows."""
         state, ready = kept[: cls.keeps], kept[cls.keeps :]
@@ -381,12 +405,12 @@ class Loss:
         gradients = cls._gradients(grad_output, tensors, state, options, others)
         for i, gradient in enumerate(ready):
             if needed[i]:
-                gradients[i] = gradient * grad_output
+                gradients[i] = _SCALED(gradient, grad_output, tensors[i])
         return gradients
 
     @classmethod
     def _gradients(
-        cls, grad_output: Tensor, tensors: Sequence[Tensor | None], state: Sequence[Tensor], options: Any, needed: Any
+        cls, grad_output: Tensor, tensors: Sequence[Any], state: Sequence[Tensor], options: Any, needed: Any
     ) -> list[Tensor | None]:
         """By the first tensors through the operator, so that they can be differentiated again; by the others too."""
         gradients: list[Tensor | None] = [None] * cls.count
@@ -404,7 +428,7 @@ class Loss:
     # A mapped call is one of more rows.
 
     @classmethod
-    def _fold(cls, info: Any, dims: Sequence[int | None], tensors: Sequence[Tensor | None], options: Any) -> Any:
+    def _fold(cls, info: Any, dims: Sequence[int | None], tensors: Sequence[Any], options: Any) -> Any:
         *own, normalizer = tensors
         if any(dims[place] is not None for place in cls._shared_places):
             return _loop(cls.operator, info, dims, (*tensors, *options))
@@ -451,23 +475,23 @@ class Loss:
             elif (counted := cls.counted(*cls._flat(front), options)) is not None:
                 denominator = counted.reshape(info.batch_size, -1).sum(1)
             else:
-                denominator = torch.full((), math.prod(shape[1:]), dtype=torch.int64, device=input.device)
+                denominator = input.new_full((), math.prod(shape[1:]), dtype=torch.int64)
             grad = part_of_mean(grad, denominator)
         grad = grad.reshape(-1, *(1,) * (len(shape) - 1)) if grad.dim() == 1 else grad
         flat = cls._flat([*front, grad.expand(shape)])
         kept = []
         if cls.keeps:
-            kept = [front_of(state[0], dims[-1], info.batch_size).movedim(0, 1).flatten(1, 2)]
+            kept = [front_of(state[0], dims[1 + cls.count], info.batch_size).movedim(0, 1).flatten(1, 2)]
         gradient = cls.backward_operator(flat[-1], *flat[:-1], None, *kept, *options._replace(reduction="none"))
         return gradient.reshape(input.shape), 0
 
     @classmethod
-    def _front(cls, tensors: Sequence[Tensor | None], dims: Sequence[int | None], size: int) -> list[Any]:
+    def _front(cls, tensors: Sequence[Any], dims: Sequence[int | None], size: int) -> list[Any]:
         shared = cls._shared_places
         return [t if place in shared else front_of(t, dims[place], size) for place, t in enumerate(tensors)]
 
     @classmethod
-    def _flat(cls, tensors: Sequence[Tensor | None]) -> list[Any]:
+    def _flat(cls, tensors: Sequence[Any]) -> list[Any]:
         """The mapped dimension and the rows as one; elements need no such thing."""
         if cls.elementwise:
             return list(tensors)
@@ -507,6 +531,54 @@ def _define(
     return operator
 
 
+def define_linear(
+    name: str, schema: str, kernel: Callable[..., Tensor], transpose: Callable[..., Tensor] | None
+) -> Callable[..., Tensor]:
+    """An operator that is linear in its first argument, the only tensor, and gives a tensor of the same shape.
+
+    Its derivative along a direction is itself, and `transpose(grad, *others)` gives the gradient by the first argument.
+    Where there is no such function it has no derivative.
+    """
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    operator = getattr(torch.ops.torchlosses, name).default
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"torchlosses::{name}", lambda tensor, *_: tensor.new_empty(tensor.shape), lib=LIBRARY)
+
+    def forward(ctx: Any, tensor: Tensor, *others: Any) -> Tensor:
+        ctx.others = others
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
+            return operator(tensor, *others)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        assert transpose is not None
+        return transpose(grad, *ctx.others), *(None,) * len(ctx.others)
+
+    @forward_ad_rule
+    def jvp(ctx: Any, saved: tuple[Any, ...], tangent: Tensor, *_: None) -> Tensor:
+        return operator(tangent, *ctx.others)
+
+    methods = {"forward": forward, "backward": backward, "jvp": jvp}
+    methods["_compiled_autograd_key"] = Function._compiled_autograd_key
+    function: Any = type(name, (_SingleLevelFunction,), {key: staticmethod(value) for key, value in methods.items()})
+
+    def autograd(*arguments: Any) -> Tensor:
+        if transpose is None or not recording():
+            with _below_autograd():
+                return operator(*arguments)
+        with enable_single_level_autograd_function():
+            return function.apply(*arguments)
+
+    LIBRARY.impl(name, autograd, "Autograd")
+    return operator
+
+
+def _not_compiled(function: Any) -> Any:
+    """Where torch.compile leaves a call to Python, it looks into every frame below; a kernel is none of its affairs."""
+    skip = _frames._FrameAction.SKIP
+    _frames.set_code_exec_strategy(function.__code__, _frames._FrameExecStrategy(skip, skip))
+    return function
+
+
 def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Autocast chose the dtype of the loss before the operator ran; it must not change the operator's own steps."""
 
@@ -517,7 +589,7 @@ def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
         with torch.autocast(device, enabled=False):
             return kernel(*arguments)
 
-    return call
+    return _not_compiled(call)
 
 
 def _without_derivative(operator: Any) -> Callable[..., Any]:
@@ -525,8 +597,8 @@ def _without_derivative(operator: Any) -> Callable[..., Any]:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             raise RuntimeError(
-                f"{operator.name()} writes over one of its arguments and has no derivative: call it under "
-                f"torch.no_grad(), or call {operator.name().removesuffix('_')}."
+                f"{operator.name()} has no derivative: call it under torch.no_grad(), or the operator of the loss, "
+                "which has one."
             )
         with _below_autograd():
             return operator(*arguments)
@@ -549,7 +621,8 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
             with _below_autograd():
                 output = operator(*tensors, *options)
         ctx.options = options
-        loss, kept = rules.loss, ()
+        loss: Any = rules.loss
+        kept: tuple[Any, ...] = ()
         if loss is not None:
             ctx.mark_non_differentiable(*output[1:])
             kept = output[1 + loss.derived :]
@@ -583,7 +656,8 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
         ]
         result = rules.formula(*duals, ctx.options)
         outputs = result if isinstance(result, tuple) else (result,)
-        found = tuple(_unpack_dual(output, level=0)[1] for output in outputs)
+        parts = [_unpack_dual(output, level=0) for output in outputs]
+        found: Any = tuple(torch.zeros_like(x) if tangent is None else tangent for x, tangent in parts)
         if rules.loss is not None:
             found += (None,) * (len(operator._schema.returns) - 1)
         return found if len(found) > 1 else found[0]
@@ -606,17 +680,18 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
         with _below_autograd():
             return operator(*arguments)
 
-    return kernel
+    return _not_compiled(kernel)
 
 
 def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
     """The same for plain autograd, past the dispatcher: with the gradient along with the loss."""
     n = loss.count
+    nothing = (None,) * (n + 1 - loss.derived)
 
     def forward(ctx: Any, *arguments: Any) -> Any:
         *tensors, options = arguments
         if options.gradients:
-            wanted = options.reduction != "none" and not _saved_tensors_have_hooks()
+            wanted = options.reduction != "none" and not saved_tensors_have_hooks()
             bits = 0
             if wanted:
                 needed = ctx.needs_input_grad
@@ -654,6 +729,11 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
                     "differentiated again (create_graph=True). Leave inplace_backward at False for second derivatives."
                 )
             return *loss._gradients(grad_output, tensors, state, options._replace(gradients=0), needed), None
+        if ready is not None and not any(needed[loss.derived :]):
+            # The commonest backward, of a small batch too: nothing is left to compute.
+            ready = loss.handed_over(grad_output, ready, tensors, state, options)
+            given = ready if len(ready) == 1 else (g if want else None for g, want in zip(ready, needed, strict=False))
+            return *given, *nothing
         in_place = getattr(options, "inplace_backward", False) and needed[0]
         along = loss.derived if ready is not None else int(in_place)
         needed = (*(False,) * along, *needed[along:])
@@ -694,19 +774,19 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _saved_tensors_have_hooks() -> bool:
+def saved_tensors_have_hooks() -> bool:
     """In a checkpointed forward, for one: nobody wants what is computed there ahead of time."""
-    return _autograd._top_saved_tensors_default_hooks(True) is not None
+    return not torch.compiler.is_compiling() and _autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _number(value: float, like: Tensor) -> Tensor:
     """A number as a tensor; float32 would lose its digits."""
     dtype = torch.float32 if like.device.type == "mps" else torch.float64
-    return torch.full((), value, dtype=dtype, device=like.device)
+    return like.new_full((), value, dtype=dtype)
 
 
 def _pulled_back(
-    formula: Callable[..., Any], tensors: Sequence[Tensor | None], options: Any, places: Sequence[int], grad: Any
+    formula: Callable[..., Any], tensors: Sequence[Any], options: Any, places: Sequence[int], grad: Any
 ) -> dict[int, Tensor]:
     """The automatic derivatives by the tensors at `places`."""
     if not places:
@@ -720,10 +800,36 @@ def _pulled_back(
             merged[place] = value
         return formula(*merged, options)
 
-    output, pull_back = torch.func.vjp(call, *(tensors[place] for place in places))
+    output, pull_back = vjp(call, *(tensors[place] for place in places))
     if isinstance(grad, tuple):
         grad = tuple(torch.zeros_like(o) if g is None else g for g, o in zip(grad, output, strict=True))
     return dict(zip(places, pull_back(grad), strict=True))
+
+
+def vjp(function: Callable[..., Any], *values: Any) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
+    """As `torch.func.vjp`, also where tensors are saved with hooks, which torch.func does not support."""
+    if transforms_active() or not saved_tensors_have_hooks():
+        return torch.func.vjp(function, *values)[:2]
+    with torch.enable_grad():
+        # An alias of each, so that nothing further back is reached.
+        aliases = [value.view_as(value) for value in values]
+        for alias in aliases:
+            if not alias.requires_grad:
+                alias.requires_grad_()
+        output = function(*aliases)
+
+    def pull_back(grads: Any) -> tuple[Tensor, ...]:
+        outputs, grads = ((output,), (grads,)) if isinstance(output, Tensor) else (output, grads)
+        followed = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+        if not followed:
+            return tuple(torch.zeros_like(alias) for alias in aliases)
+        outputs, grads = zip(*followed, strict=True)
+        further = torch.is_grad_enabled()
+        return torch.autograd.grad(
+            outputs, aliases, grads, retain_graph=True, create_graph=further, materialize_grads=True
+        )
+
+    return output, pull_back
 
 
 def front_of(tensor: Any, dimension: int | None, size: int) -> Any:
@@ -742,3 +848,19 @@ def _loop(operator: Any, info: Any, dims: Sequence[int | None], arguments: Seque
     if isinstance(calls[0], Tensor):
         return torch.stack(calls), 0
     return tuple(torch.stack(outputs) for outputs in zip(*calls, strict=True)), (0,) * len(calls[0])
+
+
+def _scaled(gradient: Tensor, grad_output: Tensor, tensor: Tensor) -> Tensor:
+    return (gradient * grad_output).to(gradient.dtype)
+
+
+# The tensor by which the gradient is taken has no part in the product. It is there so that a compiled graph, which has
+# no second derivative, knows that one would be needed, and says so.
+_SCALED = _define(
+    "scaled_gradient",
+    "(Tensor gradient, Tensor grad_output, Tensor tensor) -> Tensor",
+    _scaled,
+    lambda gradient, grad_output, tensor: torch.empty_like(gradient),
+    None,
+    None,
+)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, result_dtype
-from torchlosses._rows import compute_dtype
+from torchlosses._rows import compute_dtype, wide_sum
 
 
 class Elementwise(Loss, abstract=True):
@@ -27,18 +27,13 @@ class Elementwise(Loss, abstract=True):
     @classmethod
     def denominator(cls, input: Tensor, target: Tensor, weight: Any, sample_weight: Any, *_: Any) -> Tensor | None:
         """Σ w s; each with all its digits, so that its gradient is rounded once."""
-        if not cls.weight_in_mean:
-            weight = None
-        if weight is None and sample_weight is None:
-            return None
-        compute = compute_dtype(input, target, weight)
+        if weight is None or not cls.weight_in_mean:
+            return None if sample_weight is None else wide_sum(sample_weight)
         if sample_weight is None:
-            return weight.to(compute).sum()
-        if weight is None:
-            return sample_weight.to(compute).sum()
+            return wide_sum(weight)
         # An element of sample weight 0 is as if it were not there.
         hidden = (sample_weight == 0) & weight.isfinite().logical_not()
-        return (weight.to(compute).masked_fill(hidden, 0) * sample_weight).sum()
+        return wide_sum(weight.masked_fill(hidden, 0) * sample_weight)
 
 
 def elements(input: Tensor, target: Tensor, weight: Tensor | None, sample_weight: Tensor | None) -> Any:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torchlosses._declare import forward_ad_rule, front_of, save
+from torchlosses._declare import forward_ad_rule, front_of, functions_apply, save, vjp
 from torchlosses._rows import compute_dtype
 
 
@@ -41,6 +41,9 @@ class BlockFunction(NamedTuple):
 
 def over_row_blocks(function: BlockFunction, block_rows: int, *arguments: Tensor) -> tuple[Tensor, ...]:
     """The outputs of `function` for all rows: row outputs one behind the other, the others summed over the blocks."""
+    if not functions_apply():
+        # The same in plain operations, of which each has its own derivative there.
+        return _RowBlocks.forward(function, block_rows, *arguments)
     return _RowBlocks.apply(function, block_rows, *arguments)
 
 
@@ -60,26 +63,30 @@ def gradient_over_row_blocks(
     return over_row_blocks(gradient, block_rows, *rows, *row_grads, *shared, *sum_grads)
 
 
+def _blocks(function: BlockFunction, block_rows: int, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    rows, shared = arguments[: function.row_inputs], arguments[function.row_inputs :]
+    count = rows[0].shape[0]
+    row_outputs: list[list[Tensor]] = [[] for _ in range(function.row_outputs)]
+    sums: list[Tensor] = []
+    dtypes: list[torch.dtype] = []
+    for start in range(0, max(1, count), block_rows):
+        outputs = function.call(*(tensor[start : start + block_rows] for tensor in rows), *shared)
+        for blocks, output in zip(row_outputs, outputs, strict=False):
+            blocks.append(output)
+        parts = outputs[function.row_outputs :]
+        if not start:
+            dtypes = [part.dtype for part in parts]
+            sums = [part.to(compute_dtype(part)) for part in parts]
+        else:
+            sums = [total + part for total, part in zip(sums, parts, strict=True)]
+    joined = (blocks[0] if len(blocks) == 1 else torch.cat(blocks) for blocks in row_outputs)
+    return *joined, *(total.to(dtype) for total, dtype in zip(sums, dtypes, strict=True))
+
+
 class _RowBlocks(Function):
     @staticmethod
     def forward(function: BlockFunction, block_rows: int, *arguments: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        rows, shared = arguments[: function.row_inputs], arguments[function.row_inputs :]
-        count = rows[0].shape[0]
-        row_outputs: list[list[Tensor]] = [[] for _ in range(function.row_outputs)]
-        sums: list[Tensor] = []
-        dtypes: list[torch.dtype] = []
-        for start in range(0, max(1, count), block_rows):
-            outputs = function.call(*(tensor[start : start + block_rows] for tensor in rows), *shared)
-            for blocks, output in zip(row_outputs, outputs, strict=False):
-                blocks.append(output)
-            parts = outputs[function.row_outputs :]
-            if not start:
-                dtypes = [part.dtype for part in parts]
-                sums = [part.to(compute_dtype(part)) for part in parts]
-            else:
-                sums = [total + part for total, part in zip(sums, parts, strict=True)]
-        joined = (blocks[0] if len(blocks) == 1 else torch.cat(blocks) for blocks in row_outputs)
-        return *joined, *(total.to(dtype) for total, dtype in zip(sums, dtypes, strict=True))
+        return _blocks(function, block_rows, arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -147,7 +154,7 @@ def _gradient(function: BlockFunction, count: int, wanted: Sequence[int], given:
 
     def call(*arguments: Tensor) -> tuple[Tensor, ...]:
         own, grads = _separate(arguments, function.row_inputs, row_grads, count)
-        return torch.func.vjp(_restricted(function, own, wanted, given), *(own[place] for place in wanted))[1](grads)
+        return vjp(_restricted(function, own, wanted, given), *(own[place] for place in wanted))[1](grads)
 
     row_outputs = sum(place < function.row_inputs for place in wanted)
     return BlockFunction(call, function.row_inputs + row_grads, row_outputs, len(wanted) - row_outputs)
@@ -165,9 +172,10 @@ def _directional_derivative(function: BlockFunction, count: int, given: Sequence
     def call(*arguments: Tensor) -> tuple[Tensor, ...]:
         own, tangents = _separate(arguments, function.row_inputs, row_tangents, count)
         restricted = _restricted(function, own, given, range(row_outputs + function.sum_outputs))
-        values, pull_back = torch.func.vjp(restricted, *(own[place] for place in given))[:2]
+        values, pull_back = vjp(restricted, *(own[place] for place in given))
         zeros = tuple(torch.zeros_like(value) for value in values)
-        return torch.func.vjp(pull_back, zeros)[1](tangents)[0]
+        found: Any = vjp(pull_back, zeros)[1](tangents)
+        return found[0]
 
     return BlockFunction(call, function.row_inputs + row_tangents, row_outputs, function.sum_outputs)
 

@@ -62,6 +62,11 @@ def along_classes(weight: Tensor, like: Tensor) -> Tensor:
     return weight.unsqueeze(1) if like.dim() == 3 else weight
 
 
+def wide_sum(weights: Tensor) -> Tensor:
+    """Their sum, with the digits of float64 where they cost nothing."""
+    return weights.sum(dtype=torch.float64) if weights.device.type == "cpu" else weights.sum()
+
+
 def mean_of(total: Tensor, denominator: Tensor, empty: float) -> Tensor:
     """total / denominator, and where there is nothing to average over, `empty`, with gradient 0."""
     denominator = denominator.to(total.dtype)
@@ -70,7 +75,8 @@ def mean_of(total: Tensor, denominator: Tensor, empty: float) -> Tensor:
     # Something divided by nothing stays what it is, inf or nan; only 0 / 0 has no value of its own.
     without_value = total.detach() / denominator.detach()
     without_value = without_value.masked_fill(total.detach() == 0, empty)
-    return torch.where(nothing, without_value, mean)
+    # Not `where`, whose own backward makes a tensor that is not fake where these are, outside of their mode.
+    return mean.masked_fill(nothing, 0) + without_value.masked_fill(nothing.logical_not(), 0)
 
 
 def part_of_mean(grad_output: Tensor, denominator: Tensor) -> Tensor:

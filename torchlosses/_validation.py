@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchlosses._declare import transforms_active
+
 REDUCTIONS = ("none", "mean", "sum")
 BROADCASTS = ("warn", "error", "allow")
 EMPTY = ("nan", "zero")
@@ -47,7 +49,7 @@ def _one_of(name: str, value: Any, values: tuple[str, ...]) -> Any:
     return value
 
 
-def check_reduction(reduction: str) -> str:
+def check_reduction(reduction: str) -> Any:
     return _one_of("reduction", reduction, REDUCTIONS)
 
 
@@ -135,11 +137,11 @@ def _number(name: str, value: float) -> float:
     return float(value)
 
 
-def check_broadcast_option(broadcast: str) -> str:
+def check_broadcast_option(broadcast: str) -> Any:
     return _one_of("broadcast", broadcast, BROADCASTS)
 
 
-def check_gradient_option(gradient: str) -> str:
+def check_gradient_option(gradient: str) -> Any:
     return _one_of("gradient", gradient, GRADIENTS)
 
 
@@ -174,13 +176,13 @@ def check_elementwise_dtypes(function: str, input: Tensor, target: Tensor) -> No
     for name, tensor in (("input", input), ("target", target)):
         if tensor.dtype not in _FLOATS and not is_integer(tensor.dtype) and tensor.dtype != torch.bool:
             raise NotImplementedError(
-                f'"{function}" not implemented for {_name(tensor.dtype)} {name}: expected float32, float64, bfloat16 or '
-                "float16. Convert it with .float(), and complex numbers with torch.view_as_real."
+                f'"{function}" not implemented for {_name(tensor.dtype)} {name}: expected float32, float64, bfloat16 '
+                "or float16. Convert it with .float(), and complex numbers with torch.view_as_real."
             )
     if not (input.dtype.is_floating_point or target.dtype.is_floating_point):
         raise NotImplementedError(
-            f'"{function}" not implemented for {_name(input.dtype)} input and {_name(target.dtype)} target: at least one '
-            "must be a floating-point tensor. Convert with .float()."
+            f'"{function}" not implemented for {_name(input.dtype)} input and {_name(target.dtype)} target: at least '
+            "one must be a floating-point tensor. Convert with .float()."
         )
 
 
@@ -189,8 +191,8 @@ def check_broadcast(function: str, input: Tensor, target: Tensor, broadcast: Bro
         common = torch.broadcast_shapes(input.shape, target.shape)
     except RuntimeError:
         raise RuntimeError(
-            f"{function}: input of size {tuple(input.shape)} and target of size {tuple(target.shape)} do not broadcast. "
-            "Give both the same size."
+            f"{function}: input of size {tuple(input.shape)} and target of size {tuple(target.shape)} do not "
+            "broadcast. Give both the same size."
         ) from None
     if broadcast == "error":
         raise ValueError(
@@ -357,8 +359,8 @@ def check_low_rank(
         raise ValueError(f"{function}: low_rank needs a linear_weight of two dimensions, not {linear_weight.dim()}.")
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != features or b.shape[0] != classes or a.shape[0] != b.shape[1]:
         raise RuntimeError(
-            f"{function}: expected low_rank with A of shape (rank, {features}) and B of shape ({classes}, rank), but got "
-            f"{tuple(a.shape)} and {tuple(b.shape)}."
+            f"{function}: expected low_rank with A of shape (rank, {features}) and B of shape ({classes}, rank), "
+            f"but got {tuple(a.shape)} and {tuple(b.shape)}."
         )
     return a, b, _number("the scale of low_rank", scale)
 
@@ -439,7 +441,7 @@ def check_normalizer(normalizer: Tensor | float | None, reduction: str) -> Tenso
     return normalizer
 
 
-def check_empty(empty: str) -> str:
+def check_empty(empty: str) -> Any:
     return _one_of("empty", empty, EMPTY)
 
 
@@ -526,7 +528,7 @@ def check_inplace_backward(input: Tensor) -> bool:
     check_tensors("cross_entropy", input=input)
     if torch.compiler.is_compiling() or not (input.requires_grad and torch.is_grad_enabled()):
         return False
-    if torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(input).tangent is not None:
+    if transforms_active() or forward_ad.unpack_dual(input).tangent is not None:
         raise _inplace_error("input is given to a transform of torch.func or to forward-mode AD, which need it again")
     if input.is_leaf or (input._base is not None and input._base.is_leaf and input._base.requires_grad):
         raise _inplace_error("input is a leaf that requires grad, or a view of one, whose values would be lost")

@@ -15,9 +15,9 @@ How the gradient follows. d softplus(x) / dx = σ(x), so
 
 Label smoothing ε puts (1-ε) t + ε/2 in place of t. A weight w and a sample weight s multiply loss and gradient.
 
-How it stays right in the corners. softplus(x) = max(x, 0) + log1p(exp(-|x|)) keeps the digits of both tails: the loss of
-target 1 at logit 40 is 4.2e-18, not 0. The gradient is a sum of two terms, of which one is exactly 0 where t is 0 or 1,
-so that nothing cancels there: at the same place it is -4.2e-18, where σ(x) - t gives 0.
+How it stays right in the corners. softplus(x) = max(x, 0) + log1p(exp(-|x|)) keeps the digits of both tails: the loss
+of target 1 at logit 40 is 4.2e-18, not 0. The gradient is a sum of two terms, of which one is exactly 0 where t is 0
+or 1, so that nothing cancels there: at the same place it is -4.2e-18, where σ(x) - t gives 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torchlosses import _validation
 from torchlosses._declare import result_dtype
 from torchlosses._elementwise import Elementwise, weighted
 from torchlosses._module import LossModule, overridden
-from torchlosses._rows import compute_dtype
+from torchlosses._rows import compute_dtype, wide_sum
 
 
 class Options(NamedTuple):
@@ -77,13 +77,13 @@ class BinaryCrossEntropy(Elementwise):
         ignore_index = others[-1].ignore_index
         return None if ignore_index is None else target != ignore_index
 
-    @staticmethod
-    def denominator(input: Tensor, target: Tensor, weight: Any, sample_weight: Any, *others: Any) -> Tensor | None:
+    @classmethod
+    def denominator(cls, input: Tensor, target: Tensor, weight: Any, sample_weight: Any, *others: Any) -> Tensor | None:
         """Σ s over the elements that are not ignored; as in torch, a weight does not enter."""
         if sample_weight is None:
             return None
-        counted = BinaryCrossEntropy.counted(input, target, *others)
-        return (sample_weight if counted is None else sample_weight.masked_fill(counted.logical_not(), 0)).sum()
+        counted = cls.counted(input, target, *others)
+        return wide_sum(sample_weight if counted is None else sample_weight.masked_fill(counted.logical_not(), 0))
 
 
 def _prepared(
@@ -136,7 +136,8 @@ def binary_cross_entropy_with_logits(
     r"""Binary cross-entropy between logits and probabilities of an event, in nats.
 
     .. math:: \text{loss}_i = -w_i \left(q_i\, t_i \log \sigma(x_i) + (1 - t_i) \log \sigma(-x_i)\right), \qquad
-        \frac{\partial\,\text{loss}_i}{\partial x_i} = w_i \left((1 - t_i)\, \sigma(x_i) - q_i\, t_i\, \sigma(-x_i)\right)
+        \frac{\partial\,\text{loss}_i}{\partial x_i} = w_i \left((1 - t_i)\, \sigma(x_i) - q_i\, t_i\,
+        \sigma(-x_i)\right)
 
     A drop-in for `torch.nn.functional.binary_cross_entropy_with_logits`.
 
@@ -146,8 +147,8 @@ def binary_cross_entropy_with_logits(
         weight: A factor of each element, of a shape that broadcasts to that of `input`.
         size_average: Not supported; here so that positional arguments keep their place. Use `reduction`.
         reduce: Not supported; here so that positional arguments keep their place. Use `reduction`.
-        reduction: 'mean' divides the sum by the number of elements that are not ignored, as torch does, or by the sum of
-            their sample weights; 'sum'; or 'none'.
+        reduction: 'mean' divides the sum by the number of elements that are not ignored, as torch does, or by the sum
+            of their sample weights; 'sum'; or 'none'.
         pos_weight: q, a factor of the event's part of the loss, of a shape that broadcasts to that of `input`.
         ignore_index: Elements with this target leave no trace; None ignores none.
         label_smoothing: ε in [0, 1], the share of the target that is spread evenly over the event and its opposite.

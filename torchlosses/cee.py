@@ -28,7 +28,7 @@ from torch.overrides import has_torch_function_variadic
 from torchlosses import _validation
 from torchlosses._declare import Loss, recording, result_dtype
 from torchlosses._module import LossModule, overridden
-from torchlosses._rows import compute_dtype, from_rows, indices_to_rows, per_class, row_shape, to_rows
+from torchlosses._rows import compute_dtype, from_rows, indices_to_rows, per_class, row_shape, to_rows, wide_sum
 
 
 class Options(NamedTuple):
@@ -95,7 +95,7 @@ class TextbookCrossEntropy(Loss):
     @staticmethod
     def denominator(input: Tensor, target: Tensor, sample_weight: Tensor | None, options: Options) -> Tensor | None:
         """Σ_n s_n."""
-        return None if sample_weight is None else sample_weight.sum()
+        return None if sample_weight is None else wide_sum(sample_weight)
 
 
 def _visible(input: Tensor, target: Tensor, sample_weight: Tensor | None, delta: float) -> tuple[Tensor, Tensor]:
@@ -166,7 +166,8 @@ def cee_loss(
     Raises:
         ValueError: `input` leaves [0, 1] by more than rounding (logits belong to `cross_entropy`), an integer target of
             the input's shape is not one-hot, `delta` is negative or not finite, `reduction`, `empty` or `gradient`
-            is none of its values, `normalizer` is given without 'mean', `sample_weight` does not fit, or the batch sizes differ.
+            is none of its values, `normalizer` is given without 'mean', `sample_weight` does not fit, or the batch
+            sizes differ.
         RuntimeError: The other sizes do not fit, class indices are no integers, or the devices differ.
         IndexError: A class index is out of bounds (on the CPU; accelerators assert it on the device).
         NotImplementedError: `input` is not floating-point.

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, exponential, recording, replaced, result_dtype
+from torchlosses._declare import Loss, autocast_enabled, exponential, may_look, replaced, result_dtype
 from torchlosses._module import LossModule, overridden
 from torchlosses._options import RowStatistics, row_statistics, statistics_of
 from torchlosses._rows import (
@@ -47,6 +47,7 @@ from torchlosses._rows import (
     soft_cap,
     soft_cap_slope,
     to_rows,
+    wide_sum,
 )
 
 
@@ -89,8 +90,8 @@ class CrossEntropy(Loss):
         dot = shares.dot(shifted)
         i = shares.target if shares.indices else shifted.argmax(1, keepdim=True)
         at_i = shifted.gather(1, i)
-        # One class is left out of the sum and comes back as expm1: where it is the maximum, that is exactly 0, and log1p
-        # keeps the small remainder that 1 + remainder would round away.
+        # One class is left out of the sum and comes back as expm1: where it is the maximum, that is exactly 0, and
+        # log1p keeps the small remainder that 1 + remainder would round away.
         rest = exponential(replaced(shifted, i, -math.inf)).sum(1, keepdim=True) + torch.expm1(at_i)
         log_sum = torch.log1p(rest)
         losses = shares.losses(log_sum, at_i, dot)
@@ -160,10 +161,19 @@ class CrossEntropy(Loss):
     ) -> Tensor | None:
         """Σ_n s_n w_{y_n} over the rows that are not ignored; Σ_n s_n for class probabilities."""
         if target.dim() == input.dim():
-            return None if sample_weight is None else sample_weight.sum()
+            return probabilities_denominator(input.shape[1], sample_weight)
+        if weight is None and sample_weight is None:
+            return None
         return class_indices_denominator(
             target, weight, sample_weight, options.ignore_index, compute_dtype(input, weight)
         )
+
+
+def probabilities_denominator(classes: int, sample_weight: Tensor | None) -> Tensor | None:
+    """Σ_n s_n; None where rows have no weights. Without classes there is no row."""
+    if sample_weight is None:
+        return None
+    return wide_sum(sample_weight) if classes else sample_weight.new_zeros(())
 
 
 def class_indices_denominator(
@@ -183,7 +193,7 @@ def class_indices_denominator(
     if sample_weight is not None:
         of_rows = sample_weight if of_rows is None else of_rows * sample_weight
     assert of_rows is not None
-    return of_rows.masked_fill(ignored, 0).sum()
+    return wide_sum(of_rows.masked_fill(ignored, 0))
 
 
 def _scaled(input: Tensor, compute: torch.dtype, options: Options) -> Tensor:
@@ -197,6 +207,11 @@ def _logits(input: Tensor, compute: torch.dtype, options: Options) -> Tensor:
     return x if options.logit_softcap is None else soft_cap(x, options.logit_softcap)
 
 
+def _finite_where(share: Tensor, values: Tensor) -> Tensor:
+    """0 in place of ±inf where the share is 0: 0 · ∞ = 0."""
+    return values.masked_fill((share == 0) & values.isinf(), 0)
+
+
 class _Shares:
     """The target's share a of each class, and what is a sum over the classes with it."""
 
@@ -208,7 +223,9 @@ class _Shares:
         classes, smoothing = input.shape[1], options.label_smoothing
         self.sample_weight = None if sample_weight is None else sample_weight.to(compute).unsqueeze(1)
         self.weight = weight = None if weight is None else along_classes(weight.to(compute), input)
+        self.target: Any = None
         self.ignored: Tensor | None = None
+        self.hidden: Tensor | None = None
         self.smooth = smoothing / classes if smoothing else 0.0
         if self.indices:
             ignored = (target == options.ignore_index).unsqueeze(1)
@@ -226,7 +243,6 @@ class _Shares:
             self.total = total if isinstance(total, Tensor) else torch.full_like(ignored, total, dtype=compute)
         else:
             share = target.to(compute)
-            self.target = None
             if smoothing:
                 share = (1 - smoothing) * share + self.smooth
             self.share = share if weight is None else share * weight
@@ -243,31 +259,31 @@ class _Shares:
         """The logits, with zeros in rows that leave no trace and are not finite; and which these are."""
         without = self.without_trace()
         # Where looking is free and nobody follows, most batches need no further pass.
-        may_look = not recording() and y.device.type == "cpu"
-        if may_look and not bool(without.any()):
+        if may_look(y) and not bool(without.any()):
             return y, None
         if maximum is None:
             maximum = y.detach().amax(1, keepdim=True)
         self.hidden = without & maximum.isfinite().logical_not()
         return y.masked_fill(self.hidden, 0), self.hidden
 
-    def dot(self, shifted: Tensor) -> Tensor | None:
+    def dot(self, shifted: Tensor) -> Any:
         """Σ_c a_c (x_c - m), of class indices without the target's own part. A class without a share has no effect."""
+        # What has no share has no effect, also where it is infinite; its share has a derivative where it is finite.
         if not self.indices:
-            return (self.share * shifted).masked_fill(self.share == 0, 0).sum(1, keepdim=True)
+            return (self.share * _finite_where(self.share, shifted)).sum(1, keepdim=True)
         if not self.smooth:
             return None
         if self.weight is None:
             return self.smooth * shifted.sum(1, keepdim=True)
-        return self.smooth * (shifted * self.weight).masked_fill(self.weight == 0, 0).sum(1, keepdim=True)
+        return self.smooth * (self.weight * _finite_where(self.weight, shifted)).sum(1, keepdim=True)
 
-    def losses(self, log_sum: Tensor, at_target: Tensor, dot: Tensor | None) -> Tensor:
+    def losses(self, log_sum: Tensor, at_target: Tensor, dot: Any) -> Tensor:
         """Σ_c a_c (-log p_c)."""
         if not self.indices:
             return self.total * log_sum - dot
         cost = log_sum - at_target
         if isinstance(self.own, Tensor):
-            cost = cost.masked_fill((self.own == 0) & cost.isinf(), 0)
+            cost = _finite_where(self.own, cost)
         losses = self.own * cost
         return losses if dot is None else losses + (self.all_smooth * log_sum - dot)
 
@@ -276,7 +292,8 @@ class _Shares:
         if self.sample_weight is not None:
             # The derivative by a weight of 0 is the loss, if there is one.
             without = (self.sample_weight == 0) & losses.isfinite().logical_not()
-            losses = losses.masked_fill(without, 0) * self.sample_weight
+            losses = losses.masked_fill(without if self.hidden is None else without | self.hidden, 0)
+            losses = losses * self.sample_weight
         without = (self.total == 0) & losses.isfinite().logical_not()
         return losses.masked_fill(without if self.ignored is None else without | self.ignored, 0)
 
@@ -286,6 +303,8 @@ class _Shares:
         g = g.masked_fill(without & g.isfinite().logical_not(), 0)
         if self.sample_weight is not None:
             g = g * self.sample_weight
+        if self.hidden is not None:
+            g = g.masked_fill(self.hidden, 0)
         return g if self.ignored is None else g.masked_fill(self.ignored, 0)
 
     def gradient(self, p: Tensor, drawn: Tensor | None, g: Tensor) -> Tensor:
@@ -444,8 +463,8 @@ def cross_entropy(
 
     Raises:
         ValueError: `reduction`, `label_smoothing`, `empty`, `z_loss`, `logit_scale`, `logit_softcap` or `gradient` is
-            none of its values; `normalizer` without 'mean', or not one number; `sample_weight` does not broadcast to the rows; the batch
-            sizes differ.
+            none of its values; `normalizer` without 'mean', or not one number; `sample_weight` does not broadcast to
+            the rows; the batch sizes differ.
         RuntimeError: The other sizes do not fit; class indices are no integers or class probabilities no floats;
             `weight` has the wrong length, or with class indices another dtype; `ignore_index` >= 0 with class
             probabilities; the tensors are on different devices. With `inplace_backward`: `input` is a leaf that

@@ -139,8 +139,8 @@ def huber_loss(
     Args:
         input: Predictions, of any shape.
         target: True values, of the shape of `input`. Another shape that broadcasts is handled as `broadcast` says.
-        reduction: 'mean' divides the sum by the number of elements, whatever their `weight` (as torch does), or by the sum of
-            the sample weights; 'sum'; or 'none'.
+        reduction: 'mean' divides the sum by the number of elements, whatever their `weight` (as torch does), or by the
+            sum of the sample weights; 'sum'; or 'none'.
         delta: δ > 0, where the loss turns from squared to straight.
         weight: One factor an element, of the shape of `input`.
         broadcast: What to do when the shapes differ but broadcast: 'warn' (as torch does), 'error', or 'allow'.
@@ -218,8 +218,9 @@ def smooth_l1_loss(
         target: True values, of the shape of `input`. Another shape that broadcasts is handled as `broadcast` says.
         size_average: Not supported; here so that positional arguments keep their place. Use `reduction`.
         reduce: Not supported; here so that positional arguments keep their place. Use `reduction`.
-        reduction: 'mean' divides the sum by the number of elements, or by the sum of the sample weights; 'sum'; or 'none'.
-        beta: β >= 0, where the loss turns from squared to straight; with 0 it is |e|.
+        reduction: 'mean' divides the sum by the number of elements, or by the sum of the sample weights; 'sum'; or
+            'none'.
+        beta: β >= 0, where the loss turns from squared to straight; with 0 it is the absolute error.
         broadcast: What to do when the shapes differ but broadcast: 'warn' (as torch does), 'error', or 'allow'.
         normalizer: What 'mean' divides by, a number or a tensor without dimensions.
         sample_weight: One weight a sample, as in `mse_loss`.

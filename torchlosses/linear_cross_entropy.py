@@ -25,7 +25,7 @@ torch.func), the logits are computed again, block by block.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_type_hints, overload
 
 import torch
@@ -34,27 +34,22 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
 from torchlosses import _validation
-from torchlosses import cross_entropy as _inner
 from torchlosses._declare import Loss, autocast_enabled, result_dtype
 from torchlosses._module import LossModule, overridden
 from torchlosses._options import RowStatistics, statistics_of
-from torchlosses._row_blocks import BlockFunction, gradient_over_row_blocks, over_row_blocks
+from torchlosses._row_blocks import BlockFunction, over_row_blocks
 from torchlosses._rows import compute_dtype
-from torchlosses.cross_entropy import CrossEntropy, class_indices_denominator
+from torchlosses.cross_entropy import CrossEntropy, class_indices_denominator, probabilities_denominator
 from torchlosses.kernels import linear
 from torchlosses.kernels.linear import default_block_rows
 
 _FUNCTION = "linear_cross_entropy"
 LowRank: TypeAlias = tuple[Tensor, Tensor, float]
 
-_INNER = get_type_hints(_inner.Options)
+_FURTHER = {"product_dtype": torch.dtype, "low_rank_scale": float, "block_rows": torch.SymInt}
+_make_record: Any = NamedTuple
 # Those of the cross-entropy, passed on unread, and what the product needs.
-Options: Any = NamedTuple(
-    "Options",
-    [*_INNER.items(), ("product_dtype", torch.dtype), ("low_rank_scale", float), ("block_rows", torch.SymInt)],
-)
-_ROWS = (0, 5, 7)  # the tensors that have rows: input, target, sample_weight
-_SHARED = (1, 2, 3, 4, 6)
+Options: Any = _make_record("Options", [*get_type_hints(CrossEntropy.options).items(), *_FURTHER.items()])
 
 
 class LinearCrossEntropy(Loss):
@@ -76,36 +71,106 @@ class LinearCrossEntropy(Loss):
     derived = 5
     kernels = linear
     scales = True
+    of_logits: type[CrossEntropy] = CrossEntropy
+    split = False  # whether each process has some of the classes
 
-    @staticmethod
-    def forward(*tensors_and_options: Any) -> tuple[Tensor, Tensor]:
+    @classmethod
+    def forward(cls, *tensors_and_options: Any) -> tuple[Tensor, Tensor]:
         """The rows' losses and statistics, a block of rows at a time."""
         *tensors, options = tensors_and_options
-        function, present = _block_function(tensors, options)
-        losses, *found = over_row_blocks(function, options.block_rows, *(tensors[place] for place in present))
+        inner, compute = cls._inner_of_block(tensors, options)
+        fields = cls.state_fields(options)
+
+        def of_block(target: Tensor, sample_weight: Any, weight: Any, *operands: Any) -> tuple[Tensor, ...]:
+            sample_weight, *visible = cls._visible(target, sample_weight, weight, operands, options)
+            y = _logits(visible, options).to(compute)
+            losses, state = cls.of_logits.forward(y, target, weight, sample_weight, inner)
+            return losses, *(state[-fields:].unbind() if fields else ())
+
+        losses, *found = _over_row_blocks(of_block, tensors, options, (), 1 + fields, 0, fields)
         return losses, torch.stack(found) if found else losses.new_empty((0, losses.shape[0]))
 
-    @staticmethod
-    def backward(grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
-        """The gradients by the operands of the product, a block of rows at a time."""
+    @classmethod
+    def backward(cls, grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
+        """The gradients by x, W, b, A and B, a block of rows at a time."""
         *tensors, options = tensors_and_options
-        function, present = _block_function(tensors, options._replace(statistics=False))
-        wanted = [position for position, place in enumerate(present) if place < 5 and options.gradients >> place & 1]
+        inner, compute = cls._inner_of_block(tensors, options._replace(statistics=False))
+        scale, dtype = options.low_rank_scale, options.product_dtype
+        wanted = [place for place in range(5) if options.gradients >> place & 1]
+
+        def of_block(g: Tensor, target: Tensor, sample_weight: Any, weight: Any, *operands: Any) -> tuple[Tensor, ...]:
+            sample_weight, *visible = cls._visible(target, sample_weight, weight, operands, options)
+            x, linear_weight, _, a, b = visible
+            y = _logits(visible, options).to(compute)
+            by_logits = cls.of_logits.backward(g, y, target, weight, sample_weight, inner)
+            narrow = by_logits.to(dtype)
+            found: list[Any] = [None] * 5
+            if 0 in wanted:
+                found[0] = narrow @ linear_weight
+                if a is not None:
+                    found[0] = found[0] + scale * ((narrow @ b) @ a)
+                found[0] = cls.summed(found[0], options)
+            if 1 in wanted:
+                found[1] = narrow.t() @ x
+            if 2 in wanted:
+                found[2] = by_logits.sum(0)
+            if 3 in wanted:
+                found[3] = cls.summed(scale * ((narrow @ b).t() @ x), options)
+            if 4 in wanted and a is not None:
+                found[4] = scale * (narrow.t() @ (x @ a.t()))
+            return tuple(found[place] for place in wanted)
+
         grad_rows = grad_output.expand(tensors[0].shape[0])
-        given = [tensors[place] for place in present]
-        found = gradient_over_row_blocks(function, options.block_rows, given, wanted, [grad_rows])
+        rows = int(0 in wanted)
+        found = _over_row_blocks(of_block, tensors, options, (grad_rows,), rows, len(wanted) - rows, 0)
         gradients: list[Tensor | None] = [None] * 5
-        for position, gradient in zip(wanted, found, strict=True):
-            gradients[present[position]] = gradient
+        for place, gradient in zip(wanted, found, strict=True):
+            gradients[place] = cls.summed(gradient, options) if place in (0, 3) else gradient
         return tuple(gradients)
 
-    @staticmethod
-    def inner(options: Any) -> _inner.Options:
+    @classmethod
+    def inner(cls, options: Any) -> Any:
         """The options of the cross-entropy."""
-        return _inner.Options(*options[: len(_INNER)])
+        inner = cls.of_logits.options
+        return inner(*options[: len(inner._fields)])
+
+    @classmethod
+    def _inner_of_block(cls, tensors: Sequence[Any], options: Any) -> tuple[Any, torch.dtype]:
+        """The options of the cross-entropy of a block, and the dtype it is computed in."""
+        input, linear_weight, *_, target, weight, _ = tensors
+        compute = compute_dtype(input, linear_weight, target, weight)
+        return cls.inner(options)._replace(reduction="none", dtype=compute, gradients=0), compute
+
+    @classmethod
+    def _visible(
+        cls, target: Tensor, sample_weight: Any, weight: Any, operands: Sequence[Any], options: Any
+    ) -> list[Any]:
+        """The sample weights, and the operands in the dtype of the product.
+
+        Both with zeros in rows that leave no trace and are not finite.
+        """
+        x, linear_weight, linear_bias, a, b = operands
+        without = cls.without_trace(target, weight, sample_weight, options)
+        if without is not None:
+            hidden = without & x.isfinite().all(1).logical_not()
+            x = x.masked_fill(hidden.unsqueeze(1), 0)
+            sample_weight = None if sample_weight is None else sample_weight.masked_fill(hidden, 0)
+        x, a = cls.entering(x, options), None if a is None else cls.entering(a, options)
+        operands = (x, linear_weight, linear_bias, a, b)
+        return [sample_weight, *(None if t is None else t.to(options.product_dtype) for t in operands)]
 
     @staticmethod
-    def rows(input: Tensor) -> Sequence[int]:
+    def entering(tensor: Tensor, options: Any) -> Tensor:
+        """What each process has, for use with what one has: its gradient is a sum over the processes."""
+        return tensor
+
+    @staticmethod
+    def summed(tensor: Tensor, options: Any) -> Tensor:
+        """The sum over the processes that have the classes."""
+        return tensor
+
+    @classmethod
+    def rows(cls, input: Tensor) -> Sequence[int]:
         """One loss a row of features."""
         return input.shape[:1]
 
@@ -139,7 +204,7 @@ class LinearCrossEntropy(Loss):
         """As that of the cross-entropy."""
         input, linear_weight, _, _, _, target, weight, sample_weight, options = tensors_and_options
         if target.dim() > 1:
-            return None if sample_weight is None else sample_weight.sum()
+            return probabilities_denominator(linear_weight.shape[0], sample_weight)
         compute = compute_dtype(input, linear_weight, weight)
         return class_indices_denominator(target, weight, sample_weight, options.ignore_index, compute)
 
@@ -156,32 +221,38 @@ class LinearCrossEntropy(Loss):
         return found
 
 
-def _block_function(tensors: Sequence[Any], options: Any) -> tuple[BlockFunction, list[int]]:
-    """The losses of a block in differentiable steps; and which of the tensors it takes, those of the rows first."""
-    present = [place for place in (*_ROWS, *_SHARED) if tensors[place] is not None]
-    input, linear_weight, target, weight = tensors[0], tensors[1], tensors[5], tensors[6]
-    compute, product_dtype = compute_dtype(input, linear_weight, target, weight), options.product_dtype
-    inner = LinearCrossEntropy.inner(options)._replace(reduction="none", dtype=compute, gradients=0)
+def _logits(operands: Sequence[Any], options: Any) -> Tensor:
+    """x Wᵀ + b + r (x Aᵀ) Bᵀ."""
+    x, linear_weight, linear_bias, a, b = operands
+    y = F.linear(x, linear_weight, linear_bias)
+    return y if a is None else y + options.low_rank_scale * F.linear(F.linear(x, a), b)
+
+
+def _over_row_blocks(
+    of_block: Callable[..., tuple[Tensor, ...]],
+    tensors: Sequence[Any],
+    options: Any,
+    further: tuple[Tensor, ...],
+    row_outputs: int,
+    sum_outputs: int,
+    auxiliary: int,
+) -> tuple[Tensor, ...]:
+    """`of_block` of (further, target, sample_weight, weight, operands), of which those that are None are not passed."""
+    input, *shared, target, weight, sample_weight = tensors
+    ordered = [*further, target, sample_weight, weight, input, *shared]
+    with_rows = [*range(len(further) + 2), len(further) + 3]
+    places = [place for place in with_rows if ordered[place] is not None]
+    rows = len(places)
+    places += [place for place in range(len(ordered)) if place not in with_rows and ordered[place] is not None]
 
     def call(*given: Tensor) -> tuple[Tensor, ...]:
-        some: list[Any] = [None] * 8
-        for place, tensor in zip(present, given, strict=True):
-            some[place] = tensor
-        x, linear_weight, linear_bias, a, b, t, w, s = some
-        # A row that leaves no trace: where it is not finite, it is computed as if it held zeros.
-        without = LinearCrossEntropy.without_trace(t, w, s, options)
-        if without is not None:
-            x = x.masked_fill((without & x.isfinite().all(1).logical_not()).unsqueeze(1), 0)
-        x, linear_weight = x.to(product_dtype), linear_weight.to(product_dtype)
-        y = F.linear(x, linear_weight, None if linear_bias is None else linear_bias.to(product_dtype))
-        if a is not None:
-            y = y + options.low_rank_scale * F.linear(F.linear(x, a.to(product_dtype)), b.to(product_dtype))
-        losses, state = CrossEntropy.forward(y.to(compute), t, w, s, inner)
-        return losses, *(state[2:].unbind() if options.statistics else ())
+        arguments: list[Any] = [None] * len(ordered)
+        for place, tensor in zip(places, given, strict=True):
+            arguments[place] = tensor
+        return of_block(*arguments)
 
-    rows = sum(place in _ROWS for place in present)
-    auxiliary = LinearCrossEntropy.state_fields(options)
-    return BlockFunction(call, rows, 1 + auxiliary, auxiliary=auxiliary), present
+    function = BlockFunction(call, rows, row_outputs, sum_outputs, auxiliary)
+    return over_row_blocks(function, options.block_rows, *(ordered[place] for place in places))
 
 
 @overload
@@ -440,7 +511,7 @@ def linear_cross_entropy(
     loss = (loss.reshape(shape) if reduction == "none" else loss).to(dtype)
     if not return_stats:
         return loss
-    found = torch.stack([state for _, state in results], -1).reshape(-1, *shape)
+    found = torch.stack([state for _, state in results], -1).reshape(len(RowStatistics._fields), *shape)
     return loss, statistics_of(found.unbind())
 
 
@@ -458,8 +529,9 @@ def _denominator(
     if indices:
         found = class_indices_denominator(target, weight, sample_weight, ignore_index, compute)
         return (target != ignore_index).sum() if found is None else found
-    if sample_weight is not None:
-        return sample_weight.sum()
+    found = probabilities_denominator(linear_weight.shape[0], sample_weight)
+    if found is not None:
+        return found
     # Without classes there is no row either.
     return torch.full((), math.prod(shape) if linear_weight.shape[0] else 0, device=target.device)
 

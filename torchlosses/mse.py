@@ -109,9 +109,9 @@ def mse_loss(
         float16 are computed in float32 and rounded once, and stay float32 under autocast; mixed dtypes are promoted.
 
     Raises:
-        ValueError: `reduction`, `broadcast`, `empty` or `gradient` is none of its values; `weight` has another shape than
-            `input`, or `sample_weight` does not fit it; the shapes differ and `broadcast` is 'error'; `normalizer` without
-            'mean'.
+        ValueError: `reduction`, `broadcast`, `empty` or `gradient` is none of its values; `weight` has another shape
+            than `input`, or `sample_weight` does not fit it; the shapes differ and `broadcast` is 'error';
+            `normalizer` without 'mean'.
         RuntimeError: The shapes do not broadcast, or the tensors are on different devices.
         NotImplementedError: Both tensors are integer, or one is complex.
         TypeError: An argument is no tensor, or `size_average` or `reduce` is given.

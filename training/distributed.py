@@ -7,15 +7,14 @@ A batch that does not divide evenly is weighted so that the average is that of t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from training.errors import StudyError
 
@@ -47,9 +46,13 @@ class Processes:
             return start, start + 1, 0.0
         return first, last, (last - first) * self.count / size
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """`network`, averaging its gradients over the processes if there are several."""
-        return network if self.count == 1 else DistributedDataParallel(network)
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace each parameter's gradient by its mean over the processes."""
+        if self.count > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self.count
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over the processes."""

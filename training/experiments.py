@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy
 
-from training.engine import Report, Settings, Trainer
+from training.engine import Report, Trainer
 from training.objectives import Objective
 from training.randomness import generator
 from training.results import GradientCurve, GradientExperiment, RecoveryCurve
@@ -111,41 +110,51 @@ def recovery_steps(steps: int) -> list[int]:
     return [step for step in (*_RECOVERY_STEPS, *range(300, steps, 100)) if step < steps] + [steps]
 
 
-def recovery_curve(
-    settings: Settings, model: str, objective: Objective, seed: int, data: TaskData, steps: int, report: Report
-) -> RecoveryCurve:
-    """Train a network that starts out confidently wrong, and measure how fast it recovers.
+def recovery_curves(trainer: Trainer, data: TaskData, steps: int, report: Report) -> list[RecoveryCurve]:
+    """Train networks that start out confidently wrong, and measure how fast they recover.
 
-    The network is freshly initialised, the same for every objective of a seed; then the bias of one output is raised by
-    RECOVERY_MARGIN, so that it takes every image for that class with a probability of nearly 1. A fresh network, not a
-    trained one: nothing else in it helps or hinders, and what follows depends on the gradient that the loss sends back.
-    The optimizer is that of the study, Adam: not even steps whose size does not depend on the gradient's scale help
-    where the gradient has all but vanished.
+    The networks are freshly initialised, the same for every objective of a seed; then the bias of one output is raised
+    by RECOVERY_MARGIN, so that they take every image for that class with a probability of nearly 1. Fresh networks, not
+    trained ones: nothing else in them helps or hinders, and what follows depends on the gradient that the loss sends
+    back. The optimizer is that of the study, Adam: not even steps whose size does not depend on the gradient's scale
+    help where the gradient has all but vanished.
+
+    Args:
+        trainer: a fresh stack; its networks are pushed and trained.
+        data: the digits.
+        steps: how many updates to watch.
+        report: called with the number of updates of all networks since the last call, and a loss.
     """
-    trainer = Trainer(settings, model, objective, seed)
+    objective = trainer.objective
     with torch.no_grad():
-        trainer.network.head.bias[RECOVERY_CLASS] += RECOVERY_MARGIN
+        trainer.parameters["head.bias"][:, RECOVERY_CLASS] += RECOVERY_MARGIN
     right = objective.task.classes_of(data.test_values)
     measured = recovery_steps(steps)
-    accuracy: list[float] = []
-    train_loss: list[float] = []
+    accuracy: list[list[float]] = [[] for _ in trainer.seeds]
+    train_loss: list[list[float]] = [[] for _ in trainer.seeds]
     batches = trainer.batches(data.train_images, objective.encode(data.train_values))
     for step, (images, targets) in zip(range(steps + 1), batches, strict=False):
         if step in measured:
-            with torch.no_grad():
-                train_loss.append(objective.loss(trainer.network(images), targets).item())
-            predicted = trainer.predict(data.test_images).argmax(dim=1)
-            accuracy.append(multiclass_accuracy(predicted, right, objective.task.classes, average="micro").item())
-            report(step - measured[max(len(accuracy) - 2, 0)], train_loss[-1])
+            predicted = trainer.predict(data.test_images).argmax(dim=2)
+            for index, loss in enumerate(trainer.losses(images, targets).tolist()):
+                train_loss[index].append(loss)
+                accuracy[index].append((predicted[index] == right).double().mean().item())
+            since = step - measured[max(len(accuracy[0]) - 2, 0)]
+            report(since * len(trainer.seeds), train_loss[0][-1])
         if step < steps:
             trainer.step(images, targets)
-    recovered = (step for step, share in zip(measured, accuracy, strict=True) if share >= RECOVERY_THRESHOLD)
-    return RecoveryCurve(
-        objective=objective.name,
-        title=objective.title,
-        seed=seed,
-        steps=measured,
-        accuracy=accuracy,
-        train_loss=train_loss,
-        recovered_at=next(recovered, None),
-    )
+    return [
+        RecoveryCurve(
+            objective=objective.name,
+            title=objective.title,
+            seed=seed,
+            steps=measured,
+            accuracy=accuracy[index],
+            train_loss=train_loss[index],
+            recovered_at=next(
+                (step for step, share in zip(measured, accuracy[index], strict=True) if share >= RECOVERY_THRESHOLD),
+                None,
+            ),
+        )
+        for index, seed in enumerate(trainer.seeds)
+    ]

@@ -10,7 +10,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,23 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from training.conclusions import ACCURACY, ANGLE_ERROR, Contender, Measure, contenders, format_share, format_summary
-from training.files import atomic_path
-from training.results import Details, ObjectiveRun, ReliabilityBin, Results, TaskName
-from training.statistics import CONFIDENCE, summarize
+from training.comparisons import Comparison, Ranking, rank
+from training.files import atomic_path, write_text_atomically
+from training.measures import (
+    ACCURACY,
+    ANGLE_ERROR,
+    CALIBRATION_ERROR,
+    Contender,
+    Measure,
+    contenders,
+    format_share,
+    tasks_of,
+)
+from training.questions import TASKS_OF, Question, TaskName
+from training.results import Details, ObjectiveRun, ReliabilityBin, Results
+from training.statistics import CONFIDENCE, summarize, summarize_shares
 
 WIDTH = 4.6
 INK = "#23272e"
@@ -34,11 +45,15 @@ PAPER = "#ffffff"
 DOTS_PER_INCH = 160
 
 # After Okabe and Ito: told apart with every common colour blindness, dark enough on white, light enough on black.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#dd9500", "#b8609a", "#7a7a7a", "#4f9fd0", "#8c6d31")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#dd9500", "#b8609a", "#7a7a7a", "#4f9fd0", "#8c6d31", "#7d6bc4")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")
 _LINES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1, 1.4)), "-.")
 _RELIABILITY_BINS = 15
-_KNOWN_ORDER = ("regression-mse", "cross-entropy", "mse-softmax", "mse-raw", "cee-softmax")
+_MOST_ROWS = 9
+_KNOWN_ORDER = (
+    *("regression-mse", "cross-entropy", "mse-softmax", "mse-raw", "cee-softmax"),
+    *("regression-huber", "label-smoothing", "binary-cross-entropy", "gaussian-histogram"),
+)
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -115,7 +130,9 @@ class Palette:
 def draw_figures(results: Results, directory: Path) -> dict[str, Drawing]:
     """Draw every figure the results have numbers for into `directory`; the keys are the figures' names."""
     palette = Palette.of(results)
+    rankings = {task: rank(results, task) for task in tasks_of(results)}
     planned: list[tuple[str, Callable[[], tuple[Figure, str] | None]]] = [
+        ("answer", lambda: _answer(rankings, palette)),
         ("learning-curves-digit", lambda: _learning_curves(results, "digit", palette)),
         ("learning-curves-angle", lambda: _learning_curves(results, "angle", palette)),
         ("final-error-digit", lambda: _final_error(results, "digit", palette)),
@@ -128,6 +145,11 @@ def draw_figures(results: Results, directory: Path) -> dict[str, Drawing]:
         ("gradient-by-probability", lambda: _gradient(results, palette, logarithmic=False)),
         ("gradient-by-probability-logarithmic", lambda: _gradient(results, palette, logarithmic=True)),
         ("recovery-accuracy", lambda: _recovery(results, palette)),
+        ("sensitivity-digit", lambda: _sensitivity(results, "digit", palette)),
+        ("sensitivity-angle", lambda: _sensitivity(results, "angle", palette)),
+        ("label-noise", lambda: _conditions(results, "label-noise", palette)),
+        ("few-images", lambda: _conditions(results, "few-images", palette)),
+        ("calibration", lambda: _calibration(results, palette)),
     ]
     drawings = {}
     with mpl.rc_context(STYLE):
@@ -200,8 +222,7 @@ def _save(figure: Figure, directory: Path, name: str) -> str:
         figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    with atomic_path(directory / f"{name}.svg") as path:
-        path.write_text(stream.getvalue(), encoding="utf-8")
+    write_text_atomically(directory / f"{name}.svg", stream.getvalue())
     return _for_page(stream.getvalue(), name)
 
 
@@ -305,8 +326,9 @@ def _learning_curves(results: Results, task: TaskName, palette: Palette) -> tupl
             told.append(f"{contender.label}: {shown} after epoch {shared[-1]}")
     if not everything:
         return None
-    axes.set_title(f"{label}, by epoch")
+    axes.set_title("How many digits are read wrongly?" if task == "digit" else "How far off is the angle?")
     axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
     axes.set_xlim(0.85 if longest > 1 else 0.5, longest + (0.15 if longest > 1 else 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(min(longest, 8), integer=True))
     axes.grid(visible=False, axis="x")
@@ -320,9 +342,9 @@ def _final_error(results: Results, task: TaskName, palette: Palette) -> tuple[Fi
     rows = []
     for contender in contenders(results, task, every_decoding=True):
         values = [to_error(value) for value in contender.summary(measure).values if math.isfinite(value)]
-        if values:
+        if values or contender.diverged:
             rows.append((contender, values))
-    if not rows:
+    if not any(values for _, values in rows):
         return None
     figure, axes = _new_figure(1.15 + 0.56 * len(rows))
     everything: list[float] = []
@@ -330,13 +352,14 @@ def _final_error(results: Results, task: TaskName, palette: Palette) -> tuple[Fi
     drawn = []
     for i, (contender, values) in enumerate(rows):
         color = palette.color(contender.description.name)
-        summary = summarize(values)
+        summary = summarize_shares(values, results.test_images) if task == "digit" else summarize(values)
         y = len(rows) - 1 - i
-        if summary.half_width is not None:
+        if summary.lower is not None and summary.upper is not None:
             ends = [max(summary.lower, min(values) / 4), summary.upper]
             axes.plot(ends, [y, y], color=color, linewidth=7, alpha=0.28, solid_capstyle="butt")
             everything += ends
-        axes.plot([summary.mean] * 2, [y - 0.2, y + 0.2], color=color, linewidth=2.2)
+        if values:
+            axes.plot([summary.mean] * 2, [y - 0.2, y + 0.2], color=color, linewidth=2.2)
         axes.plot(
             values,
             [y] * len(values),
@@ -357,8 +380,13 @@ def _final_error(results: Results, task: TaskName, palette: Palette) -> tuple[Fi
             fontsize=10 if len(contender.label) < 54 else 8.5,
             va="bottom",
         )
-        value = format_summary(summary, measure.scale, measure.unit)
-        drawn.append((y, summary.mean, value))
+        value = measure.format(summary) if values else ""
+        if contender.diverged:
+            value += f"{' ' if value else ''}✗ diverged in {contender.diverged} of {len(contender.runs)}"
+        if values:
+            drawn.append((y, summary.mean, value))
+        else:
+            axes.annotate(value, (0, y), xycoords=("axes fraction", "data"), fontsize=9.5, va="center_baseline")
         told.append(f"{contender.label}: {value}")
     axes.set_ylim(-0.45, len(rows) - 0.25)
     axes.set_yticks([])
@@ -379,9 +407,11 @@ def _final_error(results: Results, task: TaskName, palette: Palette) -> tuple[Fi
             ha="left" if left else "right",
             va="center_baseline",
         )
-    axes.set_title(f"{label}, after training")
+    axes.set_title("Which objective reads fewest wrongly?" if task == "digit" else "Which objective comes closest?")
     intervals = any(len(values) > 1 for _, values in rows)
-    axes.set_xlabel("one mark a seed" + (f"; line: mean; band: {100 * CONFIDENCE:g} % interval" if intervals else ""))
+    axes.set_xlabel(
+        f"{label}; one mark a seed" + (f"; line: mean; band: {100 * CONFIDENCE:g} % interval" if intervals else "")
+    )
     return figure, f"Final error of the {task} task. " + "; ".join(told) + "."
 
 
@@ -421,9 +451,9 @@ def _confusion(results: Results, head: str, palette: Palette) -> tuple[Figure, s
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(f"{contender.label}\n% of each true digit")
+    axes.set_title(f"Which digits are taken for which?\n{contender.label}")
     axes.set_xlabel(f"decoded digit ({contender.decoding})")
-    axes.set_ylabel("true digit")
+    axes.set_ylabel("true digit (% of it)")
     right = float(np.trace(counts) / max(counts.sum(), 1))
     return figure, f"Confusion matrix of {contender.label}: {100 * right:.1f} % on the diagonal."
 
@@ -456,8 +486,8 @@ def _residuals(results: Results, palette: Palette) -> tuple[Figure, str] | None:
     )
     axes.xaxis.set_major_locator(MaxNLocator(7))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
-    axes.set_title("Decoded angle minus true angle")
-    axes.set_xlabel("error of the angle")
+    axes.set_title("How are the errors spread?")
+    axes.set_xlabel("decoded angle minus true angle")
     axes.set_ylabel("share of test images")
     _legend_below(figure, axes)
     return figure, "Histogram of the angle's errors, all seeds together. " + "; ".join(told) + "."
@@ -532,7 +562,7 @@ def _reliability(results: Results, task: TaskName, palette: Palette) -> tuple[Fi
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     noun = "digit" if task == "digit" else "angle bin"
-    axes.set_title(f"How sure, and how often right: the {task}")
+    axes.set_title(f"Is a network right as often as it is sure? ({task})")
     axes.set_xlabel(f"probability of the most probable {noun}")
     axes.set_ylabel("how often it is right")
     _legend_below(figure, axes)
@@ -588,14 +618,14 @@ def _gradient(results: Results, palette: Palette, *, logarithmic: bool) -> tuple
             axis.set_major_locator(LogLocator(numticks=7))
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(FuncFormatter(_power_of_ten))
-        axes.set_title("Gradient at the right logit, logarithmic axes")
-        axes.set_ylabel("size of the gradient")
+        axes.set_title("How small does the gradient become?")
+        axes.set_ylabel("gradient at the right class's logit")
     else:
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(bottom=0, top=top * 1.05 or None)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-        axes.set_title("Gradient at the right logit, relative")
-        axes.set_ylabel("share of the formula's largest")
+        axes.set_title("What is left to learn from, when wrong?")
+        axes.set_ylabel("gradient at the right class's logit,\nshare of the largest")
     axes.set_xlabel("probability given to the right class")
     _legend_below(figure, axes)
     return figure, "Size of the loss gradient at the logit of the right class. " + "; ".join(told) + "."
@@ -646,7 +676,232 @@ def _recovery(results: Results, palette: Palette) -> tuple[Figure, str] | None:
     axes.set_ylim(0, 1.06)
     axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-    axes.set_title("Accuracy after a confidently wrong start")
-    axes.set_xlabel("updates since the push")
+    axes.set_title("Which loss gets away from a mistake?")
+    axes.set_xlabel("updates since the push to a wrong answer")
+    axes.set_ylabel("digits read right")
     _legend_below(figure, axes)
     return figure, "Recovery from a confidently wrong start, mean over seeds. " + "; ".join(told) + "."
+
+
+_ANSWERED: dict[TaskName, str] = {"digit": "points fewer digits read right", "angle": "degrees further off"}
+
+
+def _answer(rankings: Mapping[str, Ranking | None], palette: Palette) -> tuple[Figure, str] | None:
+    """Heads by losses, each with its distance to the best of its task: the picture of the first screen."""
+    panels = [(ranking, unit) for task, unit in _ANSWERED.items() if (ranking := rankings.get(task)) and ranking.others]
+    if not panels:
+        return None
+    rows = [len(_shown(ranking)) for ranking, _ in panels]
+    figure = Figure(figsize=(WIDTH, 0.55 + sum(0.36 * count + 0.62 for count in rows)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr]
+    figure.suptitle("How far is each head and loss behind the best?", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    told = []
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[count + 0.8 for count in rows])[:, 0]
+    for axes, (ranking, unit) in zip(grid, panels, strict=True):
+        told.append(_distances(axes, ranking, unit, palette))
+    return figure, "Distance to the best of each task, with paired 95 % intervals. " + "; ".join(told) + "."
+
+
+def _distances(axes: Axes, ranking: Ranking, unit: str, palette: Palette) -> str:
+    by_key: dict[tuple[str, str], Comparison | None] = {ranking.best.key: None}
+    by_key |= {item.first.key: item for item in ranking.others}
+    items = _shown(ranking)
+    items.sort(key=lambda item: (item.description.head, _distance(by_key[item.key])[0]))
+    measure = ranking.others[0].measure
+    # A regression head that is far behind would press all others to the edge; it is drawn as an arrow.
+    near = [sum(_distance(by_key[item.key])) for item in items if item.description.head == "classification"]
+    limit = max(1.35 * max(near, default=1.0), 2 * (measure.margin or 0) * measure.scale)
+    told = []
+    for y, item in enumerate(reversed(items)):
+        comparison = by_key[item.key]
+        distance, half_width = _distance(comparison)
+        color, name = palette.color(item.description.name), item.description.name
+        if distance <= limit:
+            ends = [max(distance - half_width, -0.02 * limit), min(distance + half_width, limit)]
+            axes.plot(ends, [y, y], color=color, linewidth=6, alpha=0.3, solid_capstyle="butt")
+            axes.plot([distance], [y], color=color, marker=palette.marker(name), markersize=6.5, linestyle="none")
+        else:
+            axes.annotate(
+                "",
+                (limit, y),
+                (0.9 * limit, y),
+                arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2},
+            )
+        value = "best" if comparison is None else f"{distance:.2f} ± {half_width:.2f}"
+        if comparison is not None and comparison.verdict in ("open", "equal"):
+            value += " =" if comparison.verdict == "equal" else " ?"
+        head = "regression head" if item.description.head == "regression" else "classes"
+        label = f"{head}: {item.short}"
+        axes.annotate(
+            label,
+            (0.04, y + 0.2),
+            xycoords=("axes fraction", "data"),
+            fontsize=9 if len(label) < 46 else 8,
+            va="bottom",
+        )
+        axes.annotate(value, (1, y + 0.2), xycoords=("axes fraction", "data"), fontsize=9, ha="right", va="bottom")
+        told.append(f"{item.label}: {value}")
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_xlim(-0.03 * limit, 1.02 * limit)
+    axes.set_ylim(-0.4, len(items) - 0.2)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel(unit)
+    return f"{unit}: " + ", ".join(told)
+
+
+def _shown(ranking: Ranking) -> list[Contender]:
+    """The best and the others; of many only the usual decodings."""
+    items = [ranking.best, *(item.first for item in ranking.others)]
+    if len(items) <= _MOST_ROWS:
+        return items
+    return [item for item in items if item.decoding == item.description.primary_decoding]
+
+
+def _distance(comparison: Comparison | None) -> tuple[float, float]:
+    """How far behind the best, in the unit it is written in, and the half width of the interval."""
+    if comparison is None or comparison.by_seed is None:
+        return 0.0, 0.0
+    sign = -1 if comparison.measure.higher_is_better else 1
+    scale = comparison.measure.scale
+    return sign * comparison.by_seed.mean * scale, comparison.by_seed.half_width * scale
+
+
+def _sensitivity(results: Results, task: TaskName, palette: Palette) -> tuple[Figure, str] | None:
+    trained = {item.name for item in results.objectives if item.task == task}
+    found = [item for item in results.tuning.objectives if item.task == task] if results.tuning else []
+    found = [item for item in found if item.objective in trained]
+    if not found:
+        return None
+    figure, axes = _new_figure(4.3)
+    _, to_error, label = _error_axis(results, task)
+    everything, told = [], []
+    titles = {item.name: item.title for item in results.objectives}
+    for item in found:
+        points = [
+            (rate, to_error(float(np.mean(scores))))
+            for rate, scores in zip(item.rates, item.scores, strict=True)
+            if np.isfinite(scores).all()
+        ]
+        lost = [rate for rate, scores in zip(item.rates, item.scores, strict=True) if not np.isfinite(scores).all()]
+        color, marker = palette.color(item.objective), palette.marker(item.objective)
+        axes.plot(
+            *zip(*points, strict=True),
+            color=color,
+            linewidth=1.5,
+            marker=marker,
+            markersize=4,
+            label=titles[item.objective],
+        )
+        axes.plot(
+            [item.best],
+            [to_error(item.best_score)],
+            color=color,
+            marker=marker,
+            markersize=10,
+            markeredgecolor=INK,
+            markeredgewidth=1.2,
+            linestyle="none",
+        )
+        everything += [error for _, error in points]
+        diverged = f", diverged at {', '.join(f'{rate:g}' for rate in lost)}" if lost else ""
+        told.append(f"{titles[item.objective]}: best at {item.best:g}{diverged}")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted({rate for item in found for rate in item.rates})))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _format_error_axis(axes, "y", task, everything)
+    axes.set_title("How much does the learning rate matter?")
+    axes.set_xlabel("learning rate; large mark: the best, taken for the study")
+    axes.set_ylabel(f"{label}, validation images")
+    _legend_below(figure, axes)
+    return figure, f"Sensitivity to the learning rate, {task} task. " + "; ".join(told) + "."
+
+
+_CONDITIONS: dict[Question, tuple[str, str]] = {
+    "label-noise": ("Who stands wrong labels?", "training labels that are wrong (%)"),
+    "few-images": ("Who learns from few images?", "training images"),
+}
+
+
+def _conditions(results: Results, question: Question, palette: Palette) -> tuple[Figure, str] | None:
+    title, axis_label = _CONDITIONS[question]
+    series: dict[str, list[tuple[float, Contender]]] = {}
+    for task in TASKS_OF[question]:
+        for item in contenders(results, task):
+            if item.runs and item.summary(ACCURACY).finite:
+                series.setdefault(item.description.name, []).append((float(task.rpartition("-")[2]), item))
+    if not series:
+        return None
+    figure, axes = _new_figure(4.3)
+    told, errors = [], []
+    for name, points in series.items():
+        summaries = [(x, item.summary(ACCURACY)) for x, item in points]
+        means = [1 - summary.mean for _, summary in summaries]
+        # An interval of a share whose mean is 0 or 1 ends there, but for rounding.
+        spread = np.clip(
+            [
+                [(summary.upper or summary.mean) - summary.mean for _, summary in summaries],
+                [summary.mean - (summary.lower or 0.0) for _, summary in summaries],
+            ],
+            0,
+            None,
+        )
+        axes.errorbar(
+            [x for x, _ in summaries],
+            means,
+            yerr=spread,
+            color=palette.color(name),
+            marker=palette.marker(name),
+            capsize=3,
+            label=points[0][1].description.title,
+        )
+        errors += means
+        told.append(
+            f"{points[0][1].description.title}: "
+            + ", ".join(f"{_percent(float(f'{m:.3g}'))} at {x:g}" for (x, _), m in zip(summaries, means, strict=True))
+        )
+    if question == "few-images":
+        axes.set_xscale("log")
+    _format_error_axis(axes, "y", "digit", errors)
+    axes.set_title(title)
+    axes.set_xlabel(axis_label)
+    axes.set_ylabel("Wrong digits")
+    _legend_below(figure, axes)
+    return figure, f"{title} Wrong digits after training. " + "; ".join(told) + "."
+
+
+def _calibration(results: Results, palette: Palette) -> tuple[Figure, str] | None:
+    """The calibration error before and after one temperature was fitted on images kept apart."""
+    rows = []
+    for item in contenders(results, "calibration"):
+        found = [run.temperature for run in item.runs if run.temperature is not None]
+        if found:
+            before = float(np.mean([one.before.calibration_error for one in found]))
+            after = float(np.mean([one.after.calibration_error for one in found]))
+            rows.append((item, before, after, float(np.mean([one.temperature for one in found]))))
+    if not rows:
+        return None
+    figure, axes = _new_figure(1.3 + 0.5 * len(rows))
+    told = []
+    for y, (item, before, after, chosen) in enumerate(reversed(rows)):
+        color, marker = palette.color(item.description.name), palette.marker(item.description.name)
+        axes.plot([before, after], [y, y], color=color, linewidth=2, alpha=0.4)
+        axes.plot([before], [y], color=color, marker=marker, markersize=7, markerfacecolor=PAPER, linestyle="none")
+        axes.plot([after], [y], color=color, marker=marker, markersize=7, linestyle="none")
+        axes.annotate(
+            f"{item.description.title} (T = {chosen:.2f})", (0, y + 0.2), xycoords=("axes fraction", "data"), fontsize=9
+        )
+        told.append(
+            f"{item.description.title}: {_percent(float(f'{before:.2g}'))} to {_percent(float(f'{after:.2g}'))}"
+        )
+    axes.set_ylim(-0.5, len(rows) - 0.1)
+    axes.set_yticks([])
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.set_title("Does one number put the probabilities right?")
+    axes.set_xlabel(f"{CALIBRATION_ERROR.name}; hollow: as trained, filled: outputs divided by T")
+    return figure, "Calibration error before and after temperature scaling. " + "; ".join(told) + "."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import torch
@@ -14,13 +15,31 @@ HEAD_INPUTS = 128
 _BUILDING = threading.Lock()
 
 
+class Linear(nn.Module):
+    """y = x W + b, initialised as torch.nn.Linear.
+
+    W has the shape (inputs, outputs): so the gradients of many stacked networks' weights come out of their batched
+    products in the order in which they are kept, and need no copy.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of shape (count, inputs) to (count, outputs)."""
+        return torch.addmm(self.bias, features, self.weight)
+
+
 class Network(nn.Module):
     """A trunk that turns an image into 128 features, and a linear head."""
 
     def __init__(self, trunk: nn.Module, outputs: int) -> None:
         super().__init__()
         self.trunk = trunk
-        self.head = nn.Linear(HEAD_INPUTS, outputs)
+        self.head = Linear(HEAD_INPUTS, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images of shape (count, 1, 28, 28) to outputs of shape (count, outputs)."""
@@ -29,7 +48,7 @@ class Network(nn.Module):
 
 def mlp() -> nn.Module:
     """Two fully connected layers, 784-256-128."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, HEAD_INPUTS), nn.ReLU())
+    return nn.Sequential(nn.Flatten(), Linear(784, 256), nn.ReLU(), Linear(256, HEAD_INPUTS), nn.ReLU())
 
 
 def cnn() -> nn.Module:
@@ -42,7 +61,7 @@ def cnn() -> nn.Module:
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(32 * 7 * 7, HEAD_INPUTS),
+        Linear(32 * 7 * 7, HEAD_INPUTS),
         nn.ReLU(),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -47,7 +48,9 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        # The terminal may be gone.
+        with suppress(OSError):
+            self._bars.stop()
 
     def expect(self, steps: int) -> None:
         """Start the clock, with so many updates ahead."""
@@ -85,7 +88,8 @@ class Display:
             return
         if not self.console.is_terminal:
             line = f"{line} · {self._time_left()} left"
-        self.console.print(line, highlight=False, soft_wrap=True)
+        with suppress(OSError):
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def _time_left(self) -> str:
         if not self._steps_done:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-_PURPOSES = ("network", "order", "rotation", "sample")
+_PURPOSES = ("network", "order", "rotation", "sample", "noise", "bootstrap")
 
 
 def derived_seed(purpose: str, *keys: int) -> int:
-    """A seed for one purpose ('network', 'order', 'rotation', 'sample') and the given keys, the run's seed first."""
+    """A seed for one purpose, one of those above, and the given keys."""
     return int(np.random.SeedSequence((_PURPOSES.index(purpose), *keys)).generate_state(1)[0])
 
 

@@ -1,8 +1,10 @@
-"""The page that a run leaves behind: figures, tables and what may be concluded, in one self-contained file."""
+"""The page that a run leaves behind: the answer, figures, tables and advice, in one self-contained file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,8 +12,12 @@ from statistics import fmean
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from PIL import Image
 
-from training.conclusions import (
+from training.comparisons import Comparison, Ranking, compare, planned_comparisons, rank
+from training.figures import Palette, confusion_contender, confusion_counts, draw_figures, residual_counts
+from training.files import write_text_atomically
+from training.measures import (
     ACCURACY,
     ANGLE_ERROR,
     BRIER_SCORE,
@@ -19,21 +25,44 @@ from training.conclusions import (
     MEAN_ABSOLUTE_ERROR,
     NEGATIVE_LOG_LIKELIHOOD,
     ROOT_MEAN_SQUARED_ERROR,
-    SOURCE_SENTENCE,
     Contender,
     contenders,
-    draw_conclusions,
+    format_p_value,
     format_share,
     format_summary,
-    parity_holds,
+    tasks_of,
 )
-from training.figures import Palette, confusion_contender, confusion_counts, draw_figures, residual_counts
-from training.files import write_text_atomically
-from training.results import ParityRecord, Results, TaskName
+from training.misread import first_answers
+from training.objectives import HUBER_DELTA
+from training.parity import holds
+from training.playground import HEIGHT, WIDTH, panels
+from training.questions import TaskName
+from training.readings import SOURCE, SOURCE_SENTENCE, advise, read_source
+from training.results import Misread, ParityRecord, Results
+from training.sentences import (
+    Statement,
+    answer,
+    caveats,
+    gradient_statements,
+    phrase,
+    planned_statements,
+    probability_statements,
+    ranking_statement,
+    recovery_statements,
+    tuning_caveat,
+)
 from training.statistics import summarize
+from training.table import title_of
 
-_DATASETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "Kuzushiji-MNIST"}
+_DATASETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "kmnist": "Kuzushiji-MNIST", "own": "Own images"}
 _TEMPLATES = Path(__file__).parent / "templates"
+_VERDICTS = {
+    "ahead": "✓ ahead",
+    "behind": "✗ behind",
+    "equal": "= equal",
+    "open": "? not decided",
+    "none": "not compared",
+}
 
 
 def write_report(results: Results, run_directory: Path) -> Path:
@@ -47,24 +76,136 @@ def write_report(results: Results, run_directory: Path) -> Path:
 
     Returns:
         The path of the page.
+
+    Raises:
+        CannotWriteError: a file could not be written.
     """
     path = run_directory / "report.html"
     drawings = draw_figures(results, run_directory / "figures")
-    palette = Palette.of(results)
+    planned = planned_comparisons(results)
+    tasks = tasks_of(results)
+    rankings = {task: rank(results, task) for task in tasks}
     page = _template().render(
         results=results,
-        conclusions=draw_conclusions(results),
+        answer=answer(planned),
+        tuning_caveat=tuning_caveat(results) if results.runs else "",
         source_sentence=SOURCE_SENTENCE,
+        source_name=SOURCE,
+        source=read_source(results),
+        advice=advise(results, planned, rankings),
         alerts=list(_alerts(results)),
+        misread=_misread(results),
         figures=drawings,
         captions=_captions(results),
-        palette=palette,
+        palette=Palette.of(results),
+        panels=panels(results.angle_limit),
+        huber_delta=HUBER_DELTA,
+        width=WIDTH,
+        height=HEIGHT,
+        statements={task: _task_statements(planned, rankings, task) for task in tasks},
+        probabilities=probability_statements(_likelihoods(results)),
+        gradient=gradient_statements(results.gradient_experiment),
+        recovery=recovery_statements(results.recovery_experiment),
+        comparisons=[_comparison_row(item) for item in planned],
+        caveats=list(caveats(results, planned)),
         setting=_setting(results),
-        tables={task: _table(results, task) for task in ("digit", "angle")},
-        parity=[(record, parity_holds(record)) for record in results.parity],
+        machine=_machine(results),
+        tables=[_table(results, task) for task in tasks],
+        extra_tasks=[task for task in tasks if task not in ("digit", "angle")],
+        tuning=results.tuning,
+        parity=[(record, holds(record)) for record in results.parity],
     )
     write_text_atomically(path, page)
     return path
+
+
+def _task_statements(
+    planned: Sequence[Comparison], rankings: Mapping[str, Ranking | None], task: TaskName
+) -> list[Statement]:
+    statements = planned_statements(planned, task)
+    ranking = rankings[task]
+    return statements + ([ranking_statement(ranking, task)] if ranking and ranking.others else [])
+
+
+def _likelihoods(results: Results) -> list[Comparison]:
+    """Every objective with probabilities against cross-entropy, by the likelihood of the right digit."""
+    among = [item for item in contenders(results, "digit") if item.summary(NEGATIVE_LOG_LIKELIHOOD).values]
+    reference = next((item for item in among if item.description.name == "cross-entropy"), None)
+    return [] if reference is None else compare(
+        [(NEGATIVE_LOG_LIKELIHOOD, item, reference) for item in among if item.key != reference.key]
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MisreadPicture:
+    """A test image for the page, and who read it how; `right` are those that read it rightly."""
+
+    picture: str
+    label: int
+    index: int
+    right: tuple[tuple[str, str], ...]
+    wrong: tuple[tuple[str, str, int], ...]
+
+
+def _misread(results: Results) -> MisreadPicture | None:
+    found: Misread | None = results.misread
+    if found is None:
+        return None
+    titles = {item.description.name: phrase(item) for item in contenders(results, "digit")}
+    answers = {name: int(answer[found.index]) for name, answer in first_answers(results).items()}
+    pixels = Image.fromarray(np.array(found.pixels, dtype=np.uint8)).resize((112, 112), Image.Resampling.NEAREST)
+    content = io.BytesIO()
+    pixels.save(content, "PNG", optimize=True)
+    return MisreadPicture(
+        base64.b64encode(content.getvalue()).decode("ascii"),
+        found.label,
+        found.index,
+        tuple((name, titles[name]) for name, answer in answers.items() if answer == found.label),
+        tuple((name, titles[name], answer) for name, answer in answers.items() if answer != found.label),
+    )
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One planned comparison, ready to print."""
+
+    task: str
+    first: str
+    objective: str
+    second: str
+    second_objective: str
+    difference: str
+    t_test: str
+    sign_flip: str
+    images: str
+    verdict: str
+    mark: str
+    missing: str
+
+
+def _comparison_row(item: Comparison) -> ComparisonRow:
+    sign = ""
+    if item.by_seed is not None:
+        sign = "+" if item.by_seed.mean >= 0 else "\N{MINUS SIGN}"
+    images = "-"
+    if item.by_image is not None:
+        scale = item.measure.scale
+        low, high = (f"{value * scale:+.2f}" for value in (item.by_image.lower, item.by_image.upper))
+        images = f"{item.by_image.test}: p {format_p_value(item.image_p_value)}, {low} to {high}"
+    return ComparisonRow(
+        task=item.first.description.task,
+        first=phrase(item.first),
+        objective=item.first.description.name,
+        second=phrase(item.second),
+        second_objective=item.second.description.name,
+        difference=f"{sign}{item.text}",
+        t_test="-" if item.by_seed is None else format_p_value(item.seed_p_value),
+        sign_flip="-" if item.by_seed is None else format_p_value(item.by_seed.sign_flip_p_value),
+        images=images.replace("-", "\N{MINUS SIGN}") if item.by_image is not None else images,
+        verdict=item.verdict,
+        mark=_VERDICTS[item.verdict],
+        missing=item.missing if item.verdict == "open" else "",
+    )
 
 
 @cache
@@ -90,7 +231,7 @@ class Alert:
 
 def _alerts(results: Results) -> Iterable[Alert]:
     for record in results.parity:
-        if not parity_holds(record):
+        if not holds(record):
             yield Alert(
                 "failure",
                 f"Parity failed: {record.loss} with {record.optimizer}",
@@ -125,13 +266,14 @@ def _alerts(results: Results) -> Iterable[Alert]:
         yield Alert("caution", "This run is not complete", text)
     if finished and len({run.seed for run in finished}) == 1:
         yield Alert("caution", "One seed", "Nothing is said about which objective is ahead: one seed has no spread.")
-    if any(
-        not summary.finite
-        for task in ("digit", "angle")
-        for item in contenders(results, task, every_decoding=True)
-        if (summary := item.summary(ACCURACY if task == "digit" else ANGLE_ERROR)).values
-    ):
-        yield Alert("caution", "Not finite", "Some trainings ended in values that are not finite; see the tables.")
+    lost = sorted({f"{run.objective} ({run.task}, seed {run.seed})" for run in finished if run.diverged})
+    if lost:
+        yield Alert(
+            "caution",
+            "Some trainings diverged",
+            f"{'; '.join(lost)}: outputs that are not finite, or a loss above that of an untrained network. They are "
+            "marked where they appear, and nothing is claimed about them.",
+        )
 
 
 def _parity_text(record: ParityRecord) -> str:
@@ -143,9 +285,10 @@ def _parity_text(record: ParityRecord) -> str:
 
 def _setting(results: Results) -> list[tuple[str, str]]:
     """What was run, as terms and their values."""
-    config, environment = results.config, results.environment
+    config = results.config
     seeds = sorted({run.seed for run in results.runs})
     dataset = str(config.get("dataset", "images"))
+    bins = round(2 * results.angle_limit / results.angle_bin_width)
     setting = [
         (
             "Data",
@@ -154,9 +297,9 @@ def _setting(results: Results) -> list[tuple[str, str]]:
         ),
         (
             "Tasks",
-            f"digit: which digit is it, a category. angle: by how many degrees was the image turned, a quantity, "
-            f"uniform in ±{results.angle_limit:g}°; as classes, "
-            f"{round(2 * results.angle_limit / results.angle_bin_width)} bins of {results.angle_bin_width:g}°",
+            "digit: which digit is it, a category. angle: by how many degrees was the image turned, a quantity, "
+            f"uniform in ±{results.angle_limit:g}°, the same for every seed; as classes, {bins} bins of "
+            f"{results.angle_bin_width:g}°",
         ),
     ]
     if "model" in config:
@@ -171,15 +314,33 @@ def _setting(results: Results) -> list[tuple[str, str]]:
         if any(run.task == task for run in results.runs)
     ]
     if epochs:
-        setting.append(("Epochs", ", ".join(epochs)))
+        setting.append(("Epochs", f"{', '.join(epochs)} (not tuned)"))
     if "batch_size" in config:
         setting.append(("Batch size", str(config["batch_size"])))
     if seeds:
-        shared = (
-            "; every objective sees the same initial trunk and the same batches" if len(results.objectives) > 1 else ""
+        listed = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else ", ".join(map(str, seeds))
+        setting.append(
+            (
+                "Seeds",
+                f"{listed}; of one seed every objective gets the same first weights in the trunk, and the same batches",
+            )
         )
-        setting.append(("Seeds", ", ".join(map(str, seeds)) + shared))
-    setting += [
+    if results.tuning is not None:
+        rates = sorted({rate for item in results.tuning.objectives for rate in item.rates})
+        grid = ", ".join(f"{rate:g}" for rate in rates)
+        setting.append(
+            (
+                "Learning rates",
+                f"Adam; for each objective the best of {grid} on {results.tuning.validation_images:,} validation "
+                f"images from {len(results.tuning.seeds)} seeds. Found again by: {results.tuning.command}",
+            )
+        )
+    return setting
+
+
+def _machine(results: Results) -> list[tuple[str, str]]:
+    environment = results.environment
+    return [
         ("Started", results.started),
         ("Took", f"{results.seconds:.0f} seconds"),
         (
@@ -193,7 +354,6 @@ def _setting(results: Results) -> list[tuple[str, str]]:
             f"torchmetrics {environment.torchmetrics}, NumPy {environment.numpy}, Python {environment.python}",
         ),
     ]
-    return setting
 
 
 @dataclass(frozen=True)
@@ -210,13 +370,18 @@ class Row:
 class Table:
     """The results of one task."""
 
+    task: str
+    title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     note: str
 
 
+_RATE_MARKS = {"tuned": "", "tuned elsewhere": "*", "option": "*", "default": "*"}
+
+
 def _table(results: Results, task: TaskName) -> Table:
-    digit = task == "digit"
+    digit = task != "angle"
     errors = ROOT_MEAN_SQUARED_ERROR if digit else ANGLE_ERROR
     unit = "" if digit else "°"
     rows = []
@@ -238,6 +403,7 @@ def _table(results: Results, task: TaskName) -> Table:
                 contender.decoding,
                 (
                     str(len(contender.runs)),
+                    f"{contender.description.learning_rate:g}{_RATE_MARKS[contender.description.rate_source]}",
                     ACCURACY.format(contender.summary(ACCURACY)),
                     format_summary(contender.summary(MEAN_ABSOLUTE_ERROR), 1, unit, 2 if unit else 3),
                     errors.format(contender.summary(errors)),
@@ -252,8 +418,11 @@ def _table(results: Results, task: TaskName) -> Table:
         "degrees."
     )
     return Table(
+        task,
+        {"digit": "Which digit?", "angle": "Which angle?"}.get(task, title_of(task)),
         (
             "Seeds",
+            "Learning rate",
             "Accuracy\N{NO-BREAK SPACE}↑",
             "Mean absolute error\N{NO-BREAK SPACE}↓",
             "Root mean squared error\N{NO-BREAK SPACE}↓",
@@ -265,20 +434,21 @@ def _table(results: Results, task: TaskName) -> Table:
         ),
         tuple(rows),
         f"{accuracy} Probabilities are judged only where the outputs are probabilities. ↑ more is better, ↓ less is "
-        'better, " as in the line above.',
+        'better, " as in the line above. * this learning rate was not tuned for this setting.',
     )
 
 
 def _captions(results: Results) -> dict[str, str]:
     """What to see in each figure; numbers in a caption are computed like everything else."""
-    several_seeds = len({run.seed for run in results.runs if run.complete}) > 1
     captions = {
-        "learning-curves-digit": "Test images named wrongly after each epoch. Thick: mean over seeds; thin: each seed.",
+        "answer": "Further left is better. Bands: paired 95 % intervals, of each seed's difference to the best; "
+        "= equal within the margin, ? not decided. An arrow points to what lies outside.",
+        "learning-curves-digit": "Test images read wrongly after each epoch. Thick: mean over seeds; thin: each seed.",
         "learning-curves-angle": "Error of the angle after each epoch. Thick: mean over seeds; thin: each seed; "
         "dashed: another decoding of the same network.",
         **{
-            f"final-error-{task}": "Further left is better."
-            + (" Where two bands overlap, the runs cannot tell the two apart." if several_seeds else "")
+            f"final-error-{task}": "Further left is better. Bands are intervals of each objective by itself; two that "
+            "overlap may still be told apart seed by seed, as the comparisons do."
             for task in ("digit", "angle")
         },
         "angle-residuals": "How far the decoded angle is from the true one, all seeds together. Narrow and centred on "
@@ -287,10 +457,20 @@ def _captions(results: Results) -> dict[str, str]:
         "above it, not sure enough. Larger marks stand for more images; bins with fewer than 10 are left out.",
         "reliability-angle": "The same for the bins of the angle.",
         "gradient-by-probability": "Left end: the network is confidently wrong. Points are images, lines the formula: "
-        "solid where the rest of the probability is spread evenly over the wrong classes, dashed where one wrong class "
-        "has all of it. A line that falls to zero at the left leaves nothing to learn from where it is needed most.",
+        "solid with the rest of the probability spread evenly, dashed with all of it on one wrong class. A line that "
+        "falls to zero at the left leaves nothing to learn from where it is needed most.",
         "gradient-by-probability-logarithmic": "The gradients themselves. A sloping line at the left means that the "
         "gradient shrinks together with the probability.",
+        **{
+            f"sensitivity-{task}": "Each objective trained at each rate and judged on validation images; a missing "
+            "mark is a rate at which it diverged."
+            for task in ("digit", "angle")
+        },
+        "label-noise": "Test labels are right; training labels were replaced by another digit. Bars: 95 % intervals.",
+        "few-images": "The first so many training images, shown again and again for the same number of updates. "
+        "Bars: 95 % intervals.",
+        "calibration": "T is fitted on images kept apart from training. Without probabilities of its own, MSE on raw "
+        "outputs is given the softmax of its outputs.",
     }
     for head in ("regression", "classification"):
         contender = confusion_contender(results, head)

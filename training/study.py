@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
@@ -14,33 +15,40 @@ import torch
 from torch import Tensor
 
 from training import experiments, metrics, parity
-from training.checkpoints import load_checkpoint, save_checkpoint
+from training.checkpoints import DamagedCheckpointError, Progress, load_checkpoint, save_checkpoint
 from training.config import Config, as_json_object
 from training.data import Images, load_images
 from training.distributed import Processes
 from training.engine import Settings, Trainer
 from training.environment import describe_environment
-from training.errors import StudyError
 from training.files import write_text_atomically
 from training.folders import Key, RunFolder
+from training.learning_rates import learning_rate, read_tuning
 from training.metrics_table import flat, metrics_table
+from training.misread import find_misread
 from training.objectives import Objective, loss_library, select_objectives
 from training.progress import Display
+from training.questions import TaskName
 from training.results import (
     EpochRecord,
     GradientExperiment,
+    Misread,
+    ObjectiveDescription,
     ObjectiveRun,
     ParityRecord,
+    PerImage,
+    RateSource,
     RecoveryCurve,
     RecoveryExperiment,
     Results,
-    TaskName,
     write_results,
 )
-from training.tasks import Task, TaskData, angle_data, angle_task, digit_data, digit_task
+from training.tasks import Task, TaskData, build_task, digit_data, digit_task, task_data
 from training.workers import Workers, default_workers
 
 LogEpoch = Callable[[EpochRecord], None]
+# The shorter task last: so the workers end at about the same time.
+_LONGEST_FIRST: tuple[TaskName, ...] = ("angle",)
 
 
 class Study:
@@ -75,28 +83,34 @@ class Study:
         self._started = earlier.started if earlier else datetime.now().astimezone().isoformat(timespec="seconds")
         self._earlier_seconds = earlier.seconds if earlier else 0.0
         self._begun = time.monotonic()
-        self._train_images = self._test_images = 0
+        self._digits: TaskData | None = None
+        self._images: Images | None = None
         self._runs: dict[Key, ObjectiveRun] = (
             {(run.task, run.objective, run.seed): run for run in earlier.runs} if earlier else {}
         )
         self._gradient: GradientExperiment | None = earlier.gradient_experiment if earlier else None
         self._recovery: RecoveryExperiment | None = earlier.recovery_experiment if earlier else None
         self._parity: list[ParityRecord] = list(earlier.parity) if earlier else []
+        self._misread: Misread | None = earlier.misread if earlier else None
+        # A run goes on with the rates it was begun with, whatever was tuned since.
+        self._tuning = earlier.tuning if earlier else read_tuning()
         self._settings = Settings(
-            config.batch_size, config.learning_rate, device, config.amp, config.compile, processes
+            config.batch_size, config.learning_rate or 0.0, device, config.amp, config.compile, processes
         )
-        # The experiments run in the first process alone.
-        self._alone = Settings(config.batch_size, config.learning_rate, device, config.amp)
-        # Processes have to agree on what comes next, all threads share the compiler, and one network fills a GPU.
+        # Processes have to agree on what comes next, all threads share the compiler, and one stack fills a GPU.
         one_at_a_time = config.compile or processes.count > 1 or device.type != "cpu"
         self._workers = Workers(1 if one_at_a_time else config.workers or default_workers())
         self._lock = threading.RLock()
-        self._angles: dict[int, TaskData] = {}
-        self._losses = loss_library(config.implementation)
-        tasks = {"digit": digit_task(device), "angle": angle_task(config.angle_bins, config.angle_limit, device)}
-        self._tasks: list[Task] = [tasks[name] for name in config.tasks]
+        self._data: dict[TaskName, TaskData] = {}
+        losses = loss_library(config.implementation)
+        self._tasks: list[Task] = [
+            build_task(name, config.angle_bins, config.angle_limit, device) for name in config.task_names
+        ]
         self._objectives: dict[TaskName, list[Objective]] = {
-            task.name: [objective(task, self._losses) for objective in select_objectives(config.objectives, task.name)]
+            task.name: [
+                objective(task, losses)
+                for objective in select_objectives(config.objectives, task.name, every=config.all)
+            ]
             for task in self._tasks
         }
 
@@ -104,19 +118,23 @@ class Study:
         """Do everything that is not done yet."""
         self.processes.wait()
         digits = self._load_digits()
+        if self.processes.is_first:
+            self._save(complete=False)
         self.display.expect(self._remaining_steps())
+        order = sorted(self._tasks, key=lambda task: task.name not in _LONGEST_FIRST)
         self._workers.run(
             [
-                partial(self._train, objective, seed, digits)
-                for task in self._tasks
-                for seed in range(self.config.seeds)
+                partial(self._train, objective, seeds, digits)
+                for task in order
                 for objective in self._objectives[task.name]
-                if not self._is_complete((task.name, objective.name, seed))
+                for seeds in self._stacks(objective)
             ]
         )
         if self.processes.is_first:
             self._experiments(digits)
             self._compare_with_builtin(digits)
+            if self._misread is None and self._images is not None:
+                self._misread = find_misread(self.results(complete=True), self._images.test)
             self._save(complete=True)
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         self.processes.wait()
@@ -124,6 +142,8 @@ class Study:
 
     def results(self, *, complete: bool) -> Results:
         """What has been found so far."""
+        digits = self._digits
+        labels = torch.zeros(0) if digits is None else digits.test_values
         return Results(
             name=self.config.run_name,
             started=self._started,
@@ -136,12 +156,15 @@ class Study:
                 self.processes.count,
                 self._workers.count if self._workers.count > 1 else torch.get_num_threads(),
             ),
-            train_images=self._train_images,
-            test_images=self._test_images,
+            train_images=0 if digits is None else len(digits.train_images),
+            test_images=len(labels),
+            test_labels=PerImage.of(labels.long().cpu().numpy()),
             angle_limit=self.config.angle_limit,
             angle_bin_width=2 * self.config.angle_limit / self.config.angle_bins,
-            objectives=[objective.describe() for task in self._tasks for objective in self._objectives[task.name]],
+            objectives=[self._describe(objective) for task in self._tasks for objective in self._objectives[task.name]],
             runs=[self._runs[key] for key in self._keys() if key in self._runs],
+            tuning=self._tuning,
+            misread=self._misread,
             gradient_experiment=self._gradient,
             recovery_experiment=self._recovery,
             parity=self._parity,
@@ -149,19 +172,21 @@ class Study:
 
     def save_partial(self) -> Results | None:
         """Keep what an interrupted run has found; None where it had not even read the images."""
-        return self._save(complete=False) if self._train_images else None
+        return None if self._digits is None else self._save(complete=False)
+
+    def _rate(self, objective: Objective) -> tuple[float, RateSource]:
+        return learning_rate(self._tuning, self.config, objective.task.name, objective.name)
+
+    def _describe(self, objective: Objective) -> ObjectiveDescription:
+        return objective.describe(*self._rate(objective))
 
     def _load_digits(self) -> TaskData:
         self.display.now("reading the images")
         images = load_images(self.config.dataset, self.config.data_root)
-        train, test = self.config.train_limit, self.config.test_limit
-        digits = digit_data(
-            Images(images.train[:train], images.train_labels[:train], images.test[:test], images.test_labels[:test]),
-            self.device,
-        )
-        self._train_images, self._test_images = len(digits.train_images), len(digits.test_images)
+        self._images = images.first(self.config.train_limit, self.config.test_limit)
+        self._digits = digit_data(self._images, self.device)
         self.display.done()
-        return digits
+        return self._digits
 
     def _save(self, *, complete: bool) -> Results:
         with self._lock:
@@ -175,81 +200,150 @@ class Study:
         return [
             (task.name, objective.name, seed)
             for task in self._tasks
-            for seed in range(self.config.seeds)
+            for seed in self.config.run_seeds
             for objective in self._objectives[task.name]
         ]
+
+    def _stacks(self, objective: Objective) -> list[list[int]]:
+        """The seeds of an objective that are not done yet: those that have begun in the stacks they began in."""
+        task = objective.task.name
+        left = [seed for seed in self.config.run_seeds if not self._is_complete((task, objective.name, seed))]
+        begun = [seeds for seeds in self.folder.stacks(task, objective.name) if set(seeds) <= set(left)]
+        fresh = [seed for seed in left if not any(seed in seeds for seeds in begun)]
+        size = self.config.stack
+        return begun + [fresh[i : i + size] for i in range(0, len(fresh), size)]
+
+    def _is_complete(self, key: Key) -> bool:
+        return key in self._runs and self._runs[key].complete
 
     def _advance(self, steps: int, loss: float) -> None:
         self._workers.check()
         self.display.advance(steps, loss)
 
-    def _data(self, task: Task, seed: int, digits: TaskData) -> TaskData:
-        if task.name == "digit":
-            return digits
+    def _data_of(self, task: Task, digits: TaskData) -> TaskData:
         with self._lock:
-            if seed not in self._angles:
-                self.display.now(f"angle · seed {seed} · rotating the images")
-                # Only the last is kept: objectives of one seed follow each other.
-                self._angles = {seed: angle_data(digits, self.config.angle_limit, seed)}
-            return self._angles[seed]
+            if task.name not in self._data:
+                self.display.now(f"{task.name} · preparing the images")
+                # Only the last is kept: the objectives of a task follow each other.
+                self._data = {task.name: task_data(task.name, digits, self.config.angle_limit)}
+            return self._data[task.name]
 
-    def _train(self, objective: Objective, seed: int, digits: TaskData) -> None:
+    def _trainer(self, objective: Objective, seeds: Sequence[int], settings: Settings) -> Trainer:
+        rate, _ = self._rate(objective)
+        return Trainer(replace(settings, learning_rate=rate), self.config.model, objective, seeds)
+
+    def _resumed(
+        self, objective: Objective, seeds: Sequence[int], settings: Settings
+    ) -> tuple[Trainer, Progress | None]:
+        """A stack where its checkpoint left it; from the start, with a word on the screen, where that is damaged."""
+        path = self.folder.checkpoint(objective.task.name, objective.name, seeds)
+        trainer = self._trainer(objective, seeds, settings)
+        try:
+            return trainer, load_checkpoint(path, trainer)
+        except DamagedCheckpointError as error:
+            self.display.note(f"{path} is damaged ({error}); its networks are trained again")
+            return self._trainer(objective, seeds, settings), None
+
+    def _train(self, objective: Objective, seeds: Sequence[int], digits: TaskData) -> None:
+        """Train a stack from where its checkpoints end, and keep what comes of it."""
         task = objective.task
-        data = self._data(task, seed, digits)
-        key: Key = (task.name, objective.name, seed)
-        epochs_wanted = self.config.epochs_for(task.name)
-        trainer = Trainer(self._settings, self.config.model, objective, seed)
-        epochs = load_checkpoint(self.folder.checkpoint(key), trainer)
+        data = self._data_of(task, digits)
+        keys: list[Key] = [(task.name, objective.name, seed) for seed in seeds]
+        wanted = self.config.epochs_for(task.name)
+        trainer, progress = self._resumed(objective, seeds, self._settings)
+        # No process removes a checkpoint before all have read it.
+        self.processes.wait()
         targets = objective.encode(data.train_values)
-        steps = self._steps_per_epoch()
-        with self._tensorboard(key) as log:
-            for number in range(len(epochs) + 1, epochs_wanted + 1):
-                self.display.now(
-                    f"{task.name} · {objective.name} · seed {seed} · epoch {number}/{epochs_wanted}", steps
-                )
+        if progress is None:
+            progress = Progress(trainer.first_losses(data.train_images, targets), [[] for _ in seeds])
+        epochs = progress.epochs
+        steps = -(-len(data.train_images) // self.config.batch_size) * len(seeds)
+        told = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]}-{seeds[-1]}"
+        with ExitStack() as logs:
+            log = [logs.enter_context(self._tensorboard(key)) for key in keys]
+            for number in range(len(epochs[0]) + 1, wanted + 1):
+                self.display.now(f"{task.name} · {objective.name} · {told} · epoch {number}/{wanted}", steps)
                 begun = time.perf_counter()
-                loss = trainer.train_epoch(data.train_images, targets, number, self._advance)
-                seconds = time.perf_counter() - begun
-                evaluation = metrics.evaluate(objective, trainer.predict(data.test_images), data.test_values)
-                epochs.append(EpochRecord(epoch=number, train_loss=loss, seconds=seconds, evaluation=evaluation))
-                self._keep_epoch(key, trainer, epochs)
-                log(epochs[-1])
-                self._note_epoch(objective, seed, epochs[-1], epochs_wanted)
-        details = metrics.details(objective, trainer.predict(data.test_images), data.test_values)
-        finished = _record(key, trainer, epochs).model_copy(update={"details": details, "complete": True})
-        with self._lock:
-            self._runs[key] = finished
-        if self.processes.is_first:
-            self._save(complete=False)
-            if key not in self._gradient_keys():
-                self.folder.checkpoint(key).unlink(missing_ok=True)
+                losses = trainer.train_epoch(data.train_images, targets, number, self._advance)
+                seconds = (time.perf_counter() - begun) / len(seeds)
+                outputs = trainer.predict(data.test_images)
+                for index, key in enumerate(keys):
+                    evaluation = metrics.evaluate(objective, outputs[index], data.test_values)
+                    record = EpochRecord(epoch=number, train_loss=losses[index], seconds=seconds, evaluation=evaluation)
+                    epochs[index].append(record)
+                    log[index](record)
+                    with self._lock:
+                        self._runs[key] = self._record(key, trainer, progress.initial_losses[index], epochs[index])
+                if self.processes.is_first:
+                    save_checkpoint(self.folder.checkpoint(task.name, objective.name, seeds), trainer, progress)
+                    self._save(complete=False)
+                self._note_epoch(objective, told, [own[-1] for own in epochs], wanted)
+        self._finish(objective, keys, trainer, data, progress)
         self.display.done()
 
-    def _keep_epoch(self, key: Key, trainer: Trainer, epochs: list[EpochRecord]) -> None:
-        with self._lock:
-            self._runs[key] = _record(key, trainer, epochs)
+    def _finish(
+        self,
+        objective: Objective,
+        keys: Sequence[Key],
+        trainer: Trainer,
+        data: TaskData,
+        progress: Progress,
+    ) -> None:
+        first, epochs = progress.initial_losses, progress.epochs
+        outputs = trainer.predict(data.test_images)
+        kept_apart = None if data.validation_images is None else trainer.predict(data.validation_images)
+        for index, key in enumerate(keys):
+            details = metrics.details(objective, outputs[index], data.test_values)
+            temperature = None
+            if kept_apart is not None and data.validation_values is not None:
+                temperature = metrics.temperature(
+                    objective.task, outputs[index], data.test_values, kept_apart[index], data.validation_values
+                )
+            diverged = details is None or not metrics.converged(first[index], epochs[index][-1].train_loss)
+            finished = self._record(key, trainer, first[index], epochs[index]).model_copy(
+                update={"details": details, "temperature": temperature, "diverged": diverged, "complete": True}
+            )
+            with self._lock:
+                self._runs[key] = finished
+            if diverged:
+                self.display.note(f"{key[0]} · {key[1]} · seed {key[2]} · diverged at {finished.learning_rate:g}")
         if self.processes.is_first:
-            save_checkpoint(self.folder.checkpoint(key), trainer, epochs)
             self._save(complete=False)
+            if not set(keys) & set(self._gradient_keys()):
+                self.folder.checkpoint(objective.task.name, objective.name, trainer.seeds).unlink(missing_ok=True)
 
-    def _note_epoch(self, objective: Objective, seed: int, epoch: EpochRecord, wanted: int) -> None:
-        decoding, result = next(iter(epoch.evaluation.decoded.items()))
-        if objective.task.is_category:
-            outcome = f"{result.accuracy:.2%} right"
-        else:
-            outcome = f"off by {result.root_mean_squared_error:.2f}° (root mean square)"
-        self.display.note(
-            f"{objective.task.name} · {objective.name} · seed {seed} · epoch {epoch.epoch}/{wanted} · "
-            f"loss {epoch.train_loss:.4f} · {decoding} {outcome} · {epoch.seconds:.1f} s"
+    def _record(self, key: Key, trainer: Trainer, first: float, epochs: list[EpochRecord]) -> ObjectiveRun:
+        task, objective, seed = key
+        return ObjectiveRun(
+            task=task,
+            objective=objective,
+            seed=seed,
+            parameters=trainer.parameter_count,
+            learning_rate=trainer.settings.learning_rate,
+            initial_loss=first,
+            epochs=list(epochs),
         )
 
-    def _is_complete(self, key: Key) -> bool:
-        return key in self._runs and self._runs[key].complete
+    def _note_epoch(self, objective: Objective, seeds: str, epochs: Sequence[EpochRecord], wanted: int) -> None:
+        decoding = next(iter(epochs[0].evaluation.decoded))
+        results = [epoch.evaluation.decoded[decoding] for epoch in epochs]
+        if objective.task.is_category:
+            outcome = f"{sum(result.accuracy for result in results) / len(results):.2%} right"
+        else:
+            mean = sum(result.root_mean_squared_error for result in results) / len(results)
+            outcome = f"off by {mean:.2f}° (root mean square)"
+        loss = sum(epoch.train_loss for epoch in epochs) / len(epochs)
+        self.display.note(
+            f"{objective.task.name} · {objective.name} · {seeds} · epoch {epochs[0].epoch}/{wanted} · "
+            f"loss {loss:.4f} · {decoding} {outcome} · {epochs[0].seconds:.1f} s a seed"
+        )
 
     def _gradient_keys(self) -> list[Key]:
         """The trained networks that the gradient experiment looks at: of the first seed."""
+        if self._gradient is not None:
+            return []
         return [
-            ("digit", objective.name, 0)
+            ("digit", objective.name, self.config.first_seed)
             for objective in self._objectives.get("digit", [])
             if objective.name in experiments.GRADIENT_OBJECTIVES
         ]
@@ -258,50 +352,69 @@ class Study:
         return [objective for objective in self._objectives.get("digit", []) if objective.head == "classification"]
 
     def _experiments(self, digits: TaskData) -> None:
-        if self._gradient is None and self._gradient_keys():
+        if self._gradient_keys():
             self.display.now("experiment · gradients at the logits")
             self._gradient = self._gradient_experiment(digits)
             self.display.done()
             self._save(complete=False)
-        if self._recovery is None and self._recovery_objectives():
-            curves = self._workers.run(
-                [
-                    partial(self._recovery_curve, objective, seed, digits)
-                    for seed in range(self.config.seeds)
-                    for objective in self._recovery_objectives()
-                ]
+        earlier = self._recovery.curves if self._recovery else []
+        stacks = self._recovery_stacks(earlier)
+        if stacks:
+            found = self._workers.run(
+                [partial(self._recovery_curves, objective, seeds, digits) for objective, seeds in stacks]
             )
+            curves = {(curve.seed, curve.objective): curve for curve in (*earlier, *(c for own in found for c in own))}
             self._recovery = RecoveryExperiment(
                 margin=experiments.RECOVERY_MARGIN,
                 wrong_class=experiments.RECOVERY_CLASS,
                 threshold=experiments.RECOVERY_THRESHOLD,
-                curves=curves,
+                curves=[
+                    curves[seed, objective.name]
+                    for seed in self.config.run_seeds
+                    for objective in self._recovery_objectives()
+                ],
             )
             self._save(complete=False)
 
-    def _recovery_curve(self, objective: Objective, seed: int, digits: TaskData) -> RecoveryCurve:
+    def _recovery_stacks(self, earlier: Sequence[RecoveryCurve]) -> list[tuple[Objective, list[int]]]:
+        done = {(curve.objective, curve.seed) for curve in earlier}
+        size = self.config.stack
+        found = []
+        for objective in self._recovery_objectives():
+            seeds = [seed for seed in self.config.run_seeds if (objective.name, seed) not in done]
+            found += [(objective, seeds[i : i + size]) for i in range(0, len(seeds), size)]
+        return found
+
+    def _recovery_curves(self, objective: Objective, seeds: list[int], digits: TaskData) -> list[RecoveryCurve]:
         steps = self.config.recovery_steps
-        self.display.now(f"experiment · recovery · {objective.name} · seed {seed}", steps)
-        curve = experiments.recovery_curve(
-            self._alone, self.config.model, objective, seed, digits, steps, self._advance
-        )
+        self.display.now(f"experiment · recovery · {objective.name} · seeds {seeds[0]}-{seeds[-1]}", steps * len(seeds))
+        # In the first process alone.
+        settings = replace(self._settings, compile=False, processes=Processes())
+        trainer = self._trainer(objective, seeds, settings)
+        curves = experiments.recovery_curves(trainer, digits, steps, self._advance)
         self.display.done()
-        when = "not recovered" if curve.recovered_at is None else f"recovered after {curve.recovered_at}"
-        self.display.note(f"experiment · recovery · {objective.name} · seed {seed} · {when} of {steps} steps")
-        return curve
+        recovered = sum(curve.recovered_at is not None for curve in curves)
+        self.display.note(
+            f"experiment · recovery · {objective.name} · seeds {seeds[0]}-{seeds[-1]} · {recovered} of {len(seeds)} "
+            f"recovered within {steps} updates"
+        )
+        return curves
 
     def _gradient_experiment(self, digits: TaskData) -> GradientExperiment:
         objectives: list[Objective] = []
         outputs: dict[str, Tensor] = {}
-        for _, name, seed in self._gradient_keys():
-            objective = next(found for found in self._objectives["digit"] if found.name == name)
-            trainer = Trainer(self._alone, self.config.model, objective, seed)
-            checkpoint = self.folder.checkpoint(("digit", name, seed))
-            if not load_checkpoint(checkpoint, trainer):
-                raise StudyError(f"{checkpoint} is gone, and the run cannot go on without it; start a new one")
+        settings = replace(self._settings, compile=False, processes=Processes())
+        for task, name, seed in self._gradient_keys():
+            objective = next(found for found in self._objectives[task] if found.name == name)
+            seeds = next((seeds for seeds in self.folder.stacks(task, name) if seed in seeds), [seed])
+            trainer, progress = self._resumed(objective, seeds, settings)
+            if progress is None:
+                targets = objective.encode(digits.train_values)
+                for epoch in range(1, self.config.epochs_for(task) + 1):
+                    trainer.train_epoch(digits.train_images, targets, epoch, lambda steps, loss: self._workers.check())
             objectives.append(objective)
-            outputs[name] = trainer.predict(digits.test_images)
-        return experiments.gradient_experiment(objectives, outputs, digits.test_values, seed=0)
+            outputs[name] = trainer.predict(digits.test_images)[seeds.index(seed)]
+        return experiments.gradient_experiment(objectives, outputs, digits.test_values, seed=self.config.first_seed)
 
     def _compare_with_builtin(self, digits: TaskData) -> None:
         done = {(record.loss, record.optimizer) for record in self._parity}
@@ -318,7 +431,7 @@ class Study:
         self.display.now(f"parity · {loss} · {optimizer}", self.config.parity_steps)
         record = parity.compare_losses(
             # In full precision, whatever the study uses: what is compared are the losses.
-            Settings(self.config.batch_size, self.config.learning_rate, self.device),
+            Settings(self.config.batch_size, 0.0, self.device),
             self.config.model,
             loss,
             optimizer,
@@ -326,7 +439,7 @@ class Study:
             digits,
             loss_library("torchlosses"),
             loss_library("torch"),
-            seed=0,
+            seed=self.config.first_seed,
             steps=self.config.parity_steps,
             report=self._advance,
         )
@@ -337,17 +450,16 @@ class Study:
         )
         return record
 
-    def _steps_per_epoch(self) -> int:
-        return -(-self._train_images // self.config.batch_size)
-
     def _remaining_steps(self) -> int:
+        """The updates that are ahead, of all networks together, as if every task had as many images as the digits."""
+        digits = 0 if self._digits is None else len(self._digits.train_images)
         epochs = sum(
             self.config.epochs_for(key[0]) - (len(self._runs[key].epochs) if key in self._runs else 0)
             for key in self._keys()
         )
-        steps = epochs * self._steps_per_epoch()
-        if self._recovery is None:
-            steps += self.config.seeds * len(self._recovery_objectives()) * self.config.recovery_steps
+        steps = epochs * -(-digits // self.config.batch_size)
+        stacks = self._recovery_stacks(self._recovery.curves if self._recovery else [])
+        steps += sum(len(seeds) for _, seeds in stacks) * self.config.recovery_steps
         return steps + (len(parity.OBJECTIVES) * len(parity.RULES) - len(self._parity)) * self.config.parity_steps
 
     @contextmanager
@@ -364,16 +476,3 @@ class Study:
                     writer.add_scalar(f"{key[0]}/{name}", value, epoch.epoch)
 
             yield log
-
-
-def _record(key: Key, trainer: Trainer, epochs: list[EpochRecord]) -> ObjectiveRun:
-    task, objective, seed = key
-    return ObjectiveRun(
-        task=task,
-        objective=objective,
-        seed=seed,
-        parameters=trainer.parameters,
-        epochs=list(epochs),
-        details=None,
-        complete=False,
-    )

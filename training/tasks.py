@@ -1,22 +1,25 @@
-"""The two questions put to the same images: a category and a quantity.
+"""The questions put to the same images: a category and a quantity, and harder versions of the first.
 
-Both are described alike, by classes with a numerical value each, so that every objective serves both tasks.
+All are described alike, by classes with a numerical value each, so that every objective serves every task.
 Images are float32 of shape (count, 1, 28, 28), grey levels from 0 to 1; answers are float32 of shape (count,).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from training.data import Images
+from training.questions import TaskName
 from training.randomness import generator
-from training.results import TaskName
 
+VALIDATION_SHARE = 6
+# With few images an epoch shows them again and again, until it has shown this many.
+FEW_IMAGES_SHOWN = 20_000
 _ROTATION_BATCH = 2000
 
 
@@ -25,7 +28,7 @@ class Task:
     """What is asked.
 
     Attributes:
-        name: 'digit' or 'angle'.
+        name: 'digit', 'angle', or a harder version of the digits.
         class_values: the value each class stands for: the digits themselves, or the centres of the angle bins.
         spacing: the distance between neighbouring class values.
         scale: what a regression head's output of 1 stands for: the largest answer, so that both tasks train alike.
@@ -51,17 +54,19 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's images and right answers, on the device."""
+    """A task's images and right answers, on the device; `validation_*` only where a task keeps some apart."""
 
     train_images: Tensor
     train_values: Tensor
     test_images: Tensor
     test_values: Tensor
+    validation_images: Tensor | None = None
+    validation_values: Tensor | None = None
 
 
-def digit_task(device: torch.device) -> Task:
+def digit_task(device: torch.device, name: TaskName = "digit") -> Task:
     """Which digit is it?"""
-    return Task("digit", torch.arange(10.0, device=device), spacing=1.0, scale=9.0, is_category=True)
+    return Task(name, torch.arange(10.0, device=device), spacing=1.0, scale=9.0, is_category=True)
 
 
 def angle_task(bins: int, limit: float, device: torch.device) -> Task:
@@ -69,6 +74,24 @@ def angle_task(bins: int, limit: float, device: torch.device) -> Task:
     width = 2 * limit / bins
     centres = -limit + width * (torch.arange(bins, device=device) + 0.5)
     return Task("angle", centres, spacing=width, scale=limit, is_category=False)
+
+
+def build_task(name: TaskName, bins: int, limit: float, device: torch.device) -> Task:
+    """The task of that name."""
+    return angle_task(bins, limit, device) if name == "angle" else digit_task(device, name)
+
+
+def task_data(name: TaskName, digits: TaskData, limit: float) -> TaskData:
+    """The data of a task, made from the upright images with their digits."""
+    if name == "angle":
+        return angle_data(digits, limit)
+    if name == "calibration":
+        return hold_out(digits)
+    if name.startswith("label-noise-"):
+        return with_label_noise(digits, int(name.removeprefix("label-noise-")) / 100)
+    if name.startswith("few-images-"):
+        return with_few_images(digits, int(name.removeprefix("few-images-")))
+    return digits
 
 
 def digit_data(images: Images, device: torch.device) -> TaskData:
@@ -83,11 +106,14 @@ def digit_data(images: Images, device: torch.device) -> TaskData:
     )
 
 
-def angle_data(upright: TaskData, limit: float, seed: int) -> TaskData:
-    """The images rotated by angles uniform in [-limit, limit), which depend on the seed and on nothing else."""
+def angle_data(upright: TaskData, limit: float) -> TaskData:
+    """The images rotated by angles uniform in [-limit, limit): the same for every seed, as the digits are.
+
+    So what differs between seeds is how a network starts and in which order it sees the images, for both tasks.
+    """
     device = upright.train_images.device
     train_angles, test_angles = (
-        (torch.rand(count, generator=generator("rotation", seed, split)) * 2 - 1).mul(limit).to(device)
+        (torch.rand(count, generator=generator("rotation", split)) * 2 - 1).mul(limit).to(device)
         for split, count in enumerate((len(upright.train_images), len(upright.test_images)))
     )
     return TaskData(
@@ -96,6 +122,36 @@ def angle_data(upright: TaskData, limit: float, seed: int) -> TaskData:
         rotate(upright.test_images, test_angles),
         test_angles,
     )
+
+
+def hold_out(data: TaskData) -> TaskData:
+    """The last sixth of the training images kept apart, to choose by; the test images are not for that."""
+    kept = len(data.train_images) - max(1, len(data.train_images) // VALIDATION_SHARE)
+    return replace(
+        data,
+        train_images=data.train_images[:kept],
+        train_values=data.train_values[:kept],
+        validation_images=data.train_images[kept:],
+        validation_values=data.train_values[kept:],
+    )
+
+
+def with_label_noise(data: TaskData, share: float) -> TaskData:
+    """A share of the training labels replaced by another digit each, the same for every seed; test labels stay."""
+    count = len(data.train_values)
+    stream = generator("noise", count)
+    wrong = torch.randperm(count, generator=stream)[: round(share * count)].to(data.train_values.device)
+    shift = torch.randint(1, 10, (len(wrong),), generator=stream).to(data.train_values.device)
+    values = data.train_values.clone()
+    values[wrong] = (values[wrong] + shift) % 10
+    return replace(data, train_values=values)
+
+
+def with_few_images(data: TaskData, count: int) -> TaskData:
+    """Only the first `count` training images, shown over and over until an epoch has FEW_IMAGES_SHOWN of them."""
+    count = min(count, len(data.train_images))
+    shown = torch.arange(max(FEW_IMAGES_SHOWN, count), device=data.train_images.device) % count
+    return replace(data, train_images=data.train_images[shown], train_values=data.train_values[shown])
 
 
 def to_float(images: Tensor) -> Tensor:

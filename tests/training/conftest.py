@@ -17,7 +17,7 @@ from training.results import Results
 torch.set_num_threads(1)
 
 TINY = (
-    *("--dataset", "fashion-mnist"),
+    *("--dataset", "own"),
     *("--seeds", "2"),
     *("--epochs", "2"),
     *("--batch-size", "10"),
@@ -60,7 +60,7 @@ def write_idx(folder: Path, arrays: dict[str, np.ndarray], *, gzipped: bool = Fa
 
 @pytest.fixture(scope="session")
 def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that passes for a tiny Fashion-MNIST."""
+    """A folder with a tiny data set of one's own."""
     return write_idx(tmp_path_factory.mktemp("synthetic"), synthetic_arrays())
 
 

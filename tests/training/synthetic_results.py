@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from training.questions import TaskName
 from training.results import (
     DecodedMetrics,
     Details,
@@ -15,15 +16,18 @@ from training.results import (
     Evaluation,
     GradientCurve,
     GradientExperiment,
+    Misread,
     ObjectiveDescription,
     ObjectiveRun,
     ParityRecord,
+    PerImage,
     ProbabilityMetrics,
     RecoveryCurve,
     RecoveryExperiment,
     ReliabilityBin,
     Results,
-    TaskName,
+    Sensitivity,
+    Tuning,
 )
 
 OBJECTIVES = {
@@ -58,6 +62,14 @@ OBJECTIVES = {
     ),
 }
 
+IMAGES = 10_000
+LABELS = np.arange(IMAGES) % 10
+# How hard each image is, for every objective alike: the hardest are read wrongly first.
+DIFFICULTY = np.random.default_rng(1).permutation(IMAGES)
+# Errors of the angle in units of their root mean square, for every objective alike.
+ERRORS = np.random.default_rng(2).normal(size=IMAGES)
+ERRORS /= np.sqrt(np.mean(ERRORS**2))
+
 # Final error a seed: share of wrong digits; degrees for each decoding of the angle.
 DIGIT_ERROR = {
     "regression-mse": (0.281, 0.274, 0.288),
@@ -88,6 +100,9 @@ def describe(task: TaskName, name: str) -> ObjectiveDescription:
         target=target,
         decodings=decodings,
         primary_decoding=decodings[-1],
+        family="mean squared error" if "mse" in name else "cross-entropy",
+        learning_rate=1e-3,
+        rate_source="tuned",
     )
 
 
@@ -101,13 +116,14 @@ def build_results(
     parity: bool = True,
     parity_passed: bool = True,
     details: bool = True,
+    tuned: bool = True,
 ) -> Results:
     """A run with the given final errors, one value a seed; `seeds` keeps only the first few."""
     generator = np.random.default_rng(0)
     runs: list[ObjectiveRun] = []
     for name, errors in digit.items():
         for seed, error in enumerate(errors[:seeds]):
-            runs.append(_digit_run(name, seed, error, details, generator))
+            runs.append(digit_run(name, seed, error, details, generator))
     angle_names = list(dict.fromkeys(name for name, _ in angle))
     for name in angle_names:
         decodings = {decoding: errors for (owner, decoding), errors in angle.items() if owner == name}
@@ -135,11 +151,14 @@ def build_results(
             processes=1,
         ),
         train_images=60_000,
-        test_images=10_000,
+        test_images=IMAGES,
+        test_labels=PerImage.of(LABELS),
         angle_limit=45.0,
         angle_bin_width=3.0,
         objectives=[describe("digit", name) for name in digit] + [describe("angle", name) for name in angle_names],
         runs=runs,
+        tuning=_tuning() if tuned else None,
+        misread=Misread(index=7, label=7, pixels=[[0] * 28] * 28) if details else None,
         gradient_experiment=_gradients(generator) if experiments else None,
         recovery_experiment=_recovery(3 if seeds is None else seeds) if experiments else None,
         parity=_parity(parity_passed) if parity else [],
@@ -154,7 +173,7 @@ def _probabilities(name: str, error: float) -> ProbabilityMetrics | None:
     )
 
 
-def _digit_run(name: str, seed: int, error: float, with_details: bool, generator: np.random.Generator) -> ObjectiveRun:
+def digit_run(name: str, seed: int, error: float, with_details: bool, generator: np.random.Generator) -> ObjectiveRun:
     decoding = "rounded" if name.startswith("regression") else "most probable"
     epochs = []
     for epoch in range(1, 4):
@@ -181,8 +200,13 @@ def _digit_run(name: str, seed: int, error: float, with_details: bool, generator
         else:
             for c in generator.integers(0, 10, wrong):
                 confusion[true, c] += 1
+    wrong_ones = (round(IMAGES * error) if math.isfinite(error) else 0) > DIFFICULTY
+    likelihood = 3.3 * error * ERRORS**2 if math.isfinite(error) else ERRORS**2
     details = Details(
-        confusion={decoding: confusion.tolist()}, reliability=_reliability(generator) if OBJECTIVES[name][4] else None
+        confusion={decoding: confusion.tolist()},
+        reliability=_reliability(generator) if OBJECTIVES[name][4] else None,
+        answer={decoding: PerImage.of(np.where(wrong_ones, (LABELS + 1) % 10, LABELS))},
+        negative_log_likelihood=PerImage.of(likelihood) if OBJECTIVES[name][4] else None,
     )
     parameters = 784 * 256 + 256 + 256 * 128 + 128 + 129 * (1 if decoding == "rounded" else 10)
     return ObjectiveRun(
@@ -190,8 +214,11 @@ def _digit_run(name: str, seed: int, error: float, with_details: bool, generator
         objective=name,
         seed=seed,
         parameters=parameters,
+        learning_rate=1e-3,
+        initial_loss=2.3,
         epochs=epochs,
         details=details if with_details else None,
+        diverged=not all(map(math.isfinite, [error])),
         complete=True,
     )
 
@@ -231,6 +258,7 @@ def _angle_run(
     details = Details(
         residual_edges=edges.tolist(),
         residual_counts=counts,
+        error={decoding: PerImage.of(error * ERRORS) for decoding, error in final.items()},
         reliability=_reliability(generator) if OBJECTIVES[name][4] else None,
     )
     return ObjectiveRun(
@@ -238,8 +266,11 @@ def _angle_run(
         objective=name,
         seed=seed,
         parameters=784 * 256 + 256 + 256 * 128 + 128 + 129 * (1 if name.startswith("regression") else 30),
+        learning_rate=1e-3,
+        initial_loss=2.3,
         epochs=epochs,
         details=details if with_details else None,
+        diverged=not all(map(math.isfinite, final.values())),
         complete=True,
     )
 
@@ -330,3 +361,45 @@ def _parity(passed: bool) -> list[ParityRecord]:
             )
         )
     return records
+
+
+def _tuning() -> Tuning:
+    environment = Environment(
+        torchlosses="0.1.0",
+        torch="2.14.1",
+        torchvision="0.29.1",
+        torchmetrics="1.9.0",
+        numpy="2.4.6",
+        python="3.12.3",
+        platform="Linux",
+        processor="x86_64",
+        device="cpu",
+        threads=2,
+        processes=1,
+    )
+    rates = [3e-4, 1e-3, 3e-3]
+    searched: list[Sensitivity] = []
+    for name in DIGIT_ERROR:
+        accuracy = 1 - DIGIT_ERROR[name][0]
+        scores = [[accuracy - 0.01] * 2, [accuracy] * 2, [math.nan] * 2]
+        searched.append(
+            Sensitivity(task="digit", objective=name, rates=rates, scores=scores, best=1e-3, best_score=accuracy)
+        )
+    for (name, _), errors in ANGLE_ERROR.items():
+        scores = [[errors[0] + 1] * 2, [errors[0]] * 2, [errors[0] + 2] * 2]
+        searched.append(
+            Sensitivity(task="angle", objective=name, rates=rates, scores=scores, best=1e-3, best_score=errors[0])
+        )
+    return Tuning(
+        command="python -m training.tune",
+        dataset="mnist",
+        model="mlp",
+        epochs={"digit": 3, "angle": 5},
+        batch_size=128,
+        seeds=[1000, 1001],
+        train_images=50_000,
+        validation_images=10_000,
+        seconds=600.0,
+        environment=environment,
+        objectives=searched,
+    )

@@ -67,6 +67,8 @@ def test_everything_was_trained_on_all_images(results: Results) -> None:
 def test_the_experiments_and_the_parity_are_part_of_it(results: Results) -> None:
     assert results.gradient_experiment is not None
     assert [curve.objective for curve in results.gradient_experiment.curves] == ["cross-entropy", "mse-softmax"]
+    assert results.misread is not None
+    assert results.test_labels.values().tolist() == [index % 10 for index in range(40)]
     assert results.recovery_experiment is not None
     assert {(curve.objective, curve.seed) for curve in results.recovery_experiment.curves} == {
         (name, seed) for name in OBJECTIVES["digit"] if name != "regression-mse" for seed in (0, 1)
@@ -120,7 +122,7 @@ def test_a_run_shows_what_it_does_where_there_is_no_terminal(
     arguments = [*tiny_arguments, "--out", str(tmp_path), "--tasks", "angle", "--objectives", "mse-raw", "--seeds", "1"]
     assert main(arguments) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert re.match(r"angle · mse-raw · seed 0 · epoch 1/2 · loss [\d.]+ .* left$", lines[0])
+    assert re.match(r"angle · mse-raw · seed 0 · epoch 1/2 · loss [\d.]+ .* s a seed · .* left$", lines[0])
     (folder,) = tmp_path.iterdir()
     results = read_results(folder / "results.json")
     # Without the digit task there is nothing for the experiments to look at.
@@ -135,7 +137,7 @@ def test_a_failed_parity_fails_the_run_after_writing_it(
     from training import parity
 
     monkeypatch.setitem(parity.RULES, "Adam", parity.Rule(parity.RULES["Adam"].optimizer, -1.0, -1.0))
-    assert main([*tiny_arguments, "--out", str(tmp_path), "--tasks", "angle", "--seeds", "1", "--epochs", "1"]) == 1
+    assert main([*tiny_arguments, "--out", str(tmp_path), "--tasks", "angle", "--seeds", "1", "--epochs", "1"]) == 3
     assert "PARITY FAILED: torchlosses.MSELoss and torch.nn.MSELoss with Adam" in capsys.readouterr().err
     (folder,) = tmp_path.iterdir()
     results = read_results(folder / "results.json")
@@ -162,7 +164,7 @@ def test_two_runs_in_one_second_get_folders_of_their_own(tmp_path: Path, monkeyp
 
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("workers", ["1", "3"])
-def test_the_result_does_not_depend_on_how_many_networks_are_trained_at_a_time(
+def test_the_result_does_not_depend_on_how_many_stacks_are_trained_at_a_time(
     tiny_arguments: tuple[str, ...], tmp_path: Path, results: Results, workers: str
 ) -> None:
     assert main([*tiny_arguments, "--out", str(tmp_path), "--name", "tiny", "--workers", workers]) == 0
@@ -209,3 +211,96 @@ def test_a_damaged_file_is_named_and_leaves_no_empty_run(tmp_path: Path, capsys:
     assert str(raw / FILES[0]) in message
     assert "is damaged" in message
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_result_does_not_depend_on_the_stack(
+    tiny_arguments: tuple[str, ...], tmp_path: Path, results: Results
+) -> None:
+    """But for rounding: the products of one network and of several may be computed in another order."""
+    assert main([*tiny_arguments, "--out", str(tmp_path), "--name", "tiny", "--stack", "1"]) == 0
+    (folder,) = tmp_path.iterdir()
+    alone = read_results(folder / "results.json")
+    for one, other in zip(results.runs, alone.runs, strict=True):
+        assert (one.task, one.objective, one.seed) == (other.task, other.objective, other.seed)
+        for stacked, single in zip(one.epochs, other.epochs, strict=True):
+            assert stacked.train_loss == pytest.approx(single.train_loss, rel=1e-3)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_every_objective_and_every_task_runs_through(tiny_arguments: tuple[str, ...], tmp_path: Path) -> None:
+    questions = ["digit", "angle", "calibration", "label-noise", "few-images"]
+    arguments = [
+        *tiny_arguments,
+        "--out",
+        str(tmp_path),
+        "--all",
+        "--seeds",
+        "1",
+        "--epochs",
+        "1",
+        "--tasks",
+        *questions,
+    ]
+    assert main([*arguments, "--batch-size", "500"]) == 0
+    (folder,) = tmp_path.iterdir()
+    results = read_results(folder / "results.json")
+    trained = {(run.task, run.objective) for run in results.runs if run.complete}
+    assert len(trained) == 8 + 9 + 7 * 6
+    assert ("label-noise-40", "binary-cross-entropy") in trained
+    for run in results.runs:
+        assert (run.temperature is not None) == (run.task == "calibration")
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_that_diverges_is_a_result(
+    tiny_arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*tiny_arguments, "--out", str(tmp_path), "--learning-rate", "1e6", "--tasks", "digit", "--seeds", "2"]
+    assert main(arguments) == 0
+    output = capsys.readouterr()
+    assert "diverged at 1e+06" in output.err
+    assert "diverged in 2 of 2" in output.out
+    (folder,) = tmp_path.iterdir()
+    results = read_results(folder / "results.json")
+    assert all(run.diverged for run in results.runs if run.objective in ("regression-mse", "mse-raw"))
+    assert {item.rate_source for item in results.objectives} == {"option"}
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_finished_run_is_given_more_seeds_without_training_the_old_ones_again(
+    tiny_arguments: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = [*tiny_arguments, "--tasks", "digit", "--objectives", "cross-entropy", "--first-seed", "5"]
+    assert main([*options, "--out", str(tmp_path / "few"), "--name", "tiny"]) == 0
+    assert main([*options, "--out", str(tmp_path / "many"), "--name", "tiny", "--seeds", "4", "--stack", "2"]) == 0
+    (few,), (many,) = ((tmp_path / name).iterdir() for name in ("few", "many"))
+    before = read_results(few / "results.json")
+    assert [run.seed for run in before.runs] == [5, 6]
+    capsys.readouterr()
+    assert main(["--resume", str(few), "--seeds", "4"]) == 0
+    assert "seeds 5-6 · epoch" not in capsys.readouterr().err
+    after = read_results(few / "results.json")
+    assert after.runs[:2] == before.runs
+    assert without_times(after) == without_times(read_results(many / "results.json"))
+    assert main(["--resume", str(few), "--seeds", "2"]) == 2
+    assert "the run has 4 already" in capsys.readouterr().err
+
+
+def test_numbers_fit_a_narrow_terminal(results: Results) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from training.table import print_table
+
+    for width in (40, 50, 80):
+        screen = StringIO()
+        print_table(results, Console(file=screen, width=width))
+        lines = screen.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        for name in OBJECTIVES["digit"]:
+            assert any(line.strip().startswith(name) for line in lines), (width, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
@@ -9,13 +10,20 @@ import pytest
 
 from training.compare import main
 from training.config import Config, parse_config, read_config, write_config
+from training.data import Images, load_images
 from training.errors import StudyError
+from training.learning_rates import learning_rate, read_tuning
+from training.objectives import OBJECTIVES
+from training.tune import RATES, best_rate
+from training.tune import main as tune
+
+from .synthetic_results import build_results
 
 
 def test_defaults_are_the_full_study() -> None:
     config = parse_config([])
     assert config == Config()
-    assert (config.epochs_for("digit"), config.epochs_for("angle"), config.seeds) == (3, 5, 3)
+    assert (config.epochs_for("digit"), config.epochs_for("angle"), config.seeds) == (3, 5, 6)
 
 
 def test_quick_sets_less_and_leaves_what_is_given() -> None:
@@ -41,26 +49,31 @@ def test_a_configuration_survives_writing_and_reading(tmp_path: Path) -> None:
 
 
 BAD = {
-    "--epochs 0": "--epochs must be at least 1, not 0",
-    "--epochs -1": "--epochs must be at least 1, not -1",
+    "--epochs 0": "--epochs must be at least 1 and at most 10,000, not 0",
+    "--epochs -1": "--epochs must be at least 1 and at most 10,000, not -1",
     "--epochs two": "--epochs must be a whole number, not 'two'",
     "--epochs 1.5": "--epochs must be a whole number, not '1.5'",
-    "--batch-size -5": "--batch-size must be at least 1, not -5",
-    "--seeds 0": "--seeds must be at least 1, not 0",
+    "--batch-size -5": "--batch-size must be at least 1 and at most 1,000,000, not -5",
+    "--seeds 0": "--seeds must be at least 1 and at most 1,000, not 0",
     "--learning-rate 0": "--learning-rate must be above 0",
     "--learning-rate nan": "--learning-rate must be above 0",
     "--learning-rate fast": "--learning-rate must be a number, not 'fast'",
-    "--angle-bins 1": "--angle-bins must be at least 2, not 1",
+    "--angle-bins 1": "--angle-bins must be at least 2 and at most 1,000, not 1",
+    "--angle-bins 100000000": "--angle-bins must be at least 2 and at most 1,000, not 100000000",
+    "--workers 1000": "at most 64, not 1000",
+    "--seeds 100000": "at most 1,000",
+    "--learning-rate 1e300": "at most 1,000,000,000",
     "--angle-limit 200": "--angle-limit must be above 0 and at most 180 degrees, not 200",
     "--model transformer": "('mlp', 'cnn')",
-    "--dataset cifar": "('mnist', 'fashion-mnist', 'kmnist')",
+    "--dataset cifar": "('mnist', 'fashion-mnist', 'kmnist', 'own')",
+    "--dataset own": "--dataset own needs --data-root",
     "--implementation numpy": "('torchlosses', 'torch')",
-    "--tasks colour": "('digit', 'angle')",
-    "--tasks digit digit": "--tasks must be digit, angle or both",
+    "--tasks colour": "('digit', 'angle', 'calibration', 'label-noise', 'few-images')",
+    "--tasks digit digit": "--tasks must be one or several of digit, angle, calibration",
     "--objectives mae": "allowed are regression-mse, cross-entropy, mse-softmax, mse-raw, cee-softmax",
     "--device abacus": "--device must be cpu, cuda or cuda:<number>, not 'abacus'",
     "--device cuda:97": "--device cpu always works",
-    "--name a/b": "--name may hold letters",
+    "--name a/b": "--name may hold up to 100 letters",
     "--parity-steps 0": "--parity-steps must be at least 1",
     "--train-limit 0": "--train-limit must be at least 1",
     "--epoch 3": "perhaps you meant --epochs",
@@ -68,7 +81,8 @@ BAD = {
     "--resume": "--resume",
     "--resume no-such-run": "there is no folder no-such-run",
     "--resume no-such-run --amp": "--resume takes no other options",
-    "--resume no-such-run --seeds 3": "--resume takes no other options",
+    "--resume no-such-run --seeds 3": "there is no folder no-such-run",
+    "--objectives": "--objectives needs a name or several",
 }
 
 
@@ -102,7 +116,12 @@ def test_an_output_folder_that_cannot_be_made_is_refused(
         ("config.json", None, "config.json cannot be read"),
         ("config.json", "{", "config.json is no configuration"),
         ("config.json", '{"seeds": 0}', "--seeds must be at least 1"),
-        ("results.json", "{}", "results.json is damaged"),
+        ("config.json", '{"seeds": 3, "sedes": 4}', "sedes"),
+        ("results.json", "{}", "no version of the results' format"),
+        ("results.json", '{"schema_version": 1}', "version 1 of the results' format"),
+        ("results.json", '{"schema_version": 2}', "results.json is damaged: "),
+        ("results.json", "\udce4", "it is no JSON in UTF-8"),
+        ("results.json", "", "it is no JSON in UTF-8"),
     ],
 )
 def test_a_run_with_damaged_files_is_not_resumed(
@@ -112,7 +131,7 @@ def test_a_run_with_damaged_files_is_not_resumed(
     if content is None:
         (tmp_path / file).unlink()
     else:
-        (tmp_path / file).write_text(content)
+        (tmp_path / file).write_bytes(content.encode("utf-8", "surrogateescape"))
     assert main(["--resume", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -138,3 +157,98 @@ def test_compiling_without_a_compiler_is_refused(
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert main(["--compile"]) == 2
     assert "C++ compiler" in capsys.readouterr().err
+
+
+def test_settings_that_were_edited_are_refused_by_name(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    edited = replace(read_config(tmp_path / "run" / "config.json"), batch_size=20)
+    write_config(edited, tmp_path / "run" / "config.json")
+    assert main(["--resume", str(tmp_path / "run")]) == 2
+    assert "batch_size is 20 in" in capsys.readouterr().err
+
+
+def test_the_help_says_what_each_exit_status_means(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_config(["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in (
+        "Exit status: 0 done",
+        "2 an option",
+        "3 done, but",
+        "4 a file could not",
+        "129, 130, 143",
+        "1 a defect",
+    ):
+        assert words in text
+
+
+def test_the_learning_rate_is_the_tuned_one_unless_an_option_or_nothing_says_another() -> None:
+    tuning = build_results().tuning
+    assert learning_rate(tuning, Config(), "digit", "mse-raw") == (1e-3, "tuned")
+    assert learning_rate(tuning, Config(learning_rate=0.5), "digit", "mse-raw") == (0.5, "option")
+    assert learning_rate(tuning, Config(), "angle", "mse-raw") == (1e-3, "default")
+    assert learning_rate(None, Config(), "digit", "mse-raw") == (1e-3, "default")
+    for other in (
+        Config(model="cnn"),
+        Config(dataset="kmnist"),
+        Config(epochs=7),
+        Config(batch_size=64),
+        Config(quick=True),
+    ):
+        assert learning_rate(tuning, other, "digit", "mse-raw")[1] == "tuned elsewhere"
+    assert learning_rate(tuning, Config(), "label-noise-40", "mse-raw")[1] == "tuned elsewhere"
+
+
+def test_the_stored_rates_cover_the_main_objectives_and_none_lies_at_the_end_of_its_grid() -> None:
+    tuning = read_tuning()
+    assert tuning is not None
+    assert tuning.command == "python -m training.tune"
+    found = {(item.task, item.objective): item for item in tuning.objectives}
+    fitting = {(task, name) for name, kind in OBJECTIVES.items() for task in kind.questions}
+    assert found.keys() <= fitting
+    assert found.keys() >= {(task, name) for name, kind in OBJECTIVES.items() for task in kind.main}
+    for item in found.values():
+        assert item.rates == list(RATES)
+        assert min(item.rates) < item.best < max(item.rates)
+        scored = best_rate(item.rates, item.scores, higher_is_better=item.task == "digit")
+        assert (item.best, item.best_score) == scored
+
+
+def test_the_best_rate_is_that_of_the_best_mean_and_never_one_that_diverged() -> None:
+    rates, scores = (0.1, 1.0, 10.0), [[0.5, 0.7], [0.65, 0.61], [0.99, float("nan")]]
+    assert best_rate(rates, scores, higher_is_better=True)[0] == 1.0
+    assert best_rate(rates, scores, higher_is_better=False)[0] == 0.1
+    with pytest.raises(StudyError, match="diverged at every rate"):
+        best_rate((1.0,), [[float("nan")]], higher_is_better=True)
+
+
+def test_tuning_looks_at_training_images_only_and_keeps_what_others_found(
+    tmp_path: Path, synthetic_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "rates.json"
+    options = ["--dataset", "own", "--data-root", str(synthetic_root), "--tasks", "digit", "--rates", "1e-3", "1e-2"]
+    options += ["--batch-size", "10", "--out", str(out)]
+    assert tune([*options, "--objectives", "cross-entropy"]) == 0
+    first = read_tuning(out)
+    assert first is not None
+    assert (first.train_images, first.validation_images) == (80, 16)
+    assert tune([*options, "--objectives", "mse-raw"]) == 0
+    second = read_tuning(out)
+    assert second is not None
+    assert [item.objective for item in second.objectives] == ["cross-entropy", "mse-raw"]
+    assert second.objectives[0] == first.objectives[0]
+    # Other test images change nothing.
+    original = load_images
+
+    def other_tests(dataset: str, root: Path | None) -> Images:
+        images = original(dataset, root)
+        return Images(images.train, images.train_labels, 255 - images.test, (images.test_labels + 1) % 10)
+
+    monkeypatch.setattr("training.tune.load_images", other_tests)
+    assert tune([*options, "--objectives", "cross-entropy"]) == 0
+    third = read_tuning(out)
+    assert third is not None
+    assert {item.objective: item for item in third.objectives}["cross-entropy"] == first.objectives[0]
+    assert tune(["--rates", "0"]) == 2

@@ -12,11 +12,12 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import datasets
 
 from training import data
 from training.data import EMBEDDED, FILES, MNIST_MD5, Images, load_images
-from training.errors import StudyError
+from training.errors import CannotWriteError, StudyError
 
 from .conftest import idx_bytes, synthetic_arrays, write_idx
 
@@ -77,8 +78,10 @@ def test_a_cut_mnist_file_is_named(mnist_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / MNIST_PLACE
     shutil.copytree(mnist_root / MNIST_PLACE, folder)
     os.truncate(folder / FILES[0], 1000)
-    with pytest.raises(StudyError, match=rf"{FILES[0]} is damaged.*delete it"):
+    with pytest.raises(StudyError, match=rf"{FILES[0]} is damaged.*put a whole copy there") as caught:
         load_images("mnist", tmp_path)
+    # What lies in a folder of one's own is not to be deleted on our advice.
+    assert "delete" not in str(caught.value)
 
 
 def test_a_missing_mnist_file_is_unpacked_again(mnist_root: Path, tmp_path: Path) -> None:
@@ -215,5 +218,61 @@ def test_a_download_is_read_from_where_torchvision_puts_it(tmp_path: Path, monke
 
 def test_a_root_that_cannot_be_written_to_is_an_error_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StudyError, match=r"cannot unpack MNIST into .*another --data-root"):
+    with pytest.raises(CannotWriteError, match=r"could not be written .*another --data-root"):
         load_images("mnist", tmp_path / "file")
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])
+@pytest.mark.parametrize("place", ["", "raw"])
+def test_a_folder_with_some_of_the_four_files_is_not_filled(tmp_path: Path, dataset: str, place: str) -> None:
+    folder = write_idx(tmp_path / place, synthetic_arrays(30, 20))
+    (folder / FILES[1]).unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        StudyError, match=f"only some of the four files, and nothing is added to it; missing: {FILES[1]}"
+    ):
+        load_images(dataset, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_damaged_files_in_the_cache_may_be_deleted(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.platformdirs, "user_cache_path", lambda name, appauthor: tmp_path)
+    shutil.copytree(mnist_root, tmp_path, dirs_exist_ok=True)
+    os.truncate(tmp_path / MNIST_PLACE / FILES[0], 1000)
+    with pytest.raises(StudyError, match="delete it to have it fetched again"):
+        load_images("mnist", None)
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_four_files_of_one_s_own_are_read_under_no_other_name(tmp_path: Path, gzipped: bool) -> None:
+    arrays = synthetic_arrays(30, 20)
+    write_idx(tmp_path, arrays, gzipped=gzipped)
+    assert_holds(load_images("own", tmp_path), arrays)
+
+
+def test_a_folder_of_pictures_is_read_by_digit(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("test", 2)):
+        for digit in (0, 7):
+            folder = tmp_path / split / str(digit)
+            folder.mkdir(parents=True)
+            for index in range(count):
+                picture = Image.new("RGB", (56, 56), (10 * digit + index,) * 3)
+                picture.save(folder / f"{index}.png")
+    images = load_images("own", tmp_path)
+    assert images.train.shape == (6, 28, 28)
+    assert images.test.shape == (4, 28, 28)
+    assert images.train_labels.tolist() == [0, 0, 0, 7, 7, 7]
+    assert images.train[:, 5, 5].tolist() == [0, 1, 2, 70, 71, 72]
+    (tmp_path / "train" / "7" / "note.txt").write_text("no picture")
+    with pytest.raises(StudyError, match=r"note\.txt cannot be read as a picture"):
+        load_images("own", tmp_path)
+
+
+def test_own_images_that_are_not_there_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"neither four IDX files .* nor pictures in train/0 to train/9"):
+        load_images("own", tmp_path)
+    assert not list(tmp_path.iterdir())
+    explained = (EMBEDDED / "README.md").read_text(encoding="utf-8")
+    assert "--dataset own" in explained

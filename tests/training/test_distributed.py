@@ -36,7 +36,7 @@ def run(arguments: list[str], *, processes: int) -> Results:
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     # 97 images at 16 a batch leave a last batch of one image, which two processes cannot share.
     root = write_idx(tmp_path / "data", synthetic_arrays(train=97))
-    options = ["--dataset", "fashion-mnist", "--data-root", str(root), "--batch-size", "16", "--epochs", "2"]
+    options = ["--dataset", "own", "--data-root", str(root), "--batch-size", "16", "--epochs", "2"]
     options += ["--tasks", "digit", "--objectives", "regression-mse", "cross-entropy", "mse-softmax", "--seeds", "1"]
     options += ["--parity-steps", "2", "--recovery-steps", "2"]
     one = run([*options, "--out", str(tmp_path / "one")], processes=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import shutil
 import signal
@@ -11,8 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from training.compare import main
+from training.errors import CannotWriteError
+from training.files import atomic_path
+from training.folders import RunFolder
 from training.results import Results, read_results
 from training.study import Study
 
@@ -83,8 +89,8 @@ class StopError(Exception):
     """Ends a run from within, as a loss of power would."""
 
 
-# A tiny run saves 45 times: after each of 28 epochs, 14 objectives and 2 experiments, and at the end.
-@pytest.mark.parametrize("saves", [0, 1, 2, 3, 29, 30, 41, 42, 43, 44])
+# A tiny run saves 25 times: at the start, after each of 14 epochs, 7 stacks and 2 experiments, and at the end.
+@pytest.mark.parametrize("saves", [0, 1, 2, 3, 15, 16, 20, 21, 22, 23, 24])
 def test_a_run_may_stop_at_any_moment_of_writing(
     tiny_arguments: tuple[str, ...], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:
@@ -110,8 +116,15 @@ def test_a_run_may_stop_at_any_moment_of_writing(
     )
 
 
-def test_a_run_without_a_network_it_needs_says_so(
-    tiny_arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("damage", ["removed", "empty", "cut", "garbage", "another shape"])
+def test_a_network_whose_file_is_damaged_is_trained_again(
+    tiny_arguments: tuple[str, ...],
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
 ) -> None:
     def stop(self: Study, digits: object) -> None:
         raise StopError
@@ -119,10 +132,163 @@ def test_a_run_without_a_network_it_needs_says_so(
     with monkeypatch.context() as patch:
         patch.setattr(Study, "_experiments", stop)
         with pytest.raises(StopError):
-            main([*tiny_arguments, "--out", str(tmp_path)])
+            main([*tiny_arguments, "--out", str(tmp_path), "--name", "tiny"])
     (folder,) = tmp_path.iterdir()
-    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert kept == ["digit-cross-entropy-seed0.pt", "digit-mse-softmax-seed0.pt"]
-    shutil.rmtree(folder / "checkpoints")
-    assert main(["--resume", str(folder)]) == 2
-    assert "digit-cross-entropy-seed0.pt is gone" in capsys.readouterr().err
+    kept = sorted(folder.joinpath("checkpoints").iterdir())
+    assert [path.name for path in kept] == [
+        "digit-cross-entropy-seeds0+1.pt",
+        "digit-mse-softmax-seeds0+1.pt",
+    ]
+    content = kept[0].read_bytes()
+    if damage == "removed":
+        kept[0].unlink()
+    elif damage == "another shape":
+        state = torch.load(kept[0])
+        state["parameters"]["head.bias"] = torch.zeros(2, 11)
+        torch.save(state, kept[0])
+    else:
+        kept[0].write_bytes({"empty": b"", "cut": content[:1000], "garbage": b"x" * 500}[damage])
+    capsys.readouterr()
+    assert main(["--resume", str(folder)]) == 0
+    if damage != "removed":
+        assert "digit-cross-entropy-seeds0+1.pt is damaged" in " ".join(capsys.readouterr().err.split())
+    resumed, whole = read_results(folder / "results.json"), read_results(tiny_run / "results.json")
+    assert resumed.gradient_experiment is not None
+    assert whole.gradient_experiment is not None
+    for again, before in zip(resumed.gradient_experiment.curves, whole.gradient_experiment.curves, strict=True):
+        # Alone where it was one of a stack: equal but for rounding.
+        assert again.measured_gradient == pytest.approx(before.measured_gradient, rel=1e-3, abs=1e-5)
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the report, which takes longer than all else."""
+    monkeypatch.setattr("training.report.write_report", lambda results, folder: folder / "report.html")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_leave_a_usable_run_too(tiny_arguments: tuple[str, ...], tmp_path: Path, number: int) -> None:
+    process = start(tiny_arguments, tmp_path)
+    folder = wait_for_runs(process, tmp_path, runs=2)
+    process.send_signal(number)
+    # A second one, whatever it is, does not take away what the first one leaves.
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 128 + number, error
+    assert "Traceback" not in error
+    assert f"--resume {folder}" in error
+    assert (folder / "report.html").exists()
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("write", [0, 3, 8, 17, 30])
+def test_a_full_disk_is_said_in_words_and_the_run_goes_on_once_there_is_room(
+    tiny_arguments: tuple[str, ...],
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    write: int,
+) -> None:
+    """Results, tables and checkpoints are all written by the same function; one of its calls finds no room."""
+    original, calls = os.fsync, itertools.count()
+
+    def fsync(descriptor: int) -> None:
+        # The first is that of the configuration.
+        if next(calls) == write + 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fsync)
+        assert main([*tiny_arguments, "--out", str(tmp_path), "--name", "tiny", "--workers", "1"]) == 4
+    (folder,) = tmp_path.iterdir()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {folder}")
+    assert "could not be written (No space left on device); make room and go on with" in error
+    assert f"--resume {folder}" in error
+    assert main(["--resume", str(folder)]) == 0
+    assert without_times(read_results(folder / "results.json")) == without_times(
+        read_results(tiny_run / "results.json")
+    )
+
+
+def test_a_full_disk_during_the_report_leaves_the_results(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (folder / "report.html").unlink()
+
+    def full(results: Results, directory: Path) -> Path:
+        with atomic_path(directory / "figures" / "answer.png"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("training.report.write_report", full)
+    assert main(["--resume", str(folder)]) == 4
+    assert "the results are complete; write the report with" in capsys.readouterr().err
+
+
+def test_one_process_holds_the_folder_and_the_other_says_who(
+    tiny_arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = start(tiny_arguments, tmp_path)
+    folder = wait_for_runs(process, tmp_path, runs=1)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        assert main(["--resume", str(folder)]) == 2
+        assert f"is being worked on by process {process.pid} on" in capsys.readouterr().err
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.send_signal(signal.SIGCONT)
+        process.communicate()
+    # What holds a folder ends with its process.
+    with RunFolder(folder).held():
+        pass
+    assert not (folder / ".lock").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_complete_run_can_be_looked_at_on_read_only_media(tiny_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert main(["--resume", str(folder)]) == 0
+    finally:
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755)
+
+
+def test_a_complete_run_is_shown_where_its_report_cannot_be_written_again(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(results: Results, directory: Path) -> Path:
+        raise CannotWriteError(directory, OSError(errno.EROFS, os.strerror(errno.EROFS)))
+
+    monkeypatch.setattr("training.report.write_report", refused)
+    assert main(["--resume", str(tiny_run)]) == 0
+    output = capsys.readouterr()
+    assert "the report was not written again" in output.err
+    assert "Which digit?" in output.out
+
+
+@pytest.mark.parametrize(("encoding", "reader"), [("ascii", "cat"), ("utf-8", "head -1")])
+def test_any_output_will_do(tiny_run: Path, encoding: str, reader: str) -> None:
+    completed = subprocess.run(
+        f'{sys.executable} -c "{SHOW}" {tiny_run} | {reader}; exit ${{PIPESTATUS[0]}}',
+        shell=True,
+        executable="/bin/bash",
+        env={**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert "Traceback" not in completed.stderr
+    assert "digit?" in completed.stdout
+
+
+SHOW = (
+    "import sys, training.report; training.report.write_report = lambda results, folder: folder / 'report.html'; "
+    "from training.compare import main; sys.exit(main(['--resume', sys.argv[1]]))"
+)

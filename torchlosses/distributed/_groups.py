@@ -9,18 +9,30 @@ from one kind to the other, and each is the other's derivative:
 
 What is made of these two and of operations within one kind has derivatives of all orders. A scalar of a process's own
 that it calls backward on counts as one summand, a replicated one counts once.
+
+They are operators, so that a derivative passes wherever it is taken. An operator is told of a group by its name.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd import Function
 
-from torchlosses._transforms import forward_ad_rule
+from torchlosses._declare import define_linear, recording
+
+_named: WeakValueDictionary[str, dist.ProcessGroup] = WeakValueDictionary()
+_OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+
+def name_of(group: dist.ProcessGroup | None) -> str:
+    """By which the operators know a group; nothing stands for all processes."""
+    if group is None:
+        return ""
+    _named[group.group_name] = group
+    return group.group_name
 
 
 def in_use(group: dist.ProcessGroup | None) -> bool:
@@ -38,65 +50,69 @@ def rank(group: dist.ProcessGroup | None) -> int:
     return dist.get_rank(group) if in_use(group) else 0
 
 
-def sum_of(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sum over the processes; in place, where there are several."""
-    return _reduced(tensor, dist.ReduceOp.SUM, group)
+def check_member(function: str, group: dist.ProcessGroup | None) -> None:
+    """That this process is one of the group, so that the others do not wait for it or it for them."""
+    if rank(group) < 0 or (group is not None and not isinstance(group, dist.ProcessGroup)):
+        raise ValueError(
+            f"{function}: this process (rank {dist.get_rank()} of all) is none of the group: only those that "
+            "torch.distributed.new_group was given may call it with that group."
+        )
 
 
-def maximum_of(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The maximum over the processes; in place, where there are several."""
-    return _reduced(tensor, dist.ReduceOp.MAX, group)
+def reduced(tensor: Tensor, operation: str, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum, maximum or minimum over the processes, without a derivative; `tensor` itself where there is one."""
+    if size(group) < 2:
+        return tensor
+    # Sums go by memory, and strides may differ between processes.
+    result = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(result, _OPERATIONS[operation], group)
+    return result
 
 
-def minimum_of(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The minimum over the processes; in place, where there are several."""
-    return _reduced(tensor, dist.ReduceOp.MIN, group)
-
-
-def _reduced(tensor: Tensor, operation: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None) -> Tensor:
-    if size(group) > 1:
-        dist.all_reduce(tensor, operation, group)
-    return tensor
-
-
-def entering(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def entering(tensor: Tensor, group: str) -> Tensor:
     """A replicated tensor, for use with what is the process's own."""
-    return _Entering.apply(tensor, group) if size(group) > 1 else tensor
+    return _enter(tensor, group) if recording() and tensor.is_floating_point() and _several(group) else tensor
 
 
-def summed(own: Tensor, group: dist.ProcessGroup | None, known: Tensor | None = None) -> Tensor:
-    """The sum over the processes, differentiable; where it is `known`, nothing is sent."""
-    return _Summed.apply(own, known, group)
+def summed(own: Tensor, group: str) -> Tensor:
+    """The sum over the processes."""
+    return _reduce(own, "sum", group) if _several(group) else own
 
 
-class _Entering(Function):
-    @staticmethod
-    def forward(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:  # type: ignore[override]
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.group = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return summed(grad, ctx.group), None
-
-    @staticmethod
-    @forward_ad_rule
-    def jvp(ctx: Any, saved: tuple[Tensor, ...], tangent: Tensor, _: None) -> Tensor:
-        return entering(tangent, ctx.group).view_as(tangent)
+def maximum(own: Tensor, group: str) -> Tensor:
+    """The maximum over the processes, without a derivative."""
+    return _extreme(own.detach(), "max", group) if _several(group) else own.detach()
 
 
-class _Summed(Function):
-    @staticmethod
-    def forward(own: Tensor, known: Tensor | None, group: dist.ProcessGroup | None) -> Tensor:  # type: ignore[override]
-        return sum_of(own.clone(memory_format=torch.contiguous_format), group) if known is None else known.clone()
+def minimum(own: Tensor, group: str) -> Tensor:
+    """The minimum over the processes, without a derivative."""
+    return _extreme(own.detach(), "min", group) if _several(group) else own.detach()
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.group = inputs[2]
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return entering(grad, ctx.group), None, None
+def _found(group: str) -> dist.ProcessGroup | None:
+    return _named[group] if group else None
+
+
+def _several(group: str) -> bool:
+    return size(_found(group)) > 1
+
+
+def _all_reduce(own: Tensor, operation: str, group: str) -> Tensor:
+    return reduced(own, operation, _found(group))
+
+
+_enter = define_linear(
+    "enter_processes",
+    "(Tensor replicated, str group) -> Tensor",
+    lambda replicated, group: replicated.clone(),
+    lambda grad, group: summed(grad, group),
+)
+_reduce = define_linear(
+    "sum_over_processes",
+    "(Tensor own, str operation, str group) -> Tensor",
+    _all_reduce,
+    lambda grad, operation, group: _enter(grad, group),
+)
+_extreme = define_linear(
+    "extreme_over_processes", "(Tensor own, str operation, str group) -> Tensor", _all_reduce, None
+)

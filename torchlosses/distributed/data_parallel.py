@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchlosses import _validation
-from torchlosses._options import class_indices_denominator, rows_denominator
-from torchlosses.distributed import _groups
+from torchlosses.cross_entropy import class_indices_denominator
+from torchlosses.distributed import _dtensors, _groups
 
 
 def global_normalizer(
@@ -18,7 +18,7 @@ def global_normalizer(
     group: dist.ProcessGroup | None = None,
     *,
     sample_weight: Tensor | None = None,
-    dim: int = 1,
+    dim: int | None = None,
 ) -> Tensor:
     r"""What each process divides by so that the average over the processes is the mean over all their rows; no unit.
 
@@ -33,14 +33,14 @@ def global_normalizer(
     accumulation, give the targets of all micro-batches of the step at once.
 
     Args:
-        target: This process's class indices of any shape and integer dtype; or class probabilities, whose class
-            dimension is `dim`, or the only one.
+        target: This process's class indices of any shape and integer dtype; or class probabilities.
         ignore_index: Rows with this class index do not count.
         weight: One factor a class, of shape (C), as it is given to the loss. Not used with class probabilities.
         group: The processes that take part. None is all of them, or this process alone where torch.distributed is not
             in use.
         sample_weight: One weight a row, of a shape that broadcasts to the rows'.
-        dim: The class dimension of class probabilities.
+        dim: The class dimension of class probabilities. With more than two dimensions it has to be given, as
+            `cross_entropy` has the classes in dimension 1, and `linear_cross_entropy` in the last.
 
     Returns:
         A tensor without dimensions, float64 (float32 where the device has no float64), the same in each process, which
@@ -48,7 +48,10 @@ def global_normalizer(
 
     Raises:
         TypeError: `target` is not a tensor.
-        ValueError: `sample_weight` does not broadcast to the rows.
+        ValueError: `sample_weight` does not broadcast to the rows; `dim` is left out where there are several; `target`
+            is a DTensor, whose rows are those of all processes already; this process is none of the group.
+        IndexError: `dim` is no dimension of `target`.
+        RuntimeError: An argument is wrong in another process.
 
     Example:
         >>> import torch
@@ -58,18 +61,62 @@ def global_normalizer(
 
     Source: the mean of `torchlosses.cross_entropy`, over all processes.
     """
-    _validation.check_tensors("global_normalizer", target=target)
-    dtype = torch.float32 if target.device.type == "mps" else torch.float64
-    rows = target
-    if target.is_floating_point():
-        # One entry a row; what it holds does not matter.
-        rows = target.sum(dim if target.dim() > 1 else 0)
+    name = "global_normalizer"
+    _groups.check_member(name, group)
+    error: Exception | None = None
+    device = target.device if isinstance(target, Tensor) else torch.device("cpu")
+    own = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    try:
+        own = _own(name, target, ignore_index, weight, sample_weight, dim, own.dtype).to(own)
+    except Exception as caught:
+        error = caught
+    # The others would wait for a process that says nothing.
+    told = torch.stack([own, torch.full_like(own, error is not None)])
+    total, wrong = _groups.reduced(told, "sum", group).unbind()
+    if error is not None:
+        raise error
+    if _groups.size(group) > 1 and wrong != 0:
+        raise RuntimeError(f"{name}: an argument is wrong in another process of the group; the error there says which.")
+    return total / _groups.size(group)
+
+
+@torch.no_grad()
+def _own(
+    name: str,
+    target: Tensor,
+    ignore_index: int,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    dim: int | None,
+    wide: torch.dtype,
+) -> Tensor:
+    """This process's part of the sum."""
+    _validation.check_tensors(name, target=target)
+    if _dtensors.any_of(target, weight, sample_weight):
+        raise ValueError(
+            f"{name}: expected each process's own target, weight and sample_weight, but got a DTensor, which stands "
+            "for those of all: a loss of DTensors divides by the whole's denominator by itself, so leave normalizer "
+            "out. For a loss of each process's own rows, give target.to_local()."
+        )
+    shape, probabilities = target.shape, target.is_floating_point()
+    if probabilities:
+        if dim is None:
+            if target.dim() > 2:
+                raise ValueError(
+                    f"{name}: dim must say which dimension of target, of shape {tuple(shape)}, has the classes: 1 as "
+                    "in cross_entropy, or -1 as in linear_cross_entropy."
+                )
+            dim = -1
+        classes = _validation.check_dimension(name, target, dim)
+        shape = torch.Size([*shape[:classes], *shape[classes + 1 :]])
     if sample_weight is not None:
-        _validation.check_sample_weight("global_normalizer", sample_weight, rows.shape)
-        sample_weight = sample_weight.expand(rows.shape)
-    with torch.no_grad():
-        if target.is_floating_point():
-            own = rows_denominator(rows, sample_weight, dtype)
-        else:
-            own = class_indices_denominator(target.to(torch.int64), ignore_index, weight, sample_weight, dtype)
-        return _groups.sum_of(own, group) / _groups.size(group)
+        _validation.check_sample_weight(name, sample_weight, shape)
+        sample_weight = sample_weight.expand(shape)
+    if probabilities:
+        if sample_weight is not None:
+            return sample_weight.to(wide).sum()
+        return torch.tensor(shape.numel() if target.numel() else 0)
+    if sample_weight is not None:
+        sample_weight = sample_weight.to(wide)
+    own = class_indices_denominator(target.to(torch.int64), weight, sample_weight, ignore_index, wide)
+    return (target != ignore_index).sum() if own is None else own

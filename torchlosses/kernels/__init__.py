@@ -1,31 +1,54 @@
-"""The backends of the operators: which one runs, and why.
+"""The backends of the operators: which one runs on which device, and why.
 
 The declarations of the losses (`torchlosses._declare`) make the operators of the torch.library namespace `torchlosses`,
-and register for every device the PyTorch operations that a loss is written in: `eager`. The compiled backend, `native`,
-registers itself for the CPU in front of it, and passes on what it does not cover. `BACKEND` says which one runs, and
-why; the environment variable TORCHLOSSES_BACKEND chooses, and `use` chooses for a while.
+and register for every device the PyTorch operations that a loss is written in: `eager`. Two backends stand in front of
+it: the compiled one, `native`, registers itself for the CPU and passes on what it does not cover, and `triton` takes
+the tensors of GPUs where Triton can be imported. `BACKEND` and `GPU_BACKEND` say which one runs, and why; the
+environment variable TORCHLOSSES_BACKEND chooses, and `use` chooses for a while.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import torch
 
 from torchlosses.kernels import eager as eager
-from torchlosses.kernels.backend import choose
+from torchlosses.kernels.backend import choose, choose_for_gpu
 
 BACKEND, _native = choose()
 INSTRUCTION_SET = None if _native is None else _native.instruction_set
 
 
+GPU_BACKEND = choose_for_gpu()
+# Triton's kernels serve these dispatch keys; CUDA is also that of ROCm.
+_TRITON_KEYS = (() if GPU_BACKEND.name != "triton" else ("CUDA",)) + (("CPU",) if BACKEND.name == "triton" else ())
+_TRITON_LOSSES = (
+    "mse_loss",
+    "huber_loss",
+    "smooth_l1_loss",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "cee_loss",
+)
+_triton_runs = True
+
+
 def available() -> tuple[str, ...]:
-    """The backends that this process can run."""
-    return ("eager",) if _native is None else ("native", "eager")
+    """The backends that this process can run, the first one by default."""
+    found = [] if _native is None else ["native"]
+    if "CPU" in _TRITON_KEYS or ("CUDA" in _TRITON_KEYS and torch.cuda.is_available()):
+        found.append("triton")
+    return (*found, "eager")
 
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
     """Run another backend for a while, in all threads: for tests and measurements that compare them.
+
+    'eager' is for all devices; 'native' and 'triton' are for their own, on which the others do not run.
 
     Raises:
         ValueError: The backend is not available.
@@ -35,21 +58,66 @@ def use(name: str) -> Iterator[None]:
         >>> with kernels.use("eager"):
         ...     pass
     """
-    global BACKEND
+    global BACKEND, GPU_BACKEND
     if name not in available():
         raise ValueError(f"{name!r} is not an available backend: expected one of {', '.join(available())}.")
-    before = BACKEND
-    _switch(name)
-    BACKEND = (
-        before if name == before.name else before._replace(name=name, reason="torchlosses.kernels.use asks for it")
-    )
+    before, before_on_gpu, reason = BACKEND, GPU_BACKEND, "torchlosses.kernels.use asks for it"
+    if name in ("native", "eager") and before.name != name:
+        BACKEND = before._replace(name=name, reason=reason)
+    if name in ("triton", "eager") and before_on_gpu.name != name:
+        GPU_BACKEND = before_on_gpu._replace(name=name, reason=reason)
+    _switch()
     try:
         yield
     finally:
-        _switch(before.name)
-        BACKEND = before
+        BACKEND, GPU_BACKEND = before, before_on_gpu
+        _switch()
 
 
-def _switch(name: str) -> None:
+def _switch() -> None:
+    global _triton_runs
     if _native is not None:
-        _native.enable(name == "native")
+        _native.enable(BACKEND.name == "native")
+    _triton_runs = "triton" in (BACKEND.name, GPU_BACKEND.name)
+
+
+def in_triton(loss: Any) -> Iterator[tuple[str, str, Callable[..., Any]]]:
+    """The three operators of a declared loss in Triton: (what its name ends with, dispatch key, kernel)."""
+    if loss.name not in _TRITON_LOSSES:
+        return
+    n, m = loss.count, loss.count + loss.keeps
+
+    def module() -> Any:
+        # Triton takes longer to import than all the rest.
+        from torchlosses.kernels.triton import LOSSES
+
+        return LOSSES[loss.name]
+
+    def forward(*a: Any) -> Any:
+        options = loss.options(*a[n:])
+        return module().forward(*a[:n], options) if _triton_runs else loss.kernels.forward(loss, a[:n], options)
+
+    def backward(grad_output: Any, *a: Any) -> Any:
+        options = loss.options(*a[m:])
+        if not _triton_runs:
+            return loss.kernels.backward(loss, grad_output, a[:n], options, *a[n:m])
+        gradient = torch.empty_like(a[0])
+        module().backward(grad_output, gradient, *a[:m], options._replace(gradients=0))
+        return gradient
+
+    def backward_(grad_output: Any, gradient: Any, *a: Any) -> None:
+        options = loss.options(*a[m:])
+        if _triton_runs:
+            module().backward(grad_output, gradient, *a[:m], options)
+        else:
+            loss.kernels.backward_(loss, grad_output, gradient, a[:n], options, *a[n:m])
+
+    for key in _TRITON_KEYS:
+        yield from (("", key, forward), ("_backward", key, backward), ("_backward_", key, backward_))
+
+
+def warm_up(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
+    """Compile the Triton kernels of a call and its backward ahead; see `torchlosses.kernels.triton.warm_up`."""
+    from torchlosses.kernels.triton.warm_up import warm_up
+
+    return warm_up(function, *arguments, **options)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 VARIABLE = "TORCHLOSSES_BACKEND"
-CHOICES = ("auto", "native", "eager")
-LIBRARY = Path(__file__).with_name("_native.so")
+CHOICES = ("auto", "native", "triton", "eager")
+LIBRARY = Path(__file__).parents[1] / "lib" / "libtorchlosses.so"
+# In its place where building it failed; it says why.
+NOTICE = "not-built.txt"
 
 
 class Backend(NamedTuple):
@@ -51,7 +55,11 @@ class Native:
 
 
 def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
-    """Follow the environment variable TORCHLOSSES_BACKEND: 'auto' (default), 'native' or 'eager'.
+    """What runs on the CPU: follow TORCHLOSSES_BACKEND: 'auto' (default), 'native', 'triton' or 'eager'.
+
+    'triton' is about GPUs; only where Triton interprets (TRITON_INTERPRET=1) does it run on the CPU.
+
+    Where the installation was meant to have compiled operators and could not build them, 'auto' warns.
 
     Raises:
         ValueError: The variable has another value.
@@ -63,6 +71,8 @@ def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
         raise ValueError(f"{VARIABLE}={wanted!r} is not a backend: expected one of {', '.join(CHOICES)}.")
     if wanted == "eager":
         return Backend("eager", f"{VARIABLE}=eager asks for it"), None
+    if wanted == "triton" and interprets():
+        return Backend("triton", f"{VARIABLE}=triton and TRITON_INTERPRET=1 ask for it"), None
     if library.exists():
         reason = f"{VARIABLE}=native asks for it" if wanted == "native" else "this installation has compiled operators"
         return Backend("native", reason), Native(library)
@@ -71,4 +81,38 @@ def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
             f"{VARIABLE}=native asks for compiled operators, which this installation does not have: build them with "
             f"`pip install --no-build-isolation -e .` and a C++ compiler, or set {VARIABLE} to auto or eager."
         )
-    return Backend("eager", "this installation has no compiled operators; they need a C++ compiler to be built"), None
+    notice = library.with_name(NOTICE)
+    if not notice.exists():
+        return Backend("eager", "this installation was made without compiled operators"), None
+    cause = notice.read_text(encoding="utf-8").strip()
+    warnings.warn(
+        f"torchlosses was installed without its compiled operators and runs on slower PyTorch operations: {cause}\n"
+        f"Install it again without pip's cache (pip install --no-cache-dir --force-reinstall --no-deps ...) once that "
+        f"is mended, or set {VARIABLE}=eager to keep it so.",
+        stacklevel=2,
+    )
+    return Backend("eager", f"the compiled operators could not be built: {cause}"), None
+
+
+def interprets() -> bool:
+    """Whether Triton runs its kernels in an interpreter, on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def choose_for_gpu() -> Backend:
+    """What runs on GPUs, under the same variable: Triton where it can be imported, and nobody wants another.
+
+    Raises:
+        ImportError: 'triton' is asked for and cannot be imported.
+    """
+    wanted = os.environ.get(VARIABLE, "auto")
+    if wanted == "eager":
+        return Backend("eager", f"{VARIABLE}=eager asks for it")
+    if importlib.util.find_spec("triton") is not None:
+        return Backend("triton", f"{VARIABLE}=triton asks for it" if wanted == "triton" else "Triton is installed")
+    if wanted == "triton":
+        raise ImportError(
+            f"{VARIABLE}=triton asks for Triton, which is not installed; PyTorch brings it along on Linux. Install it, "
+            f"or set {VARIABLE} to auto or eager."
+        )
+    return Backend("eager", "Triton is not installed")

@@ -20,7 +20,7 @@ BLOCK = 1 << 19
 
 
 @torch.no_grad()
-def forward(loss: Any, tensors: Sequence[Tensor | None], options: Any) -> tuple[Tensor, ...]:
+def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ...]:
     """The reduced loss or one a row, the gradients that are to come along with it, and the rows' state."""
     *own, _ = tensors
     input = tensors[0]
@@ -62,7 +62,7 @@ def forward(loss: Any, tensors: Sequence[Tensor | None], options: Any) -> tuple[
 
 
 @torch.no_grad()
-def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Tensor | None], options: Any) -> Tensor:
+def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Any], options: Any, *_: Tensor) -> Tensor:
     """The gradient by the first tensor."""
     gradient = torch.empty_like(tensors[0])
     _write(loss, grad_output, gradient, tensors, options)
@@ -70,7 +70,9 @@ def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Tensor | None], o
 
 
 @torch.no_grad()
-def backward_(loss: Any, grad_output: Tensor, gradient: Tensor, tensors: Sequence[Tensor | None], options: Any) -> None:
+def backward_(
+    loss: Any, grad_output: Tensor, gradient: Tensor, tensors: Sequence[Tensor | None], options: Any, *_: Tensor
+) -> None:
     """The same, written to `gradient`, which holds that for an incoming gradient of 1 or is the input itself."""
     on_cpu = grad_output.device.type == "cpu"
     if not (options.gradients and on_cpu and grad_output.item() == 1):

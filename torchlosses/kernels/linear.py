@@ -50,7 +50,7 @@ class _Block(NamedTuple):
     x: Tensor
     target: Tensor
     sample_weight: Tensor | None
-    reduced: Tensor | None  # x Aᵀ
+    reduced: Any  # x Aᵀ
     logits: Tensor
     losses: Tensor
     state: Tensor
@@ -64,11 +64,11 @@ class _Problem:
         product_dtype = options.product_dtype
         operands = (linear_weight, linear_bias, low_rank_a, low_rank_b)
         self.input, self.target, self.weight, self.sample_weight = input, target, weight, sample_weight
-        self.linear_weight, self.linear_bias, self.a, self.b = (
-            None if tensor is None else tensor.to(product_dtype) for tensor in operands
-        )
+        cast: list[Any] = [None if tensor is None else tensor.to(product_dtype) for tensor in operands]
+        self.linear_weight, self.linear_bias, self.a, self.b = cast
         self.options, self.product_dtype = options, product_dtype
         self.compute = compute_dtype(input, linear_weight, target, weight)
+        self.loss, self.of_logits = loss, loss.of_logits
         self.inner = loss.inner(options)._replace(reduction="none", dtype=self.compute, gradients=0)
         self.active: Tensor | None = None
         if input.device.type == "cpu":
@@ -91,9 +91,7 @@ class _Problem:
             target = self.target[rows]
             sample_weight = None if self.sample_weight is None else self.sample_weight[rows]
             logits, reduced = self._logits(x, buffer[: stop - start])
-            losses, _, state = torch.ops.torchlosses.cross_entropy(
-                logits, target, self.weight, sample_weight, None, *self.inner
-            )
+            losses, _, state = self.of_logits.operator(logits, target, self.weight, sample_weight, None, *self.inner)
             yield _Block(rows, x, target, sample_weight, reduced, logits, losses, state)
 
     def _logits(self, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -109,7 +107,7 @@ class _Problem:
     def gradient(self, block: _Block, grad_rows: Tensor) -> Tensor:
         """g d loss / d logits of each row, written over the block's logits."""
         logits = block.logits
-        torch.ops.torchlosses.cross_entropy_backward_(
+        self.of_logits.backward_operator_(
             grad_rows, logits, logits, block.target, self.weight, block.sample_weight, None, block.state, *self.inner
         )
         return logits
@@ -124,7 +122,8 @@ class _Gradients:
         self._wanted = [bool(wanted >> place & 1) for place in range(5)]
         # Rows that were dropped are never written.
         new = torch.empty_like if problem.active is None else torch.zeros_like
-        self._by_input = new(input) if self._wanted[0] else None
+        # Where a sum over processes follows, it is not rounded before.
+        self._by_input = new(input, dtype=problem.compute if problem.loss.split else None) if self._wanted[0] else None
         self._sums: list[Tensor | None] = [None] * 5
 
     def add(self, block: _Block, gradient: Tensor) -> None:
@@ -157,11 +156,13 @@ class _Gradients:
         return x if inert is None else x.masked_fill(inert, 0)
 
     def finished(self) -> tuple[Tensor, ...]:
-        results = [self._by_input]
-        for place in range(1, 5):
-            found, tensor = self._sums[place], self._tensors[place]
+        problem, results = self._problem, []
+        for place, tensor in enumerate(self._tensors):
+            found = self._sums[place] if place else self._by_input
             if self._wanted[place] and found is None:
                 found = torch.zeros_like(tensor)
+            if found is not None and place in (0, 3):
+                found = problem.loss.summed(found, problem.options)
             results.append(None if found is None else found.to(tensor.dtype))
         return tuple(self._problem.input.new_empty(0) if found is None else found for found in results)
 
@@ -209,7 +210,7 @@ def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ..
     for block in problem.blocks():
         losses[block.rows] = block.losses
         if options.statistics:
-            state[:, block.rows] = block.state[2:]
+            state[:, block.rows] = block.state[-state.shape[0] :]
         if grad_rows is not None:
             gradients.add(block, problem.gradient(block, grad_rows.expand(block.losses.shape)))
     found = losses if options.reduction == "none" else losses.sum()
@@ -217,7 +218,7 @@ def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ..
 
 
 @torch.no_grad()
-def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ...]:
+def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Any], options: Any, *_: Tensor) -> tuple[Tensor, ...]:
     """The gradients for `grad_output`, from logits that are computed again."""
     *own, _ = tensors
     problem = _Problem(loss, own, options._replace(statistics=False))

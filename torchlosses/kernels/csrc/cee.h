@@ -109,7 +109,8 @@ void textbook_along_classes(const TextbookCrossEntropy& arguments, int64_t begin
             ? nullptr
             : const_cast<Stored*>(row_at<Stored>(arguments.grad_input, arguments.grad_layout, sample, position));
     const Number weight = options.sample_weight_of(row), g = options.gradient_of(row);
-    if (options.losses != nullptr && arguments.validate && !are_probabilities(p, sizes.classes, options.tolerance)) {
+    if (options.losses != nullptr && arguments.validate && weight != 0 &&
+        !are_probabilities(p, sizes.classes, options.tolerance)) {
       arguments.not_probabilities->store(true, std::memory_order_relaxed);
     }
     const int64_t index = arguments.indices == nullptr ? -1 : options.index_of(sample, position);
@@ -182,7 +183,12 @@ void textbook_across_positions(const TextbookCrossEntropy& arguments, int64_t be
     for (int64_t c = 0; c < sizes.classes; ++c) {
       if (options.losses != nullptr && arguments.validate &&
           !are_probabilities(p + c * step, width, options.tolerance)) {
-        arguments.not_probabilities->store(true, std::memory_order_relaxed);
+        // A row without weight may hold anything.
+        for (int64_t i = 0; i < width; ++i) {
+          if (options.sample_weight_of(row + i) != 0 && !are_probabilities(p + c * step + i, 1, options.tolerance)) {
+            arguments.not_probabilities->store(true, std::memory_order_relaxed);
+          }
+        }
       }
       for (int64_t i = 0; i < width; i += lanes) {
         Vector<Number> gradient{};

@@ -43,6 +43,10 @@ struct RowOptions {
     const double grad = grad_rows == nullptr ? scale : scale * static_cast<double>(grad_rows[row]);
     return static_cast<Number>(grad * static_cast<double>(sample_weight_of(row)));
   }
+  // Σ a of a row, from the place of its target or the sum of its probabilities' shares.
+  double total_of(int64_t index, double shares) const {
+    return indices ? (1 - smoothing) * static_cast<double>(weight_of(index)) + spread * weight_sum : shares;
+  }
   // Whether classes beside a row's target have a share.
   bool shared() const {
     return !indices || smoothing != 0;

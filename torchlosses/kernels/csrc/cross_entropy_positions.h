@@ -174,19 +174,17 @@ inline void losses_of_tile(
       losses[i] = rows.log_sum[i] - (widen(x[rows.place[i] * step + i]) - rows.maximum[i]);
       continue;
     }
-    double result = 0, total = 0;
+    double result = 0;
     if (options.shared()) {
-      total = rows.total[i];
-      result = total * static_cast<double>(rows.log_sum[i]) - rows.products[i];
+      result = rows.total[i] * static_cast<double>(rows.log_sum[i]) - rows.products[i];
     }
     if (options.indices) {
       const double hard = (1 - options.smoothing) * static_cast<double>(options.weight_of(rows.place[i]));
       const Number shifted = widen(x[rows.place[i] * step + i]) - rows.maximum[i];
       // A class without a share has no effect, also if its logit is infinite.
       result = result * options.spread + (hard == 0 ? 0 : hard * static_cast<double>(rows.log_sum[i] - shifted));
-      total = hard + options.spread * options.weight_sum;
     }
-    if (options.z_loss != 0 && total != 0) {
+    if (options.z_loss != 0) {
       const double log_sum_exp = static_cast<double>(rows.maximum[i]) + static_cast<double>(rows.log_sum[i]);
       result += options.z_loss * log_sum_exp * log_sum_exp;
     }
@@ -234,7 +232,7 @@ inline void gradient_of_tile(
     }
     if (!options.indices) {
       const double s = 1 + static_cast<double>(rows.rest[i]), total = rows.total[i];
-      const double added = options.z_loss == 0 || total == 0
+      const double added = options.z_loss == 0
                                ? 0
                                : 2 * options.z_loss *
                                      (static_cast<double>(rows.maximum[i]) + static_cast<double>(rows.log_sum[i]));
@@ -254,7 +252,7 @@ inline void gradient_of_tile(
     Vector<Number> added = all<Number>(spread * weight_sum);
     if (options.z_loss != 0) {
       const Vector<Number> log_sum_exp = load(rows.maximum + i) + load(rows.log_sum + i);
-      added += hard + added == Number(0) ? Vector<Number>{} : log_sum_exp * z_slope;
+      added += log_sum_exp * z_slope;
     }
     const Vector<Number> unit = (hard + added) / s;
     store(factor + i, shared ? unit : unit * load(g + i));
@@ -338,6 +336,10 @@ void cross_entropy_across_positions(const CrossEntropy& arguments, int64_t begin
     }
     if (options.shared() && (forward || !options.indices)) {
       weigh_tile(arguments, options, x, t, width, rows);
+    }
+    for (int64_t i = 0; options.shared() && i < width; ++i) {
+      // A row without a share leaves no trace.
+      rows.active[i] = rows.active[i] && options.total_of(rows.place[i], rows.total[i]) != 0;
     }
     if (forward) {
       losses_of_tile(arguments, options, x, row, width, rows);

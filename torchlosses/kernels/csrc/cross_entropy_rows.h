@@ -147,7 +147,7 @@ inline void gradient_of_row(
   if (options.indices) {
     const double w = options.weight_of(row.target.index), hard = (1 - options.smoothing) * w;
     const double smooth = options.spread * options.weight_sum;
-    const double added = smooth + (hard + smooth != 0 ? slope : 0);
+    const double added = smooth + slope;
     const double shifted = static_cast<double>(widen(row.y[row.target.index])) - static_cast<double>(m);
     const double e = shifted == 0 ? 1.0 : static_cast<double>(exp_of(static_cast<Number>(shifted)));
     // p_t - 1 = -(s - e_t) / s
@@ -162,11 +162,10 @@ inline void gradient_of_row(
       write_row<kKept, false>(row.y, kept, row.t, shares, row.out, options.classes, m, factor * g, rounded);
     }
   } else {
-    const double added = weighed.total != 0 ? slope : 0;
     // A p - a = Σ_{j≠i} a_j - A Σ_{j≠i} p_j, at the class i that has more than half: p_i = 1 / s.
-    entry = weighed.others - weighed.total * (rest / s) + added / s;
+    entry = weighed.others - weighed.total * (rest / s) + slope / s;
     write_row<kKept, true>(
-        row.y, kept, row.t, shares, row.out, options.classes, m, (weighed.total + added) / s, rounded);
+        row.y, kept, row.t, shares, row.out, options.classes, m, (weighed.total + slope) / s, rounded);
   }
   if (place < options.classes) {
     row.out[place] = narrow<Stored>(static_cast<Number>(entry * g));
@@ -220,6 +219,28 @@ inline void write_statistics(
   out[3 * rows] = static_cast<Number>(log_sum - mean);
 }
 
+// Of a row that leaves no trace.
+template <typename Stored>
+inline void clear_row(const CrossEntropy& arguments, const Row<Stored>& row) {
+  using Number = Compute<Stored>;
+  const int64_t rows = arguments.sizes.rows();
+  if (arguments.losses != nullptr) {
+    Number* const numbers[] = {
+        static_cast<Number*>(arguments.losses),
+        static_cast<Number*>(arguments.maximum),
+        static_cast<Number*>(arguments.rest)};
+    for (Number* of_rows : numbers) {
+      of_rows[row.number] = 0;
+    }
+    for (int64_t field = 0; arguments.statistics != nullptr && field < kRowStatistics; ++field) {
+      static_cast<Number*>(arguments.statistics)[field * rows + row.number] = 0;
+    }
+  }
+  if (row.out != nullptr) {
+    std::memset(row.out, 0, static_cast<size_t>(arguments.sizes.classes) * sizeof(Stored));
+  }
+}
+
 template <typename Stored>
 inline void process_row(
     const CrossEntropy& arguments,
@@ -228,30 +249,19 @@ inline void process_row(
     Kept<Compute<Stored>>& kept,
     double steepness) {
   using Number = Compute<Stored>;
+  if (!row.target.active) {
+    return clear_row(arguments, row);
+  }
   Number* losses = static_cast<Number*>(arguments.losses);
   Number& maximum = static_cast<Number*>(arguments.maximum)[row.number];
   Number& rest = static_cast<Number*>(arguments.rest)[row.number];
-  if (!row.target.active) {
-    if (losses != nullptr) {
-      losses[row.number] = maximum = rest = 0;
-      for (int64_t field = 0; arguments.statistics != nullptr && field < kRowStatistics; ++field) {
-        static_cast<Number*>(arguments.statistics)[field * arguments.sizes.rows() + row.number] = 0;
-      }
-    }
-    if (row.out != nullptr) {
-      std::memset(row.out, 0, static_cast<size_t>(options.classes) * sizeof(Stored));
-    }
-    return;
-  }
   RowStatistics<Number> of_row{maximum, rest};
   if (losses != nullptr) {
     of_row = row.out != nullptr ? statistics<true>(row.y, options.classes, &kept)
                                 : statistics<false>(row.y, options.classes, &kept);
-    maximum = of_row.maximum;
-    rest = of_row.rest;
   }
   const bool needs_log = losses != nullptr || options.z_loss != 0;
-  const double log_sum = needs_log ? std::log1p(static_cast<double>(of_row.rest)) : 0;
+  const double log_sum = needs_log ? log1p_of_rest(of_row.rest) : 0;
   const double log_sum_exp = static_cast<double>(of_row.maximum) + log_sum;
   int64_t place = options.classes;
   Weighed weighed;
@@ -264,21 +274,25 @@ inline void process_row(
     shares.spread = options.indices ? Number(1) : shares.spread;
     weighed = weigh(row.y, row.t, shares, options.classes, of_row.maximum, place, losses != nullptr);
   }
+  if (options.total_of(row.target.index, weighed.total) == 0) {
+    // No class has a share.
+    return clear_row(arguments, row);
+  }
   if (losses != nullptr) {
     double result = weighed.total * log_sum - weighed.products;
-    double total = weighed.total;
     if (options.indices) {
       const double hard = (1 - options.smoothing) * static_cast<double>(options.weight_of(row.target.index));
       const double shifted =
           static_cast<double>(widen(row.y[row.target.index])) - static_cast<double>(of_row.maximum);
       // A class without a share has no effect, also if its logit is infinite.
       result = (options.smoothing == 0 ? 0 : result * options.spread) + (hard == 0 ? 0 : hard * (log_sum - shifted));
-      total = hard + options.spread * options.weight_sum;
     }
-    if (options.z_loss != 0 && total != 0) {
+    if (options.z_loss != 0) {
       result += options.z_loss * log_sum_exp * log_sum_exp;
     }
     losses[row.number] = static_cast<Number>(result * static_cast<double>(options.sample_weight_of(row.number)));
+    maximum = of_row.maximum;
+    rest = of_row.rest;
     if (arguments.statistics != nullptr) {
       write_statistics(arguments, options, row, of_row, log_sum);
     }

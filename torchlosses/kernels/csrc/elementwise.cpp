@@ -95,8 +95,9 @@ void run(const Elementwise& arguments, void (*kernel)(const Elementwise&, int64_
 // How the elements are walked through: in the order in which the output has them as neighbours.
 class ElementWalk {
  public:
-  // False if there are more dimensions than the kernels take, or the output has gaps.
-  bool choose(Elementwise& arguments, const View& output, const std::array<const View*, 6>& operands) {
+  // False if there are more dimensions than the kernels take, or the output has gaps. Where nothing is written, any order
+  // does.
+  bool choose(Elementwise& arguments, const View& output, const std::array<const View*, 6>& operands, bool writes) {
     if (output.is_contiguous()) {
       const auto flat = [&](const View* view) { return view == nullptr || view->is_contiguous(); };
       if (std::all_of(operands.begin(), operands.end(), flat)) {
@@ -121,7 +122,7 @@ class ElementWalk {
         const auto as_one = [&](const View* view) {
           return view == nullptr || view->strides[outer] == view->strides[d] * view->sizes[d];
         };
-        if (as_one(&output) && std::all_of(operands.begin(), operands.end(), as_one)) {
+        if (std::all_of(operands.begin(), operands.end(), as_one)) {
           groups.back().push_back(d);
           continue;
         }
@@ -130,7 +131,7 @@ class ElementWalk {
     }
     int64_t expected = 1;
     for (size_t i = order_.size(); i-- > 0;) {
-      if (output.strides[order_[i]] != expected) {
+      if (writes && output.strides[order_[i]] != expected) {
         return false;
       }
       expected *= output.sizes[order_[i]];
@@ -173,7 +174,8 @@ class ElementWalk {
 };
 
 // Fills in what the kernels are given; false if they do not cover it.
-bool prepare(Elementwise& arguments, const ElementTensors& tensors, const View& output, const View* grad) {
+bool prepare(
+    Elementwise& arguments, const ElementTensors& tensors, const View& output, const View* grad, bool writes = true) {
   const View* const input = &tensors.input;
   const std::optional<Dtype> dtype = dtype_of(input->dtype);
   const auto pointer = [](const OptionalView& view) { return view ? &*view : nullptr; };
@@ -197,7 +199,7 @@ bool prepare(Elementwise& arguments, const ElementTensors& tensors, const View& 
   arguments.dtype = *dtype;
   arguments.elements = input->elements();
   ElementWalk walk;
-  if (!walk.choose(arguments, output, operands)) {
+  if (!walk.choose(arguments, output, operands, writes)) {
     return false;
   }
   Operand* const places[] = {
@@ -243,7 +245,7 @@ void elementwise_loss(StableIValue* stack, uint64_t count, uint64_t) {
   }
   Tensor gradient = options.gradient ? new_like(input, input.dtype) : no_elements(input.dtype);
   const View output = none ? losses->view() : options.gradient ? gradient.view() : input;
-  if (!prepare(arguments, tensors, output, nullptr)) {
+  if (!prepare(arguments, tensors, output, nullptr, none || options.gradient)) {
     return call.pass_on(Loss::kEager[0]);
   }
   const Denominator denominator(options, tensors.normalizer, [&] { return counted(arguments); });

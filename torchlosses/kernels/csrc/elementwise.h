@@ -75,26 +75,27 @@ struct BinaryCrossEntropy {
     Vector<Number> negative;
   };
   Parts parts(Vector<Number> t, const Vector<Number>* q) const {
-    const Vector<Number> smooth = t * kept + spread;
-    return {q == nullptr ? smooth : smooth * *q, Number(1) - smooth};
+    const Vector<Number> smooth = multiply_add(t, all<Number>(kept), all<Number>(spread));
+    return {
+        q == nullptr ? smooth : smooth * *q, multiply_add(Number(1) - t, all<Number>(kept), all<Number>(spread))};
   }
+  // softplus(±x) = max(±x, 0) + log(1 + exp(-|x|)); a side without a part has no effect, also where it is infinite.
   Vector<Number> loss(Vector<Number> x, Vector<Number> t, const Vector<Number>* q) const {
     const Parts part = parts(t, q);
-    // softplus(±x) = max(±x, 0) + log(1 + exp(-|x|)); a side without a part has no effect, also if it is infinite.
-    const Vector<Number> tail = log1p(exp(-magnitude<Number>(x)));
-    const Vector<Number> of_negative = (x > Number(0) ? x : Vector<Number>{}) + tail;
-    const Vector<Number> of_positive = (x < Number(0) ? -x : Vector<Number>{}) + tail;
-    return (part.positive == Number(0) ? Vector<Number>{} : part.positive * of_positive) +
-           (part.negative == Number(0) ? Vector<Number>{} : part.negative * of_negative);
+    const Vector<Number> distance = magnitude<Number>(x), tail = log1p(exp(-distance));
+    const Vector<Number> far = x < Number(0) ? part.positive : part.negative;
+    return multiply_add(
+        far == Number(0) ? Vector<Number>{} : distance,
+        far,
+        q == nullptr ? tail : (part.positive + part.negative) * tail);
   }
+  // (1 - t) σ(x) - q t σ(-x), with σ(-|x|) = exp(-|x|) σ(|x|).
   Vector<Number> slope(Vector<Number> x, Vector<Number> t, const Vector<Number>* q) const {
     const Parts part = parts(t, q);
     const Vector<Number> e = exp(-magnitude<Number>(x));
-    const Vector<Number> near = Number(1) / (e + Number(1)), far = e * near;
-    const Vector<Number> negative = part.negative * (x < Number(0) ? far : near);
-    const Vector<Number> positive = part.positive * (x < Number(0) ? near : far);
-    return (part.negative == Number(0) ? Vector<Number>{} : negative) -
-           (part.positive == Number(0) ? Vector<Number>{} : positive);
+    const Vector<Number> of_both = x < Number(0) ? multiply_add(part.negative, e, -part.positive)
+                                                 : multiply_add(-part.positive, e, part.negative);
+    return of_both / (e + Number(1));
   }
   Number kept;
   Number spread;

@@ -58,7 +58,7 @@ inline double sum_of_few_exp(const Stored* x, int64_t count, Compute<Stored> m, 
   constexpr int64_t lanes = kLanes<Number>;
   Vector<Number> sums[4]{};
   Integers<Number> equal{};
-  const auto add = [&](Vector<Number>& to, Vector<Number> logits, int64_t place) {
+  const auto add = [&](Vector<Number>& to, Vector<Number> logits, int64_t place) __attribute__((always_inline)) {
     const Vector<Number> e = exp(logits - m);
     if constexpr (kKeep) {
       store(kept + place, e);
@@ -97,9 +97,7 @@ inline double sum_of_few_exp(const Stored* x, int64_t count, Compute<Stored> m, 
     add(sums[3], load_some(x + i, count - i, -std::numeric_limits<Number>::infinity()), i);
   }
   if constexpr (kNew) {
-    for (int lane = 0; lane < kLanes<Number>; ++lane) {
-      ties += static_cast<double>(equal[lane]);
-    }
+    ties += sum<Number>(__builtin_convertvector(equal, Vector<Number>));
   }
   return sum<Number>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }

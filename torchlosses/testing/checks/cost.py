@@ -69,9 +69,9 @@ def _wait(device: torch.device) -> None:
         torch.get_device_module(device).synchronize(device)
 
 
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+def peak_bytes(call: Callable[[], object], device: torch.device | None = None) -> int:
     """The most bytes that were allocated at one time during the call, as the allocator saw it."""
-    if device.type != "cpu":
+    if device is not None and device.type != "cpu":
         memory = torch.get_device_module(device)
         memory.reset_peak_memory_stats(device)
         before = memory.memory_allocated(device)

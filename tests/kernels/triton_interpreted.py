@@ -1,0 +1,628 @@
+# pyright: reportOptionalMemberAccess=false, reportPossiblyUnboundVariable=false, reportArgumentType=false, reportCallIssue=false
+"""The kernels in Triton, run by its interpreter on tensors of the CPU and compared with NumPy float64.
+
+`tests/kernels/test_triton.py` runs this file in a process of its own, because Triton decides when it is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels import triton_oracles as oracles
+from tests.kernels.triton_oracles import Options, numbers
+from torchlosses.kernels.triton import LOSSES, launch
+from torchlosses.kernels.triton.cross_entropy import backward, forward
+
+# NumPy speaks up where a GPU is silent: inf - inf in lanes whose result nobody takes.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def rows(block: int, single: bool, prefetch: bool) -> Callable[..., launch.Rows]:
+    """A table that gives tiles of so many vectors."""
+
+    def choose(device: Any, count: int, classes: int, itemsize: int, *_: Any) -> launch.Rows:
+        vectors = -(-classes * itemsize // launch.VECTOR) if single else block
+        size = 1 << max(1, (vectors - 1).bit_length())
+        return launch.Rows(size * launch.VECTOR // itemsize, 1, max(1, min(count, 2)), single, prefetch)
+
+    return choose
+
+
+def tiles(single: bool) -> Callable[..., launch.Tiles]:
+    def choose(device: Any, outer: int, inner: int, classes: int, *_: Any) -> launch.Tiles:
+        size = 1 << max(0, (classes - 1).bit_length()) if single else 16
+        return launch.Tiles(4, size, 1, 2, single)
+
+    return choose
+
+
+# Each kernel's ways through a batch. SHORT decides which kernel takes rows of neighbouring classes.
+WAYS = {
+    "rows, one tile": (0, {"rows": rows(0, True, False)}),
+    "rows, prefetched": (0, {"rows": rows(4, False, True)}),
+    "rows, not prefetched": (0, {"rows": rows(4, False, False)}),
+    "tiles, all classes": (1 << 30, {"tiles": tiles(True)}),
+    "tiles, some classes": (1 << 30, {"tiles": tiles(False)}),
+}
+
+
+def take(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    short, tables = WAYS[way]
+    monkeypatch.setattr(launch, "SHORT", short)
+    for name, table in tables.items():
+        monkeypatch.setattr(launch, name, table)
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    take(request.param, monkeypatch)
+    return request.param
+
+
+@pytest.fixture(params=("rows, one tile", "rows, prefetched", "tiles, some classes"))
+def some_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """For what depends less on the way."""
+    take(request.param, monkeypatch)
+    return request.param
+
+
+@pytest.fixture(params=("one program", "many programs"))
+def programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "many programs":
+        monkeypatch.setattr(launch, "SMALL", -1)
+    return request.param
+
+
+def laid_out(values: Tensor, layout: str) -> Tensor:
+    """The same numbers, otherwise in memory."""
+    match layout:
+        case "contiguous":
+            return values.contiguous()
+        case "offset":
+            buffer = values.new_full((values.numel() + 3,), math.nan if values.is_floating_point() else 77)
+            view = buffer[3:].view(values.shape)
+        case "padded":
+            buffer = values.new_full((*values.shape[:-1], values.shape[-1] + 5), math.nan)
+            view = buffer[..., 2 : 2 + values.shape[-1]]
+        case "transposed":
+            view = values.new_empty((*values.shape[::-1],)).permute(*range(values.dim() - 1, -1, -1))
+        case "channels last":
+            view = values.new_empty((values.shape[0], *values.shape[2:], values.shape[1])).movedim(-1, 1)
+        case _:
+            raise ValueError(layout)
+    view.copy_(values)
+    return view
+
+
+def precision(dtype: torch.dtype) -> float:
+    """How far a number in that dtype may be from the truth, in parts of it: two roundings, and a little."""
+    return {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 2.1 * 2**-8, torch.float16: 2.1 * 2**-11}[dtype]
+
+
+def assert_close(found: Tensor, expected: Any, dtype: torch.dtype, scale: float | None = None) -> None:
+    """Within the dtype's precision, of each number or of `scale` where sums cancel."""
+    truth = np.asarray(expected, dtype=np.float64)
+    value = found.double().numpy()
+    assert value.shape == truth.shape
+    size = np.abs(truth) if scale is None else np.maximum(np.abs(truth), scale)
+    smallest = 6e-8 if dtype == torch.float16 else 1e-30
+    np.testing.assert_array_equal(np.isnan(value), np.isnan(truth))
+    with np.errstate(invalid="ignore"):
+        off = np.where((value == truth) | np.isnan(truth), 0, np.abs(value - truth) - size * precision(dtype))
+    assert (off <= smallest).all(), (value, truth)
+
+
+def in_rows(tensor: Any) -> Any:
+    """(N, C, M) as (N M, C)."""
+    return tensor if tensor.ndim == 2 else np.moveaxis(tensor, 1, -1).reshape(-1, tensor.shape[1])
+
+
+def check_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    normalizer: Tensor | None = None,
+    reductions: tuple[str, ...] = ("mean", "sum", "none"),
+    **fields: Any,
+) -> None:
+    """Values, statistics and gradients of each reduction, by every way to them, against the definition."""
+    wide = any(t is not None and t.dtype == torch.float64 for t in (input, target, weight, sample_weight))
+    compute = torch.float64 if wide else torch.float32
+    options = Options(dtype=compute, statistics=True, **fields)
+    x = in_rows(numbers(input))
+    t = in_rows(numbers(target)) if target.dim() == input.dim() else numbers(target).reshape(-1)
+    s = None if sample_weight is None else numbers(sample_weight).reshape(-1)
+    truth = oracles.cross_entropy(x, t, numbers(weight), s, options)
+    shape = (input.shape[0], *input.shape[2:])
+
+    def as_input(gradients: Any) -> Any:
+        return gradients if input.dim() == 2 else np.moveaxis(gradients.reshape(*shape, -1), -1, 1)
+
+    tensors = (input, target, weight, sample_weight, normalizer)
+    ready = None
+    for reduction in reductions:
+        options = options._replace(reduction=reduction, gradients=int(reduction != "none"))
+        loss, gradient, state = forward(*tensors, options)
+        assert_close(state[2:].reshape(4, -1), truth.statistics, compute, 1.0)
+        if reduction == "none":
+            assert_close(loss.reshape(-1), truth.losses, compute, 1.0)
+            assert gradient.shape == (0,)
+            grad_output = torch.rand(shape, dtype=compute)
+            factor = numbers(grad_output).reshape(-1, 1)
+        else:
+            divisor = 1.0
+            if reduction == "mean":
+                divisor = truth.counted.sum() if normalizer is None else float(normalizer)
+            total = truth.losses.sum()
+            assert_close(loss, total / divisor, compute, 1.0 / divisor)
+            assert gradient.stride() == torch.empty_like(input).stride()
+            assert_close(gradient, as_input(truth.gradients / divisor), input.dtype, 0.1 / divisor)
+            ready = gradient.clone()
+            backward(torch.ones((), dtype=compute), ready, *tensors, state, options)
+            assert torch.equal(ready, gradient)
+            grad_output = torch.tensor(-0.7, dtype=compute)
+            factor = float(grad_output) / divisor
+            # What was computed without the loss is the same to the bit.
+            again = torch.full_like(gradient, math.nan)
+            backward(torch.ones((), dtype=compute), again, *tensors, state, options._replace(gradients=0))
+            assert torch.equal(again, gradient)
+            backward(grad_output, ready, *tensors, state, options)
+        written = torch.full_like(torch.empty_like(input), math.nan)
+        backward(grad_output, written, *tensors, state, options._replace(gradients=0))
+        assert_close(written, as_input(truth.gradients * factor), input.dtype, 0.1 * float(np.max(np.abs(factor))))
+        if ready is not None and reduction != "none":
+            assert torch.equal(ready, written)
+        if torch.empty_like(input).stride() == input.stride():
+            over = input.clone()
+            backward(grad_output, over, over, *tensors[1:], state, options._replace(gradients=0))
+            assert torch.equal(over, written)
+
+
+def batch(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, probabilities: bool = False, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    input = (torch.randn(shape, generator=generator) * 3).to(dtype)
+    if probabilities:
+        target = torch.rand(shape, generator=generator).pow(4)
+        return input, (target / target.sum(1, keepdim=True)).to(dtype)
+    rows = (shape[0], *shape[2:])
+    target = torch.randint(shape[1], rows, generator=generator)
+    target.reshape(-1)[1::4] = -100
+    return input, target
+
+
+# What a way has in common with another.
+FEW = {("rows, not prefetched", "probabilities"), ("rows, prefetched", "indices")}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.1},
+    "all smoothing": {"label_smoothing": 1.0},
+    "z-loss": {"z_loss": 0.01},
+    "soft cap": {"logit_softcap": 4.0},
+    "scale": {"logit_scale": -1.3},
+    "all": {"label_smoothing": 0.2, "z_loss": 0.02, "logit_softcap": 5.0, "logit_scale": 0.7},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    ("way", "kind"), [(way, kind) for way in WAYS for kind in ("indices", "probabilities") if (way, kind) not in FEW]
+)
+def test_cross_entropy_options(monkeypatch: pytest.MonkeyPatch, way: str, name: str, kind: str) -> None:
+    take(way, monkeypatch)
+    # Dtype, reduction, weights and the number of programs go round with the cases.
+    turn = list(WAYS).index(way) + list(OPTIONS).index(name) + (kind == "indices")
+    input, target = batch((3, 37), DTYPES[turn % 4], kind == "probabilities", turn)
+    weight = sample_weight = normalizer = None
+    if turn % 2 or name == "all":
+        weight = torch.rand(37)
+        weight[3::5] = 0
+        sample_weight = torch.tensor([0.5, 0.0, 1.5])
+        normalizer = torch.tensor(3.5)
+    if turn // 2 % 2:
+        monkeypatch.setattr(launch, "SMALL", -1)
+    reduction = ("mean", "none", "sum")[turn % 3]
+    check_cross_entropy(input, target, weight, sample_weight, normalizer, (reduction,), **OPTIONS[name])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "offset", "padded", "transposed", "channels last"])
+@pytest.mark.parametrize("shape", [(6, 40), (5, 3), (3, 1), (3, 33, 2), (2, 24, 5)], ids=str)
+def test_cross_entropy_layouts(layout: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = sum(shape) + len(layout)
+    monkeypatch.setattr(launch, "SHORT", 8 if turn % 2 else 64)
+    monkeypatch.setattr(launch, "rows", rows(2, turn % 3 == 0, True))
+    monkeypatch.setattr(launch, "tiles", tiles(turn % 5 < 3))
+    monkeypatch.setattr(launch, "SMALL", -1 if turn % 7 < 3 else 1 << 15)
+    probabilities = turn % 4 < 2
+    input, target = batch(shape, DTYPES[turn % 3], probabilities)
+    if probabilities:
+        target = laid_out(target.to((torch.float32, torch.bfloat16)[turn % 2]), layout)
+    elif layout == "transposed":
+        target = laid_out(target, layout)
+    sample_weight = torch.linspace(0.5, 2, shape[0]).reshape(-1, *[1] * (len(shape) - 2)).expand(shape[0], *shape[2:])
+    reduction = ("mean", "none")[turn % 2]
+    check_cross_entropy(laid_out(input, layout), target, None, sample_weight, reductions=(reduction,))
+
+
+def cross_entropy(
+    input: Tensor, target: Tensor, *others: Tensor | None, **fields: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    weight, sample_weight, normalizer, *_ = (*others, None, None, None)
+    return forward(input, target, weight, sample_weight, normalizer, Options(**fields))
+
+
+def test_confident_rows_keep_their_digits(way: str) -> None:
+    """The largest logit's own 1 is left out of the sum: [20, 0] costs 2.06e-9, where torch gives 0."""
+    classes = 37
+    input = torch.zeros(3, classes)
+    input[0, 0], input[1, classes - 1], input[2, 1] = 20, 60, 12.5
+    input[2, 0] = 12.5 - 1e-3
+    target = torch.tensor([0, classes - 1, 1])
+    for values in (input, (input + 100).bfloat16()):
+        check_cross_entropy(values, target, reductions=("none",))
+        truth = oracles.cross_entropy(numbers(values), target.numpy(), None, None, Options())
+        loss, _, _ = cross_entropy(values, target, reduction="none", gradients=0)
+        np.testing.assert_allclose(loss.numpy(), truth.losses, rtol=1e-6)
+        _, gradient, _ = cross_entropy(values.float(), target, reduction="sum")
+        np.testing.assert_allclose(gradient.numpy(), truth.gradients, rtol=2e-6)
+
+
+def test_infinite_and_missing_logits(way: str) -> None:
+    inf = math.inf
+    input = torch.full((5, 37), -inf)
+    # Nothing but -inf, beside the target and in the first tiles.
+    input[0, 30:] = torch.arange(7.0)
+    input[1, 2] = 1.0
+    input[2, 5:] = torch.linspace(-3, 3, 32)
+    input[3] = torch.linspace(-1, 1, 37)
+    input[3, 4] = inf
+    target = torch.tensor([31, 2, 1, 3, 0])
+    loss, gradient, _ = cross_entropy(input, target, reduction="sum")
+    rows, _, state = cross_entropy(input, target, reduction="none", gradients=0, statistics=True)
+    expected = torch.nn.functional.cross_entropy(input, target, reduction="none")
+    assert loss.isnan()
+    torch.testing.assert_close(rows, expected, equal_nan=True)
+    assert gradient[0, :30].eq(0).all()
+    assert gradient[1].eq(0).all()
+    # A target of probability 0 costs inf, and its gradient is finite.
+    assert rows[2] == inf
+    assert gradient[2, 1] == -1
+    assert gradient[3:].isnan().any(1).all()
+    assert state[4, 3:].eq(0).all()
+    # A class without a share has no effect whatever its logit.
+    small = torch.tensor([[-inf, 0.0, 1.0, 2.0]])
+    weight = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    loss, gradient, _ = cross_entropy(small, torch.tensor([0]), weight, reduction="sum", label_smoothing=0.3)
+    truth = oracles.cross_entropy(
+        small.double().numpy(), np.array([0]), weight.numpy(), None, Options(label_smoothing=0.3)
+    )
+    np.testing.assert_allclose(loss, truth.losses[0], rtol=1e-6)
+    np.testing.assert_allclose(loss, 0.3167, atol=5e-5)
+    np.testing.assert_allclose(gradient.numpy(), truth.gradients, atol=1e-7)
+    loss, gradient, _ = cross_entropy(small, torch.tensor([[0.0, 0.5, 0.5, 0.0]]), reduction="sum")
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_rows_without_part_leave_no_trace(some_way: str) -> None:
+    """Ignored rows, and those of weight 0, may hold anything, and an incoming gradient may be anything."""
+    nan = math.nan
+    input, target = batch((4, 37))
+    target = target.abs() % 37
+    target[1], target[2] = -1, 7
+    weight = torch.ones(37)
+    weight[7] = 0
+    target[0], target[3] = 3, 4
+    sample_weight = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    input[1:] = torch.tensor([nan, math.inf, -math.inf])[:, None]
+    fields = {"ignore_index": -1, "z_loss": 0.1}
+    for reduction in ("mean", "sum"):
+        loss, gradient, state = cross_entropy(
+            input, target, weight, sample_weight, torch.tensor(2), reduction=reduction, statistics=True, **fields
+        )
+        only, first, _ = cross_entropy(
+            input[:1], target[:1], weight, None, torch.tensor(2), reduction=reduction, **fields
+        )
+        assert torch.equal(loss, only)
+        assert torch.equal(gradient[:1], first)
+        assert gradient[1:].eq(0).all()
+        assert state[:, 1:].eq(0).all()
+        for factor in (nan, math.inf, -2.0):
+            written = gradient.clone()
+            options = Options(reduction=reduction, **fields)
+            tensors = (input, target, weight, sample_weight, torch.tensor(2))
+            backward(torch.tensor(factor), written, *tensors, state[:2], options)
+            assert written[1:].eq(0).all()
+            assert torch.equal(written[0].isfinite(), torch.full((37,), math.isfinite(factor)))
+            again = torch.full_like(gradient, nan)
+            backward(torch.tensor(factor), again, *tensors, state[:2], options._replace(gradients=0))
+            assert torch.equal(again.nan_to_num(7.0), written.nan_to_num(7.0))
+    assert written.shape == input.shape
+
+
+def test_means_over_nothing(some_way: str, programs: str) -> None:
+    empty = 0.0 if some_way.startswith("tiles") else math.nan
+    input, _ = batch((3, 37))
+    input[0] = math.nan
+    target = torch.full((3,), -100)
+    loss, gradient, _ = cross_entropy(input, target, empty=empty)
+    assert torch.equal(loss.isnan(), torch.tensor(math.isnan(empty)))
+    assert gradient.eq(0).all()
+    for rows in (0, 3):
+        loss, gradient, state = cross_entropy(input[:rows], target[:rows], reduction="sum")
+        assert loss == 0
+        assert state.shape == (2, rows)
+    loss, gradient, _ = cross_entropy(input[:0], target[:0], empty=empty)
+    assert torch.equal(loss.isnan(), torch.tensor(math.isnan(empty)))
+    assert gradient.shape == (0, 37)
+    # Something over nothing is infinite, and has no gradient.
+    full, indices = batch((3, 37), seed=3)
+    loss, gradient, _ = cross_entropy(full, indices, None, None, torch.tensor(0), empty=empty)
+    assert loss.isinf()
+    assert gradient.eq(0).all()
+    shares = torch.rand(3, 37)
+    loss, gradient, _ = cross_entropy(full[:, :0], shares[:, :0], empty=empty)
+    assert torch.equal(loss.isnan(), torch.tensor(math.isnan(empty)))
+    assert gradient.shape == (3, 0)
+
+
+@pytest.mark.parametrize("index", [-1, 37, 1 << 40])
+def test_targets_out_of_range_are_refused(some_way: str, index: int) -> None:
+    input, target = batch((3, 37))
+    target[2] = index
+    with pytest.raises(Exception, match=r"torchlosses: cross_entropy: a target is no class index"):
+        cross_entropy(input, target)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), list(zip((torch.uint8, torch.int8, torch.int16, torch.int32), WAYS, strict=False)), ids=str
+)
+def test_targets_of_every_integer_dtype(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, name: str) -> None:
+    take(name, monkeypatch)
+    input, target = batch((4, 37))
+    target = target.masked_fill(target == -100, 5)
+    loss, gradient, _ = cross_entropy(input, target.to(dtype), ignore_index=-100)
+    expected, wanted, _ = cross_entropy(input, target)
+    assert torch.equal(loss, expected)
+    assert torch.equal(gradient, wanted)
+    loss, _, _ = cross_entropy(input, target.to(dtype), ignore_index=5)
+    expected, _, _ = cross_entropy(input, target, ignore_index=5)
+    assert torch.equal(loss, expected)
+
+
+def test_loss_dtype_and_normalizers() -> None:
+    input, target = batch((4, 37))
+    exact = oracles.cross_entropy(numbers(input), target.numpy(), None, None, Options()).losses.sum()
+    for dtype in DTYPES:
+        loss, _, _ = cross_entropy(input, target, reduction="sum", dtype=dtype)
+        assert loss.dtype == dtype
+        assert_close(loss, exact, torch.float32 if dtype == torch.float64 else dtype)
+        rows, _, _ = cross_entropy(input, target, reduction="none", gradients=0, dtype=dtype)
+        assert rows.dtype == dtype
+    for dtype in (torch.int64, torch.uint8, torch.float16, torch.bfloat16, torch.float64):
+        loss, _, _ = cross_entropy(input, target, None, None, torch.tensor(8, dtype=dtype))
+        assert_close(loss, exact / 8, torch.float32)
+
+
+def test_many_programs_find_what_one_finds(monkeypatch: pytest.MonkeyPatch, some_way: str) -> None:
+    input, target = batch((9, 37))
+    one = cross_entropy(input, target, z_loss=0.1)
+    monkeypatch.setattr(launch, "SMALL", -1)
+    many = cross_entropy(input, target, z_loss=0.1)
+    again = cross_entropy(input, target, z_loss=0.1)
+    torch.testing.assert_close(one[0], many[0], rtol=2e-7, atol=0)
+    assert torch.equal(one[1], many[1])
+    for first, second in zip(many, again, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_rows_at_every_alignment() -> None:
+    """Each place of a row in a vector, from one class on, by the tables as they are."""
+    buffer = torch.full((4096,), math.nan)
+    for start, classes in [(0, 130), (1, 131), (2, 129), (3, 133), (1, 400), (3, 1030)]:
+        row = buffer[start + 4 : start + 4 + 2 * classes].view(2, classes)
+        row.copy_(batch((2, classes))[0])
+        check_cross_entropy(row, torch.tensor([0, classes - 1]), reductions=("mean",))
+        buffer.fill_(math.nan)
+
+
+# The elementwise losses.
+
+FORMULAS = {
+    "mse_loss": (oracles.squared_error, {}),
+    "huber_loss": (oracles.huber, {"delta": 0.7}),
+    "smooth_l1_loss": (oracles.smooth_l1, {"beta": 0.6}),
+    "binary_cross_entropy_with_logits": (oracles.binary_cross_entropy, {"label_smoothing": 0.1, "ignore_index": 2}),
+}
+
+
+def check_elements(name: str, input: Tensor, target: Tensor, weighted: bool, reduction: str, **fields: Any) -> None:
+    formula, own = FORMULAS[name]
+    compute = torch.float64 if input.dtype == torch.float64 else torch.float32
+    binary = name == "binary_cross_entropy_with_logits"
+    options = Options(**{"ignore_index": None, "dtype": compute, **own, **fields, "reduction": reduction})
+    options = options._replace(gradients=int(reduction != "none"))
+    weight = sample_weight = pos_weight = normalizer = None
+    if weighted:
+        weight = torch.linspace(0, 2, input.shape[-1]).expand(input.shape)
+        sample_weight = torch.tensor([0.0, 2.0, 0.5]).repeat(input.shape[0])[: input.shape[0]]
+        sample_weight = sample_weight.reshape(-1, *[1] * (input.dim() - 1)).expand(input.shape)
+        normalizer = torch.tensor(11.0)
+    if binary and weighted:
+        pos_weight = torch.full(input.shape[-1:], 1.7).expand(input.shape)
+    x, t = numbers(input), numbers(target)
+    w, s, q = (1.0 if other is None else numbers(other) for other in (weight, sample_weight, pos_weight))
+    losses, slopes = formula(x, t, q, options)
+    counted = np.ones(x.shape, dtype=bool) if options.ignore_index is None else t != options.ignore_index
+    losses, slopes = losses * w * s * counted, slopes * w * s * counted
+    tensors = (input, target, weight, sample_weight, *((pos_weight,) if binary else ()), normalizer)
+    loss, gradient = LOSSES[name].forward(*tensors, options)
+    ready = None
+    if reduction == "none":
+        assert_close(loss, losses, compute, 0.3)
+        grad_output = torch.linspace(-1, 1, input.numel(), dtype=compute).reshape(input.shape)
+        factor = numbers(grad_output)
+    else:
+        divisor = 1.0 if reduction == "sum" else float(counted.sum()) if normalizer is None else 11.0
+        assert_close(loss, losses.sum() / divisor, compute)
+        assert_close(gradient, slopes / divisor, input.dtype, 0.3 / divisor)
+        grad_output = torch.tensor(1.9, dtype=compute)
+        factor = 1.9 / divisor
+        ready = gradient.clone()
+        LOSSES[name].backward(torch.ones((), dtype=compute), ready, *tensors, options)
+        assert torch.equal(ready, gradient)
+        LOSSES[name].backward(grad_output, ready, *tensors, options)
+    written = torch.full_like(torch.empty_like(input), math.nan)
+    LOSSES[name].backward(grad_output, written, *tensors, options._replace(gradients=0))
+    assert_close(written, slopes * factor, input.dtype, 0.3 * float(np.max(np.abs(factor))))
+    if ready is not None:
+        assert torch.equal(ready, written)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "offset", "padded", "transposed", "mixed"])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_elementwise(name: str, layout: str, programs: str) -> None:
+    turn = list(FORMULAS).index(name) + len(layout) + len(programs)
+    dtype = DTYPES[turn % 4]
+    generator = torch.Generator().manual_seed(turn)
+    input = (2 * torch.randn((3, 5, 7), generator=generator)).to(dtype)
+    target = torch.rand((3, 5, 7), generator=generator).to(dtype)
+    target[0, 1, ::3] = 2 if name.startswith("binary") else -1
+    if layout == "mixed":
+        input, target = laid_out(input, "transposed"), target[:, :1].expand(3, 5, 7)
+    else:
+        input, target = laid_out(input, layout), laid_out(target, layout)
+    for step, reduction in enumerate(("mean", "none", "sum")):
+        if (step + turn) % 3:
+            check_elements(name, input, target, (turn + step) % 2 == 0, reduction)
+
+
+def test_elementwise_of_more_dimensions_than_the_kernel_knows() -> None:
+    values = torch.randn(2, 3, 2, 3, 2, 3)
+    input = values[:, :, ::1].permute(5, 1, 3, 0, 2, 4)
+    target = torch.rand(3, 3, 3, 2, 2, 2).transpose(0, 2)[:, :, :, :, :1].expand(3, 3, 3, 2, 2, 2)
+    for reduction in ("mean", "none"):
+        check_elements("mse_loss", input, target, True, reduction)
+
+
+def test_tails_of_binary_cross_entropy() -> None:
+    """Exact in both tails, and no nan where a side without a share is infinite."""
+    inf = math.inf
+    input = torch.tensor([40.0, -40.0, inf, -inf, 0.0, 100.0])
+    target = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.5, 0.0])
+    options = Options(reduction="none", gradients=0, ignore_index=None)
+    binary = LOSSES["binary_cross_entropy_with_logits"]
+    loss, _ = binary.forward(input, target, None, None, None, None, options)
+    np.testing.assert_allclose(loss, [4.248354e-18, 4.248354e-18, 0, 0, math.log(2), 100], rtol=1e-6)
+    gradient = torch.empty_like(input)
+    binary.backward(torch.ones(()).expand(6), gradient, input, target, None, None, None, None, options)
+    np.testing.assert_allclose(gradient, [-4.248354e-18, 4.248354e-18, 0, 0, 0, 1], rtol=1e-6)
+
+
+def test_elements_without_part_leave_no_trace() -> None:
+    input = torch.tensor([math.nan, 1.0, math.inf, 2.0])
+    target = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    sample_weight = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    for name in ("mse_loss", "huber_loss", "smooth_l1_loss"):
+        loss, gradient = LOSSES[name].forward(input, target, None, sample_weight, torch.tensor(2.0), Options())
+        assert loss.isfinite()
+        assert gradient[::2].eq(0).all()
+        written = gradient.clone()
+        LOSSES[name].backward(
+            torch.tensor(math.inf), written, input, target, None, sample_weight, torch.tensor(2.0), Options()
+        )
+        assert written[::2].eq(0).all()
+        assert written[1::2].isinf().all()
+        # nan that counts is not hidden.
+        loss, _ = LOSSES[name].forward(input, target, None, None, None, Options())
+        assert loss.isnan()
+    beta = Options(beta=0.0, reduction="sum")
+    loss, gradient = LOSSES["smooth_l1_loss"].forward(target, sample_weight, None, None, None, beta)
+    assert loss == 2
+    assert gradient.tolist() == [0.0, -1.0, 1.0, 0.0]
+
+
+def test_a_mean_over_no_elements() -> None:
+    for empty in (math.nan, 0.0):
+        for name in ("mse_loss", "huber_loss"):
+            nothing = torch.empty(0, 3)
+            loss, gradient = LOSSES[name].forward(nothing, nothing, None, None, None, Options(empty=empty))
+            assert torch.equal(loss.isnan(), torch.tensor(math.isnan(empty)))
+            assert gradient.shape == (0, 3)
+
+
+# The textbook's cross-entropy error.
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "offset", "transposed"])
+@pytest.mark.parametrize("kind", ["indices", "probabilities", "one-hot"])
+def test_textbook(kind: str, layout: str, programs: str) -> None:
+    turn = len(kind) + len(layout) + len(programs)
+    for shape in ((4, 9), (2, 300, 3)):
+        generator = torch.Generator().manual_seed(turn)
+        input = laid_out(torch.rand(shape, generator=generator).softmax(1).to(DTYPES[turn % 4]), layout)
+        rows = (shape[0], *shape[2:])
+        target = torch.randint(shape[1], rows, generator=generator)
+        if kind == "one-hot":
+            target = torch.nn.functional.one_hot(target, shape[1]).movedim(-1, 1)
+            target = target.bool() if turn % 2 else target
+        elif kind == "probabilities":
+            target = laid_out(torch.rand(shape, generator=generator).softmax(1).to(DTYPES[turn % 3]), layout)
+        sample_weight = torch.linspace(0, 1, math.prod(rows)).view(rows)
+        compute = torch.float64 if torch.float64 in (input.dtype, target.dtype) else torch.float32
+        reduction = ("mean", "none", "sum")[turn % 3]
+        options = Options(reduction=reduction, gradients=int(reduction != "none"), delta=1e-7, dtype=compute)
+        t = in_rows(numbers(target)) if kind != "indices" else target.numpy().reshape(-1)
+        losses, slopes = oracles.textbook(in_rows(numbers(input)), t, numbers(sample_weight).reshape(-1), options)
+        if len(shape) == 3:
+            slopes = np.moveaxis(slopes.reshape(*rows, -1), -1, 1)
+        tensors = (input, target, sample_weight, None)
+        loss, gradient = LOSSES["cee_loss"].forward(*tensors, options)
+        written = torch.full_like(torch.empty_like(input), math.nan)
+        if reduction == "none":
+            assert_close(loss.reshape(-1), losses, compute, 0.1)
+            grad_output, factor = torch.tensor(1.5, dtype=compute).expand(rows), 1.5
+        else:
+            divisor = math.prod(rows) if reduction == "mean" else 1.0
+            assert_close(loss, losses.sum() / divisor, compute)
+            assert_close(gradient, slopes / divisor, input.dtype)
+            grad_output, factor = torch.tensor(1.5, dtype=compute), 1.5 / divisor
+            LOSSES["cee_loss"].backward(grad_output, gradient, *tensors, options)
+        LOSSES["cee_loss"].backward(grad_output, written, *tensors, options._replace(gradients=0))
+        assert_close(written, slopes * factor, input.dtype)
+        if reduction != "none":
+            assert torch.equal(gradient, written)
+
+
+def test_textbook_corners() -> None:
+    textbook = LOSSES["cee_loss"]
+    p = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    # Next to 1 the logarithm keeps its digits; without delta a class without a share counts for nothing.
+    loss, _ = textbook.forward(p[:1], torch.tensor([0]), None, None, Options(delta=1e-7, reduction="sum"))
+    np.testing.assert_allclose(loss, -math.log1p(1e-7), rtol=1e-6)
+    loss, gradient = textbook.forward(
+        p, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), None, None, Options(delta=0.0, reduction="sum")
+    )
+    np.testing.assert_allclose(loss, math.log(2), rtol=1e-6)
+    assert gradient.tolist() == [[-1.0, 0.0], [0.0, -2.0]]
+    with pytest.raises(Exception, match="torchlosses: cee_loss: a target is no class index"):
+        textbook.forward(p, torch.tensor([0, 2]), None, None, Options(delta=0.0))
+    with pytest.raises(ValueError, match="probabilities"):
+        textbook.forward(p * 3, torch.tensor([0, 1]), None, None, Options(delta=0.0, validate_args=True))
+    sample_weight = torch.tensor([1.0, 0.0])
+    p[1] = math.nan
+    loss, gradient = textbook.forward(p, torch.tensor([0, 1]), sample_weight, None, Options(delta=1e-7))
+    assert loss.isfinite()
+    assert gradient[1].eq(0).all()

@@ -1,0 +1,226 @@
+"""Cross-entropy on a GPU: which kernel takes a batch, and what it is given.
+
+For logits y of a row with the largest m, rest = Σ exp(y - m) - 1 without the 1 of the largest, shares a_c and A = Σ a_c
+
+    loss     = Σ_c a_c (log1p(rest) - (y_c - m)) + z l²,   l = m + log1p(rest)
+    gradient = (A + 2 z l) exp(y - m) / (1 + rest) - a     by y
+"""
+
+# pyright: reportPossiblyUnboundVariable=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchlosses.kernels.triton import launch as launches
+from torchlosses.kernels.triton.cross_entropy_rows import rows_kernel
+from torchlosses.kernels.triton.cross_entropy_tiles import tiles_kernel
+from torchlosses.kernels.triton.launch import launch
+from torchlosses.kernels.triton.reduction import count, finish
+
+
+def forward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+    options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, gradient by the input (empty unless options.gradients asks for it) and the rows' state."""
+    compute, _ = launches.compute_type(input, target, weight, sample_weight)
+    shape = (input.shape[0], *input.shape[2:])
+    state = input.new_empty((6 if options.statistics else 2, *shape), dtype=compute)
+    loss = input.new_empty(shape if options.reduction == "none" else (), dtype=options.dtype)
+    gradient = torch.empty_like(input) if options.gradients & 1 else None
+    _run(None, gradient, input, target, weight, sample_weight, normalizer, state, loss, options)
+    return loss, input.new_empty(0) if gradient is None else gradient, state
+
+
+def backward(
+    grad_output: Tensor,
+    gradient: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+    state: Tensor,
+    options: Any,
+) -> None:
+    """Write the gradient by the input; where options.gradients says that it is there for 1, if grad_output is not 1."""
+    compute, _ = launches.compute_type(input, target, weight, sample_weight)
+    if options.gradients & 1 and launches.unit_first(input, options.reduction):
+        launches.scale_in_place(gradient, grad_output, compute)
+        return
+    _run(grad_output, gradient, input, target, weight, sample_weight, normalizer, state, None, options)
+
+
+def _run(
+    grad_output: Tensor | None,
+    gradient: Tensor | None,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+    state: Tensor,
+    loss: Tensor | None,
+    options: Any,
+) -> None:
+    device, reduction = input.device, options.reduction
+    samples, classes = input.shape[:2]
+    positions = input.shape[2] if input.dim() == 3 else 1
+    total = samples * positions
+    probabilities = target.dim() == input.dim()
+    adjacent = classes == 1 or (input.stride(1) == 1 and (gradient is None or gradient.stride(1) == 1))
+    along_rows = adjacent and classes > launches.SHORT
+    order = (0, 2) if along_rows else row_order(input, adjacent)
+    outer, inner = (size_along(input, dimension) for dimension in order)
+
+    alone = total * classes <= launches.SMALL
+    mean = reduction == "mean" and normalizer is None
+    counted = mean and not probabilities
+    held = grad_output is not None and bool(options.gradients & 1)
+    counts, parts = None, 1
+    target_steps = row_steps(target, order, probabilities)
+    if counted and not alone:
+        parts = launches.parts_of(total)
+        counts = torch.empty(parts, dtype=torch.int64, device=device)
+        launch(
+            count, device, parts, 4, target, grad_output, counts, total, inner, *target_steps, options.ignore_index,
+            HELD=held, BLOCK=1024,
+        )  # fmt: skip
+
+    constants = {
+        "COMPUTE": launches.compute_type(input, target, weight, sample_weight)[1],
+        "REDUCTION": reduction,
+        "PROBABILITIES": probabilities,
+        "SMOOTHED": options.label_smoothing != 0,
+        "Z_LOSS": options.z_loss != 0,
+        "SCALED": options.logit_scale != 1,
+        "CAPPED": options.logit_softcap is not None,
+        "STATISTICS": options.statistics and loss is not None,
+        "FORWARD": loss is not None,
+        "GRADIENT": gradient is not None,
+        "HELD": held,
+        "UNIT_FIRST": grad_output is not None and launches.unit_first(input, reduction),
+        "ALONE": alone,
+        "COUNTED": counted,
+        "PARTS": parts,
+    }
+    numbers = (
+        options.label_smoothing, options.z_loss, options.logit_scale, options.logit_softcap or 1.0, options.empty,
+    )  # fmt: skip
+    weight_step = 0 if weight is None else weight.stride(0)
+    sample_steps = row_steps(sample_weight, order, False)
+    grad_steps = row_steps(grad_output, order, False) if reduction == "none" else (0, 0)
+    gradient_steps = row_steps(gradient, order, True)
+    input_steps = row_steps(input, order, True)
+
+    vector = launches.VECTOR // input.element_size()
+    offset = input.data_ptr() // input.element_size() % vector
+    aligned = not any(number % vector for number in (offset, classes, *input_steps))
+    if along_rows:
+        # A backward that sums shares again does it in the forward's tiles, so that every bit is the same.
+        shares = probabilities or (options.label_smoothing != 0 and weight is not None)
+        choice = launches.rows(
+            device, total, classes, input.element_size(), aligned, gradient is not None, loss is not None or shares
+        )
+        programs, warps = choice.programs, choice.warps
+    else:
+        choice = launches.tiles(device, outer, inner, classes, adjacent, state.dtype == torch.float64)
+        programs, warps = choice.programs, choice.warps
+    if alone:
+        programs, warps = 1, max(warps, 4)
+    partials = None
+    if loss is not None and reduction != "none" and not alone:
+        partials = torch.empty(programs, dtype=torch.float64, device=device)
+    tensors = (
+        input, target, weight, sample_weight, normalizer, grad_output, counts, state, partials, loss, gradient,
+    )  # fmt: skip
+
+    if isinstance(choice, launches.Rows):
+        launch(
+            rows_kernel, device, programs, warps, *tensors,
+            outer, inner, classes, *input_steps, offset, *target_steps, weight_step, *sample_steps, *grad_steps,
+            *gradient_steps,
+            options.ignore_index, *numbers,
+            FLAT=positions == 1, ALIGNED=aligned, TARGET_ALIKE=_alike(input, target, vector) if probabilities else 0,
+            GRADIENT_ALIKE=0 if gradient is None else _alike(input, gradient, vector),
+            BLOCK=choice.block, VEC=vector, SINGLE=choice.single, PREFETCH=choice.prefetch, **constants,
+        )  # fmt: skip
+    else:
+        target_class = target.stride(1) if probabilities else 0
+        gradient_class = 0 if gradient is None else gradient.stride(1)
+        reach = max(
+            inner * steps[1] + classes * step
+            for steps, step in (
+                (input_steps, input.stride(1)), (target_steps, target_class), (gradient_steps, gradient_class),
+                (sample_steps, 0), (grad_steps, 0), ((0, 0), weight_step),
+            )
+        )  # fmt: skip
+        loss_steps = (positions, 1) if order == (0, 2) else (1, positions)
+        launch(
+            tiles_kernel, device, programs, warps, *tensors,
+            outer, inner, classes, *loss_steps, *input_steps, input.stride(1), *target_steps, target_class, weight_step,
+            *sample_steps, *grad_steps, *gradient_steps, gradient_class, options.ignore_index, *numbers,
+            ALIGNED=vector_of((input, target if probabilities else None, gradient)), WIDE=reach >= 2**31,
+            ROWS=choice.rows, CLASSES=choice.classes, SINGLE=choice.single, **constants,
+        )  # fmt: skip
+
+    if partials is not None:
+        launch(
+            finish, device, 1, 4, partials, normalizer, counts, loss, programs, total if classes else 0, options.empty,
+            MEAN=reduction == "mean", PARTS=parts, BLOCK=1024,
+        )  # fmt: skip
+
+
+def vector_of(tensors: tuple[Tensor | None, ...]) -> int:
+    """The classes of a vector if each row of each tensor is whole 16-byte vectors of them, else 1."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    vector = launches.VECTOR // min(tensor.element_size() for tensor in present)
+    for tensor in present:
+        sizes = tensor.data_ptr() // tensor.element_size(), tensor.shape[1], _step(tensor, 0), _step(tensor, 2)
+        if tensor.stride(1) != 1 or any(size % vector for size in sizes):
+            return 1
+    return vector
+
+
+def size_along(tensor: Tensor, dimension: int) -> int:
+    """The size of a dimension, 1 where there is none."""
+    return tensor.shape[dimension] if dimension < tensor.dim() else 1
+
+
+def row_order(input: Tensor, adjacent: bool) -> tuple[int, int]:
+    """The dimensions of rows, outer and inner; a tile has neighbours along the inner one."""
+    samples, positions = input.shape[0], size_along(input, 2)
+    if positions == 1 or (samples > positions and (adjacent or input.stride(2) != 1)):
+        return 2, 0
+    return 0, 2
+
+
+def _step(tensor: Tensor, dimension: int) -> int:
+    """The stride, 0 where there is nothing to step to."""
+    return tensor.stride(dimension) if size_along(tensor, dimension) > 1 else 0
+
+
+def row_steps(tensor: Tensor | None, order: tuple[int, ...], has_classes: bool) -> tuple[int, ...]:
+    """The strides along the outer and the inner dimension of rows."""
+    if tensor is None:
+        return (0, 0)
+    return tuple(_step(tensor, dimension if has_classes or not dimension else 1) for dimension in order)
+
+
+def _alike(input: Tensor, other: Tensor, vector: int) -> int:
+    """The bytes on whose boundaries the other tensor's rows begin where the input's whole vectors do; 0 if not so."""
+    size = other.element_size()
+    together = min(vector, launches.VECTOR // size)
+    distances = [input.data_ptr() // input.element_size() - other.data_ptr() // size]
+    distances += [_step(input, dimension) - _step(other, dimension) for dimension in (0, 2)]
+    if other.stride(1) != 1 or other.data_ptr() % size or any(distance % together for distance in distances):
+        return 0
+    return together * size

@@ -1,0 +1,621 @@
+# type: ignore  (kernels are written in Triton's language, whose types are not Python's)
+"""Cross-entropy where a row's classes lie side by side: a row a turn, in tiles of whole 16-byte vectors.
+
+A row is read twice where it does not fit one tile: once for its sums, and while it is in the second-level cache once
+for its gradient. So a program takes rows one after the other, and no more rows are under way than that cache holds.
+
+A tile is [GROUPS, VEC], and VEC neighbours belong to one thread. Each group has a maximum of its own: it takes one
+exponential an element, and rescaling costs one for VEC. A row that starts off a 16-byte boundary has its whole vectors
+in the tiles, and the few elements at its two ends in a tile of their own, so that nothing outside the row is read.
+"""
+
+# ruff: noqa: N803, N806  (constants are written in capitals, as Triton's users do)
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from torchlosses.kernels.triton.functions import (
+    accumulated,
+    denominator,
+    ends,
+    exponentials,
+    fast_exp,
+    logits,
+    merged,
+    nothing_yet,
+    number,
+    places,
+    quotient,
+    rounded,
+    row_gradient,
+    row_loss,
+    row_statistics,
+    scaled,
+    seeded,
+    share_of_mean,
+    shares,
+)
+from torchlosses.kernels.triton.reduction import counted
+
+
+@triton.jit
+def recounted(
+    base,
+    m,
+    groups_m,
+    groups_s,
+    shift,
+    low,
+    high,
+    end,
+    logit_scale,
+    logit_softcap,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    GROUPS: tl.constexpr,
+    VEC: tl.constexpr,
+):
+    """Σ exp(y - m) - 1 of a row that is all but sure of one class, with all digits.
+
+    The group that holds the maximum is summed once more, without the maximum's own 1. Beside it are small numbers only.
+    """
+    group = tl.argmax(groups_m, 0)
+    here = tl.arange(0, GROUPS) == group
+    rest = tl.sum(tl.where(here | (groups_m == float("-inf")), 0.0, groups_s * fast_exp(groups_m - m)), 0)
+    TILES: tl.constexpr = 16
+    for first in range(low + group * VEC, high, TILES * GROUPS * VEC):
+        place = first + tl.arange(0, TILES)[:, None] * (GROUPS * VEC) + tl.arange(0, VEC)[None, :]
+        x = tl.load(base + place, mask=place < high, other=float("-inf")).to(COMPUTE)
+        y, _ = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+        y = tl.where(place < high, y, float("-inf"))
+        rest += tl.sum(tl.sum(tl.where(y == m, 0.0, fast_exp(y - m)), 1), 0)
+    if not ALIGNED:
+        # The first group holds the row's ends too.
+        place, valid = ends(shift, end, VEC)
+        valid = valid & (group == 0)
+        x = tl.load(base + place, mask=valid, other=float("-inf")).to(COMPUTE)
+        y, _ = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+        y = tl.where(valid, y, float("-inf"))
+        rest += tl.sum(tl.sum(tl.where(y == m, 0.0, fast_exp(y - m)), 1), 0)
+    return rest
+
+
+@triton.jit
+def loaded(x_base, t_base, place, valid, PROBABILITIES: tl.constexpr, POLICY: tl.constexpr):
+    """A tile of logits as they are stored, and of target probabilities."""
+    x = tl.load(x_base + place, mask=valid, other=float("-inf"), eviction_policy=POLICY)
+    t = x
+    if PROBABILITIES:
+        t = tl.load(t_base + place, mask=valid, other=0.0, eviction_policy=POLICY)
+    return x, t
+
+
+@triton.jit
+def weights_of(weight_ptr, weight_stride, place, valid, COMPUTE: tl.constexpr, WEIGHTED: tl.constexpr):
+    """The classes' weights."""
+    if WEIGHTED:
+        weight = tl.load(weight_ptr + place * weight_stride, mask=valid, other=0.0).to(COMPUTE)
+    else:
+        weight = tl.full((), 1.0, COMPUTE)
+    return weight
+
+
+@triton.jit
+def shares_again(
+    t_base,
+    place,
+    shift,
+    valid,
+    weight_ptr,
+    weight_stride,
+    kept,
+    even,
+    PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """The sum of the shares of each group of a tile."""
+    weight = weights_of(weight_ptr, weight_stride, place - shift, valid, COMPUTE, WEIGHTED)
+    t = tl.zeros(place.shape, COMPUTE)
+    if PROBABILITIES:
+        t = tl.load(t_base + place, mask=valid, other=0.0, eviction_policy="evict_last").to(COMPUTE)
+    return tl.sum(shares(t, weight, valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED), 1)
+
+
+@triton.jit
+def taken_in(
+    state,
+    x,
+    t,
+    place,
+    shift,
+    valid,
+    weight_ptr,
+    weight_stride,
+    logit_scale,
+    logit_softcap,
+    kept,
+    even,
+    EXACT: tl.constexpr,
+    PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    STATISTICS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """`accumulated` of a tile as it was loaded."""
+    SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
+    y, _ = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
+    if SCALED or CAPPED:
+        y = tl.where(valid, y, float("-inf"))
+    share = y
+    t = t.to(COMPUTE)
+    if SHARES:
+        weight = weights_of(weight_ptr, weight_stride, place - shift, valid, COMPUTE, WEIGHTED)
+        share = shares(t, weight, valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
+    return accumulated(
+        state, y, share, t, tl.where(valid, place - shift, 2147483647), EXACT, SHARES, PROBABILITIES, STATISTICS
+    )
+
+
+@triton.jit
+def gradient_of(
+    x,
+    t,
+    place,
+    shift,
+    valid,
+    weight_ptr,
+    weight_stride,
+    m,
+    rest,
+    total,
+    multiplier,
+    special,
+    kept,
+    even,
+    row_scale,
+    logit_scale,
+    logit_softcap,
+    grad_output,
+    PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    UNIT_FIRST: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """A tile of the gradient, as it is stored."""
+    y, slope = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
+    e, correction = exponentials(y, m, m)
+    if PROBABILITIES or SMOOTHED:
+        weight = weights_of(weight_ptr, weight_stride, place - shift, valid, COMPUTE, WEIGHTED)
+        share = shares(t.to(COMPUTE), weight, valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
+        if PROBABILITIES:
+            gradient = tl.where(y == m, (total - share) + special, e * (multiplier * correction) - share)
+        else:
+            gradient = e * (multiplier * correction) - even * share
+        gradient = gradient * (slope * row_scale)
+    elif CAPPED:
+        gradient = e * (multiplier * correction * row_scale) * slope
+    else:
+        gradient = e * (multiplier * correction * row_scale * slope)
+    if MASKED:
+        gradient = tl.where(valid, gradient, 0.0)
+    return scaled(gradient, grad_output, DTYPE, UNIT_FIRST)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "outer",
+        "inner",
+        "classes",
+        "x_outer",
+        "x_inner",
+        "x_offset",
+        "target_outer",
+        "target_inner",
+        "weight_stride",
+        "sample_outer",
+        "sample_inner",
+        "grad_outer",
+        "grad_inner",
+        "gradient_outer",
+        "gradient_inner",
+        "ignore_index",
+    ]
+)
+def rows_kernel(
+    x_ptr, target_ptr, weight_ptr, sample_weight_ptr, normalizer_ptr, grad_output_ptr, counts_ptr, state_ptr,
+    partials_ptr,
+    loss_ptr, gradient_ptr,
+    outer, inner, classes, x_outer, x_inner, x_offset, target_outer, target_inner, weight_stride, sample_outer,
+    sample_inner,
+    grad_outer, grad_inner, gradient_outer, gradient_inner, ignore_index,
+    label_smoothing: tl.float64, z_loss_factor: tl.float64, scale_of_logits: tl.float64, cap_of_logits: tl.float64,
+    empty: tl.float64,
+    COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr,
+    Z_LOSS: tl.constexpr,
+    SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, FORWARD: tl.constexpr, GRADIENT: tl.constexpr,
+    HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr,
+    FLAT: tl.constexpr, ALIGNED: tl.constexpr, TARGET_ALIKE: tl.constexpr, GRADIENT_ALIKE: tl.constexpr,
+    BLOCK: tl.constexpr, VEC: tl.constexpr, SINGLE: tl.constexpr, PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """Loss, state and gradient, or with the state of an earlier call the gradient alone."""
+    GROUPS: tl.constexpr = BLOCK // VEC
+    SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
+    WEIGHTED: tl.constexpr = weight_ptr is not None
+    MEAN: tl.constexpr = REDUCTION == "mean"
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    # Lines that are read again soon are kept, and those of the second look are let go.
+    KEEP: tl.constexpr = "evict_last" if FORWARD and not SINGLE else "evict_first"
+    CACHE: tl.constexpr = ".cs"
+
+    z_loss = number(z_loss_factor, COMPUTE)
+    logit_scale = number(scale_of_logits, COMPUTE)
+    logit_softcap = number(cap_of_logits, COMPUTE)
+    kept = number(1.0 - label_smoothing, COMPUTE)
+    even = (number(label_smoothing, tl.float64) / classes.to(tl.float64)).to(COMPUTE)
+    rows = outer.to(tl.int64) * inner
+
+    grad_output = tl.full((), 1.0, COMPUTE)
+    if not FORWARD and REDUCTION != "none":
+        grad_output = tl.load(grad_output_ptr).to(COMPUTE)
+    stop = rows
+    if HELD:
+        # The gradient is there already for an incoming gradient of 1.
+        stop = tl.where(grad_output == 1.0, 0, rows)
+    if ALONE and COUNTED:
+        found = counted(target_ptr, 0, stop, 1024, inner, target_outer, target_inner, ignore_index, 1024)
+        divisor = tl.sum(found, 0).to(tl.float64)
+    else:
+        divisor = denominator(normalizer_ptr, counts_ptr, rows * (classes > 0), MEAN, PARTS)
+    unit = share_of_mean(tl.full((), 1.0, COMPUTE) if UNIT_FIRST else grad_output, divisor, COMPUTE)
+    losses = tl.full((), 0.0, tl.float64)
+
+    for row in range(tl.program_id(0).to(tl.int64), stop, tl.num_programs(0)):
+        if FLAT:
+            sample = row
+            position = row * 0
+        else:
+            sample = row // inner
+            position = row % inner
+        start = sample * x_outer + position * x_inner
+        shift = tl.full((), 0, tl.int32) if ALIGNED else ((start + x_offset) % VEC).to(tl.int32)
+        x_base = tl.multiple_of(x_ptr + (start - shift), 16)
+        gradient_base = gradient_ptr
+        if GRADIENT:
+            gradient_base = gradient_ptr + (sample * gradient_outer + position * gradient_inner - shift)
+            if GRADIENT_ALIKE:
+                gradient_base = tl.multiple_of(gradient_base, GRADIENT_ALIKE)
+
+        # The row's target, and whether the row takes part.
+        row_scale = unit
+        sample_weight = tl.full((), 1.0, COMPUTE)
+        target_weight = tl.full((), 1.0, COMPUTE)
+        active = classes > 0
+        target = tl.full((), 0, tl.int64)
+        t_base = target_ptr
+        if PROBABILITIES:
+            t_base = target_ptr + (sample * target_outer + position * target_inner - shift)
+            if TARGET_ALIKE:
+                t_base = tl.multiple_of(t_base, TARGET_ALIKE)
+        else:
+            target = tl.load(target_ptr + sample * target_outer + position * target_inner).to(tl.int64)
+            ignored = target == ignore_index
+            inside = (target >= 0) & (target < classes)
+            tl.device_assert(ignored | inside, "torchlosses: cross_entropy: a target is no class index of its input")
+            active = inside & (ignored == 0)
+            target = tl.where(active, target, 0)
+            if WEIGHTED:
+                target_weight = tl.load(weight_ptr + target * weight_stride, mask=active, other=0.0).to(COMPUTE)
+                if not SMOOTHED:
+                    active = active & (target_weight != 0.0)
+        if sample_weight_ptr is not None:
+            sample_weight = tl.load(sample_weight_ptr + sample * sample_outer + position * sample_inner).to(COMPUTE)
+            active = active & (sample_weight != 0.0)
+        if GRADIENT and not FORWARD and REDUCTION == "none":
+            row_scale = tl.load(grad_output_ptr + sample * grad_outer + position * grad_inner).to(COMPUTE)
+        row_scale = row_scale * sample_weight
+
+        # An inactive row has no elements.
+        end = tl.where(active, shift + classes, shift)
+        low = tl.multiple_of((shift + VEC - 1) // VEC * VEC, VEC)
+        high = tl.multiple_of(tl.where(active, end // VEC * VEC, low), VEC)
+        at_target = tl.full((), 0.0, COMPUTE)
+        slope_at_target = logit_scale
+        if not PROBABILITIES:
+            own = tl.load(x_base + shift + target, mask=active, other=0.0).to(COMPUTE)
+            at_target, slope_at_target = logits(own, logit_scale, logit_softcap, SCALED, CAPPED)
+        if not ALIGNED:
+            end_places, end_valid = ends(shift, end, VEC)
+            x_ends, t_ends = loaded(x_base, t_base, end_places, end_valid, PROBABILITIES, KEEP)
+
+        # The first look: the sums.
+        m = tl.full((), 0.0, COMPUTE)
+        rest = tl.full((), 0.0, COMPUTE)
+        total = classes.to(COMPUTE)
+        if SINGLE or PREFETCH or not FORWARD:
+            place = low + places(0, GROUPS, VEC)
+            x, t = loaded(x_base, t_base, place, place < high, PROBABILITIES, KEEP)
+        if FORWARD:
+            state = nothing_yet(GROUPS, COMPUTE)
+            if not ALIGNED:
+                state_of_ends = taken_in(
+                    nothing_yet(2, COMPUTE),
+                    x_ends,
+                    t_ends,
+                    end_places,
+                    shift,
+                    end_valid,
+                    weight_ptr,
+                    weight_stride,
+                    logit_scale,
+                    logit_softcap,
+                    kept,
+                    even,
+                    SINGLE,
+                    PROBABILITIES,
+                    SMOOTHED,
+                    WEIGHTED,
+                    SCALED,
+                    CAPPED,
+                    STATISTICS,
+                    COMPUTE,
+                )
+                state = seeded(state_of_ends, GROUPS, COMPUTE, SINGLE)
+            if SINGLE:
+                place = low + places(0, GROUPS, VEC)
+                state = taken_in(
+                    state,
+                    x,
+                    t,
+                    place,
+                    shift,
+                    place < high,
+                    weight_ptr,
+                    weight_stride,
+                    logit_scale,
+                    logit_softcap,
+                    kept,
+                    even,
+                    True,
+                    PROBABILITIES,
+                    SMOOTHED,
+                    WEIGHTED,
+                    SCALED,
+                    CAPPED,
+                    STATISTICS,
+                    COMPUTE,
+                )
+            else:
+                for first in range(low, high, BLOCK):
+                    place = first + places(0, GROUPS, VEC)
+                    if PREFETCH:
+                        following = place + BLOCK
+                        next_x, next_t = loaded(x_base, t_base, following, following < high, PROBABILITIES, KEEP)
+                    else:
+                        x, t = loaded(x_base, t_base, place, place < high, PROBABILITIES, KEEP)
+                    state = taken_in(
+                        state,
+                        x,
+                        t,
+                        place,
+                        shift,
+                        place < high,
+                        weight_ptr,
+                        weight_stride,
+                        logit_scale,
+                        logit_softcap,
+                        kept,
+                        even,
+                        False,
+                        PROBABILITIES,
+                        SMOOTHED,
+                        WEIGHTED,
+                        SCALED,
+                        CAPPED,
+                        STATISTICS,
+                        COMPUTE,
+                    )
+                    if PREFETCH:
+                        x, t = next_x, next_t
+            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, _most, most_first = merged(
+                state, SINGLE
+            )
+            if SHARES:
+                total = found_total
+            if not SINGLE:  # noqa: SIM102  (the first is decided when the kernel is compiled)
+                if rest < 0.25:
+                    rest = recounted(
+                        x_base,
+                        m,
+                        state[0],
+                        state[1],
+                        shift,
+                        low,
+                        high,
+                        end,
+                        logit_scale,
+                        logit_softcap,
+                        SCALED,
+                        CAPPED,
+                        COMPUTE,
+                        ALIGNED,
+                        GROUPS,
+                        VEC,
+                    )
+            # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
+            rest += m - m
+            loss = row_loss(
+                m, rest, at_target, target_weight, total, weighed, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS
+            )
+            loss = tl.where(active, loss * sample_weight, 0.0)
+            m = tl.where(active, m, 0.0)
+            rest = tl.where(active, rest, 0.0)
+            tl.store(state_ptr + row, m)
+            tl.store(state_ptr + rows + row, rest)
+            if STATISTICS:
+                log_sum_exp, log_probability, correct, entropy = row_statistics(
+                    m, rest, product, first_largest, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
+                )
+                tl.store(state_ptr + 2 * rows + row, tl.where(active, log_sum_exp, 0.0))
+                tl.store(state_ptr + 3 * rows + row, tl.where(active, log_probability, 0.0))
+                tl.store(state_ptr + 4 * rows + row, tl.where(active, correct, 0.0))
+                tl.store(state_ptr + 5 * rows + row, tl.where(active, entropy, 0.0))
+            if REDUCTION == "none":
+                tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty))
+            else:
+                losses += loss.to(tl.float64)
+        else:
+            m = tl.load(state_ptr + row)
+            rest = tl.load(state_ptr + rows + row)
+            if PROBABILITIES or (SMOOTHED and WEIGHTED):
+                # In the order of the forward, so that every bit is the same.
+                shares_of_groups = tl.zeros([GROUPS], COMPUTE)
+                if not ALIGNED:
+                    of_ends = shares_again(
+                        t_base,
+                        end_places,
+                        shift,
+                        end_valid,
+                        weight_ptr,
+                        weight_stride,
+                        kept,
+                        even,
+                        PROBABILITIES,
+                        SMOOTHED,
+                        WEIGHTED,
+                        COMPUTE,
+                    )
+                    shares_of_groups += tl.where(tl.arange(0, GROUPS) == 0, tl.sum(of_ends, 0), 0.0)
+                for first in range(low, high, BLOCK):
+                    place = first + places(0, GROUPS, VEC)
+                    shares_of_groups += shares_again(
+                        t_base,
+                        place,
+                        shift,
+                        place < high,
+                        weight_ptr,
+                        weight_stride,
+                        kept,
+                        even,
+                        PROBABILITIES,
+                        SMOOTHED,
+                        WEIGHTED,
+                        COMPUTE,
+                    )
+                total = tl.sum(shares_of_groups, 0)
+
+        # The second look: the gradient.
+        if GRADIENT:
+            if MEAN:
+                # A mean over nothing has the gradient 0 whatever its rows hold.
+                active = active & (divisor != 0.0)
+            row_scale = tl.where(active, row_scale, 0.0)
+            high = tl.multiple_of(tl.where(active, high, low), VEC)
+            multiplier, special = row_gradient(
+                m, rest, at_target, target_weight, total, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS
+            )
+            m = tl.where(active, m, 0.0)
+            multiplier = tl.where(active, multiplier, 0.0)
+            special = tl.where(active, special, 0.0)
+            factor = grad_output
+            if UNIT_FIRST:
+                factor = tl.where(active, grad_output, 0.0)
+            # The gradient may take the memory of the logits: the target's is read by now.
+            tl.debug_barrier()
+            whole = tl.multiple_of((shift + classes) // VEC * VEC, VEC)
+            place = low + places(0, GROUPS, VEC)
+            if not SINGLE and FORWARD:
+                x, t = loaded(x_base, t_base, place, place < high, PROBABILITIES, "evict_first")
+            for first in range(low, whole, BLOCK):
+                place = first + places(0, GROUPS, VEC)
+                if not SINGLE:
+                    following = place + BLOCK
+                    next_x, next_t = loaded(x_base, t_base, following, following < high, PROBABILITIES, "evict_first")
+                gradient = gradient_of(
+                    x,
+                    t,
+                    place,
+                    shift,
+                    place < high,
+                    weight_ptr,
+                    weight_stride,
+                    m,
+                    rest,
+                    total,
+                    multiplier,
+                    special,
+                    kept,
+                    even,
+                    row_scale,
+                    logit_scale,
+                    logit_softcap,
+                    factor,
+                    # A logit that was not read is -inf, which a negative scale makes inf.
+                    PROBABILITIES,
+                    SMOOTHED,
+                    WEIGHTED,
+                    SCALED,
+                    CAPPED,
+                    COMPUTE,
+                    DTYPE,
+                    UNIT_FIRST,
+                    SCALED,
+                )
+                tl.store(gradient_base + place, gradient, mask=place < whole, cache_modifier=CACHE)
+                if not SINGLE:
+                    x, t = next_x, next_t
+            if not ALIGNED:
+                end_places, written = ends(shift, shift + classes, VEC)
+                gradient = gradient_of(
+                    x_ends,
+                    t_ends,
+                    end_places,
+                    shift,
+                    end_valid & active,
+                    weight_ptr,
+                    weight_stride,
+                    m,
+                    rest,
+                    total,
+                    multiplier,
+                    special,
+                    kept,
+                    even,
+                    row_scale,
+                    logit_scale,
+                    logit_softcap,
+                    factor,
+                    PROBABILITIES,
+                    SMOOTHED,
+                    WEIGHTED,
+                    SCALED,
+                    CAPPED,
+                    COMPUTE,
+                    DTYPE,
+                    UNIT_FIRST,
+                    True,
+                )
+                tl.store(gradient_base + end_places, gradient, mask=written)
+            if not PROBABILITIES:
+                # Behind all that other threads have written.
+                tl.debug_barrier()
+                gradient = scaled(special * slope_at_target * row_scale, factor, DTYPE, UNIT_FIRST)
+                tl.store(gradient_base + shift + target, gradient, mask=active)
+
+    if FORWARD and REDUCTION != "none":
+        if ALONE:
+            tl.store(loss_ptr, rounded(quotient(losses, divisor, empty), loss_ptr.dtype.element_ty))
+        else:
+            tl.store(partials_ptr + tl.program_id(0), losses)

@@ -1,0 +1,264 @@
+# type: ignore  (kernels are written in Triton's language, whose types are not Python's)
+"""Cross-entropy where rows are short, or a row's classes lie apart: many rows a turn.
+
+The rows of a tile are neighbours along one dimension, `inner`: pixels of one image, or samples. A tile
+[ROWS, CLASSES] has all classes of its rows where these are few, and is read once; where they are many it is a part of
+them, and is read twice.
+"""
+
+# ruff: noqa: N803, N806  (constants are written in capitals, as Triton's users do)
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from torchlosses.kernels.triton.functions import (
+    BEYOND,
+    accumulated,
+    denominator,
+    fast_exp,
+    logits,
+    nothing_yet,
+    number,
+    quotient,
+    rounded,
+    row_gradient,
+    row_loss,
+    row_statistics,
+    scaled,
+    share_of_mean,
+    shares,
+)
+from torchlosses.kernels.triton.reduction import counted
+
+
+@triton.jit
+def tile_of(
+    x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, active, classes, kept, even,
+    COMPUTE: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr,
+):  # fmt: skip
+    """Logits, target probabilities and shares of some classes of the rows, and which of them there are."""
+    valid = active[:, None] & (c < classes)[None, :]
+    x = tl.load(x_rows[:, None] + (c * x_class)[None, :], mask=valid, other=float("-inf")).to(COMPUTE)
+    t = x
+    share = x
+    if PROBABILITIES:
+        t = tl.load(t_rows[:, None] + (c * target_class)[None, :], mask=valid, other=0.0).to(COMPUTE)
+    if PROBABILITIES or SMOOTHED:
+        weight = tl.full((), 1.0, COMPUTE)
+        if WEIGHTED:
+            weight = tl.load(weight_ptr + c * weight_stride, mask=c < classes, other=0.0).to(COMPUTE)[None, :]
+        share = shares(t, weight, valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
+    return x, t, share, valid
+
+
+@triton.jit(
+    do_not_specialize=[
+        "outer", "inner", "classes", "row_outer", "row_inner", "x_outer", "target_outer", "target_inner",
+        "target_class",
+        "weight_stride", "sample_outer", "sample_inner", "grad_outer", "grad_inner", "gradient_outer", "ignore_index",
+    ]
+)  # fmt: skip
+def tiles_kernel(
+    x_ptr, target_ptr, weight_ptr, sample_weight_ptr, normalizer_ptr, grad_output_ptr, counts_ptr, state_ptr,
+    partials_ptr,
+    loss_ptr, gradient_ptr,
+    outer, inner, classes, row_outer, row_inner, x_outer, x_inner, x_class, target_outer, target_inner, target_class,
+    weight_stride, sample_outer, sample_inner, grad_outer, grad_inner, gradient_outer, gradient_inner, gradient_class,
+    ignore_index,
+    label_smoothing: tl.float64, z_loss_factor: tl.float64, scale_of_logits: tl.float64, cap_of_logits: tl.float64,
+    empty: tl.float64,
+    COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr,
+    Z_LOSS: tl.constexpr,
+    SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, FORWARD: tl.constexpr, GRADIENT: tl.constexpr,
+    HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr,
+    ALIGNED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, SINGLE: tl.constexpr,
+):  # fmt: skip
+    """Loss, state and gradient, or with the state of an earlier call the gradient alone."""
+    SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
+    WEIGHTED: tl.constexpr = weight_ptr is not None
+    MEAN: tl.constexpr = REDUCTION == "mean"
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
+    if ALIGNED > 1:
+        classes = classes // ALIGNED * ALIGNED
+
+    z_loss = number(z_loss_factor, COMPUTE)
+    logit_scale = number(scale_of_logits, COMPUTE)
+    logit_softcap = number(cap_of_logits, COMPUTE)
+    kept = number(1.0 - label_smoothing, COMPUTE)
+    even = (number(label_smoothing, tl.float64) / classes.to(tl.float64)).to(COMPUTE)
+    rows = outer.to(tl.int64) * inner
+    blocks = (inner + ROWS - 1) // ROWS
+    lane = tl.arange(0, CLASSES).to(INDEX)
+
+    grad_output = tl.full((), 1.0, COMPUTE)
+    if not FORWARD and REDUCTION != "none":
+        grad_output = tl.load(grad_output_ptr).to(COMPUTE)
+    counted_rows = rows
+    if HELD:
+        # The gradient is there already for an incoming gradient of 1.
+        counted_rows = tl.where(grad_output == 1.0, 0, rows)
+    stop = tl.where(counted_rows > 0, outer.to(tl.int64) * blocks, 0)
+    if ALONE and COUNTED:
+        found = counted(target_ptr, 0, counted_rows, 1024, inner, target_outer, target_inner, ignore_index, 1024)
+        divisor = tl.sum(found, 0).to(tl.float64)
+    else:
+        divisor = denominator(normalizer_ptr, counts_ptr, rows * (classes > 0), MEAN, PARTS)
+    unit = share_of_mean(tl.full((), 1.0, COMPUTE) if UNIT_FIRST else grad_output, divisor, COMPUTE)
+    losses = tl.full((), 0.0, tl.float64)
+
+    for turn in range(tl.program_id(0).to(tl.int64), stop, tl.num_programs(0)):
+        sample = turn // blocks
+        first_position = (turn % blocks) * ROWS
+        position = (tl.arange(0, ROWS) + first_position).to(INDEX)
+        exists = position < inner
+        row = sample * row_outer + position.to(tl.int64) * row_inner
+        x_rows = x_ptr + sample * x_outer + position * x_inner
+        if ALIGNED > 1:
+            x_rows = tl.multiple_of(x_rows, 16)
+        t_rows = x_rows
+
+        # The rows' targets, and which rows take part.
+        active = position < tl.where(classes > 0, inner, 0)
+        target = tl.zeros([ROWS], tl.int64)
+        target_weight = tl.full([ROWS], 1.0, COMPUTE)
+        sample_weight = tl.full([ROWS], 1.0, COMPUTE)
+        row_scale = tl.zeros([ROWS], COMPUTE) + unit
+        if PROBABILITIES:
+            t_rows = target_ptr + sample * target_outer + position * target_inner
+            if ALIGNED > 1:
+                t_rows = tl.multiple_of(t_rows, 16)
+        else:
+            at = target_ptr + sample * target_outer + position * target_inner
+            target = tl.load(at, mask=exists, other=0).to(tl.int64)
+            ignored = target == ignore_index
+            inside = (target >= 0) & (target < classes)
+            tl.device_assert(
+                (exists == 0) | ignored | inside, "torchlosses: cross_entropy: a target is no class index of its input"
+            )
+            active = exists & inside & (ignored == 0)
+            target = tl.where(active, target, 0)
+            if WEIGHTED:
+                target_weight = tl.load(weight_ptr + target * weight_stride, mask=active, other=0.0).to(COMPUTE)
+                if not SMOOTHED:
+                    active = active & (target_weight != 0.0)
+        if sample_weight_ptr is not None:
+            at = sample_weight_ptr + sample * sample_outer + position * sample_inner
+            sample_weight = tl.load(at, mask=exists, other=0.0).to(COMPUTE)
+            active = active & (sample_weight != 0.0)
+        if GRADIENT and not FORWARD and REDUCTION == "none":
+            at = grad_output_ptr + sample * grad_outer + position * grad_inner
+            row_scale = tl.load(at, mask=exists, other=0.0).to(COMPUTE)
+        row_scale = row_scale * sample_weight
+        at_target = tl.zeros([ROWS], COMPUTE)
+        if not PROBABILITIES:
+            own = tl.load(x_rows + target * x_class, mask=active, other=0.0).to(COMPUTE)
+            at_target, _slope_at_target = logits(own, logit_scale, logit_softcap, SCALED, CAPPED)
+
+        if SINGLE:
+            x, t, share, valid = tile_of(
+                x_rows, t_rows, weight_ptr, weight_stride, lane, x_class, target_class, active, classes, kept, even,
+                COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
+            )  # fmt: skip
+        total = tl.zeros([ROWS], COMPUTE) + classes.to(COMPUTE)
+
+        # The first look: the sums.
+        if FORWARD:
+            state = nothing_yet(ROWS, COMPUTE)
+            for first in range(0, CLASSES if SINGLE else classes, CLASSES):
+                c = first + lane
+                if not SINGLE:
+                    x, t, share, valid = tile_of(
+                        x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, active, classes, kept,
+                        even,
+                        COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
+                    )  # fmt: skip
+                y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+                y = tl.where(valid, y, float("-inf"))
+                place = tl.where(valid, c.to(tl.int32)[None, :], BEYOND)
+                state = accumulated(state, y, share, t, place, True, SHARES, PROBABILITIES, STATISTICS)
+            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, _most, most_first = state
+            if SHARES:
+                total = found_total
+            # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
+            rest += m - m
+            loss = row_loss(
+                m, rest, at_target, target_weight, total, weighed, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS
+            )
+            loss = tl.where(active, loss * sample_weight, 0.0)
+            m = tl.where(active, m, 0.0)
+            rest = tl.where(active, rest, 0.0)
+            tl.store(state_ptr + row, m, mask=exists)
+            tl.store(state_ptr + rows + row, rest, mask=exists)
+            if STATISTICS:
+                log_sum_exp, log_probability, correct, entropy = row_statistics(
+                    m, rest, product, first_largest, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
+                )
+                tl.store(state_ptr + 2 * rows + row, tl.where(active, log_sum_exp, 0.0), mask=exists)
+                tl.store(state_ptr + 3 * rows + row, tl.where(active, log_probability, 0.0), mask=exists)
+                tl.store(state_ptr + 4 * rows + row, tl.where(active, correct, 0.0), mask=exists)
+                tl.store(state_ptr + 5 * rows + row, tl.where(active, entropy, 0.0), mask=exists)
+            if REDUCTION == "none":
+                tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty), mask=exists)
+            else:
+                losses += tl.sum(loss.to(tl.float64), 0)
+        else:
+            m = tl.load(state_ptr + row, mask=active, other=0.0)
+            rest = tl.load(state_ptr + rows + row, mask=active, other=0.0)
+            if PROBABILITIES or (SMOOTHED and WEIGHTED):
+                if SINGLE:
+                    total = tl.sum(share, 1)
+                else:
+                    total = tl.zeros([ROWS], COMPUTE)
+                    for first in range(0, classes, CLASSES):
+                        _, _, share, _ = tile_of(
+                            x_rows, t_rows, weight_ptr, weight_stride, first + lane, x_class, target_class, active,
+                            classes,
+                            kept, even, COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
+                        )  # fmt: skip
+                        total += tl.sum(share, 1)
+
+        # The second look: the gradient.
+        if GRADIENT:
+            if MEAN:
+                # A mean over nothing has the gradient 0 whatever its rows hold.
+                active = active & (position < tl.where(divisor != 0.0, inner, 0))
+            row_scale = tl.where(active, row_scale, 0.0)
+            multiplier, special = row_gradient(
+                m, rest, at_target, target_weight, total, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS
+            )
+            factor = grad_output
+            gradient_rows = gradient_ptr + sample * gradient_outer + position * gradient_inner
+            if ALIGNED > 1:
+                gradient_rows = tl.multiple_of(gradient_rows, 16)
+            # The gradient may take the memory of the logits: the targets' are read by now.
+            tl.debug_barrier()
+            for first in range(0, CLASSES if SINGLE else classes, CLASSES):
+                c = first + lane
+                if not SINGLE:
+                    x, t, share, valid = tile_of(
+                        x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, active, classes, kept,
+                        even,
+                        COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
+                    )  # fmt: skip
+                y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+                e = fast_exp(y - m[:, None])
+                gradient = e * multiplier[:, None]
+                if SHARES and not PROBABILITIES:
+                    gradient -= even * share
+                if PROBABILITIES:
+                    most_likely = (total[:, None] - share) + special[:, None]
+                    gradient = tl.where(y == m[:, None], most_likely, gradient - share)
+                else:
+                    gradient = tl.where(c.to(tl.int64)[None, :] == target[:, None], special[:, None], gradient)
+                gradient = gradient * (slope * row_scale[:, None])
+                stored = scaled(tl.where(active[:, None], gradient, 0.0), factor, DTYPE, UNIT_FIRST)
+                gradient_tile = gradient_rows[:, None] + (c * gradient_class)[None, :]
+                tl.store(gradient_tile, stored, mask=exists[:, None] & (c < classes)[None, :])
+
+    if FORWARD and REDUCTION != "none":
+        if ALONE:
+            tl.store(loss_ptr, rounded(quotient(losses, divisor, empty), loss_ptr.dtype.element_ty))
+        else:
+            tl.store(partials_ptr + tl.program_id(0), losses)

@@ -1,0 +1,189 @@
+"""How a kernel is launched: in which tiles, by how many programs and warps. Tables by size, measured on an H100.
+
+A grid is at most a few programs a multiprocessor, which take turns: so there are few partial sums, and the rows
+that are under way stay in the second-level cache between the look that sums them and the look that writes the gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+from triton.runtime.interpreter import interpreter_builder
+
+INTERPRETED = bool(knobs.runtime.interpret)
+
+# Debugging is what makes Triton keep assertions; those of its own, of integers that overflow, are left out.
+_OPTIONS = {"debug": True, "sanitize_overflow": False}
+if INTERPRETED:
+    # The interpreter takes no options of a launch.
+    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, **_OPTIONS)
+
+# A batch of up to so many elements is the work of one program, in one launch: loss, mean and gradient.
+SMALL = 1 << 15
+
+# Bytes of a vector: what a thread reads and writes at once.
+VECTOR = 16
+
+# Rows of up to so many classes are taken several at a time.
+SHORT = 128
+
+
+class Device(NamedTuple):
+    """What the tables depend on."""
+
+    multiprocessors: int
+    warps: int  # of one program at most
+
+
+class Rows(NamedTuple):
+    """How `rows_kernel` runs: elements of a tile, warps, programs, whether a row is one tile, whether to prefetch."""
+
+    block: int
+    warps: int
+    programs: int
+    single: bool
+    prefetch: bool
+
+
+class Tiles(NamedTuple):
+    """How `tiles_kernel` runs: rows and classes of a tile, warps, programs, and whether a tile has all classes."""
+
+    rows: int
+    classes: int
+    warps: int
+    programs: int
+    single: bool
+
+
+class Elements(NamedTuple):
+    """How an elementwise kernel runs: elements of a tile, warps, programs."""
+
+    block: int
+    warps: int
+    programs: int
+
+
+class Rehearsal(NamedTuple):
+    """What is done with kernels in place of starting them, and the device that tensors on `meta` stand for."""
+
+    start: Callable[[Any, torch.device, int, int, tuple[Any, ...], dict[str, Any]], None]
+    of_meta: Device | None = None
+
+
+_rehearsal: ContextVar[Rehearsal | None] = ContextVar("rehearsal", default=None)
+
+
+@contextmanager
+def rehearsing(rehearsal: Rehearsal) -> Iterator[None]:
+    """Kernels are handed to `rehearsal.start`, with the arguments and constants they would start with."""
+    token = _rehearsal.set(rehearsal)
+    try:
+        yield
+    finally:
+        _rehearsal.reset(token)
+
+
+def of_device(device: torch.device) -> Device:
+    """What the tables depend on; the interpreter has few multiprocessors, so that its programs take several turns."""
+    if device.type == "meta" and (rehearsal := _rehearsal.get()) is not None and rehearsal.of_meta is not None:
+        return rehearsal.of_meta
+    return Device(2, 32) if device.type == "cpu" else of_gpu(device)
+
+
+@functools.cache
+def of_gpu(device: torch.device) -> Device:
+    """The properties of a GPU."""
+    properties = torch.cuda.get_device_properties(device)
+    return Device(properties.multi_processor_count, 1024 // properties.warp_size)
+
+
+def rows(device: torch.device, count: int, classes: int, itemsize: int, aligned: bool, both: bool, sums: bool) -> Rows:
+    """For rows of neighbouring classes; `sums`: a loss is computed, `both`: and the gradient along with it."""
+    multiprocessors, most_warps = of_device(device)
+    count = max(count, 1)
+    vector = VECTOR // itemsize
+    whole = classes * itemsize
+    size = triton.next_power_of_2(max(classes, vector * 2))
+    if size * itemsize <= (1 << 15 if itemsize > 2 else 1 << 14):
+        warps = max(1, min(16, most_warps, size * itemsize // 1024))
+        return Rows(size, warps, min(count, multiprocessors * 32), True, False)
+    if not sums:
+        return Rows((1 << 14) // itemsize, min(8, most_warps), min(count, multiprocessors * 16), False, True)
+    if not both:
+        block, warps = (1 << 14, 8) if aligned else (1 << 13, 4)
+        return Rows(block // itemsize, min(warps, most_warps), min(count, multiprocessors * 32), False, aligned)
+    if whole <= 1 << 16:
+        return Rows((1 << 14) // itemsize, min(16, most_warps), min(count, multiprocessors * 32), False, True)
+    if whole <= 1 << 17:
+        return Rows((1 << 14) // itemsize, min(16, most_warps), min(count, multiprocessors * 2), False, True)
+    return Rows((1 << 15) // itemsize, min(32, most_warps), min(count, multiprocessors), False, True)
+
+
+def tiles(device: torch.device, outer: int, inner: int, classes: int, adjacent: bool, double: bool) -> Tiles:
+    """For short rows, and for rows whose classes are not `adjacent`; `double` precision takes more warps."""
+    multiprocessors, most_warps = of_device(device)
+    size = triton.next_power_of_2(max(classes, 1))
+    single = size <= 256
+    if not single:
+        size = 64
+    count = max(2048 // size, 1 if adjacent else 32)
+    count = min(count, triton.next_power_of_2(max(inner, 1)))
+    of_warp = (1024 if single else 512) // (4 if double else 1)
+    warps = max(1, min(16, most_warps, count * size // of_warp))
+    return Tiles(count, size, warps, max(1, min(outer * -(-inner // count), multiprocessors * 32)), single)
+
+
+def elements(device: torch.device, count: int, itemsize: int) -> Elements:
+    """For elementwise losses: 64 bytes of a tensor a thread and turn."""
+    multiprocessors, most_warps = of_device(device)
+    block = 8192 // min(itemsize, 4)
+    return Elements(block, min(4, most_warps), max(1, min(-(-count // block), multiprocessors * 16)))
+
+
+def launch(kernel: Any, device: torch.device, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
+    """Start a kernel on the current stream of the device, whichever device is the current one."""
+    if (rehearsal := _rehearsal.get()) is not None:
+        rehearsal.start(kernel, device, programs, warps, arguments, {**constants, **_OPTIONS})
+        return
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            launch(kernel, device, programs, warps, *arguments, **constants)
+        return
+    kernel[(programs,)](*arguments, num_warps=warps, **constants, **_OPTIONS)
+
+
+def parts_of(count: int) -> int:
+    """By how many programs rows are counted: each kernel that needs the count sums as many numbers."""
+    return min(triton.next_power_of_2(max(1, -(-count // 4096))), 256)
+
+
+def compute_type(*tensors: Tensor | None) -> tuple[torch.dtype, Any]:
+    """The dtype that is computed in, as torch's and as Triton's: float64 where a floating argument is, else float32."""
+    if any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors):
+        return torch.float64, tl.float64
+    return torch.float32, tl.float32
+
+
+def unit_first(input: Tensor, reduction: str) -> bool:
+    """Whether the gradient is that for an incoming gradient of 1, rounded, times the incoming one.
+
+    So it is where a launch costs more than the work, because then the backward is a product by torch. Not in float16:
+    there a large incoming gradient is what keeps a small gradient from vanishing.
+    """
+    return reduction != "none" and input.numel() <= SMALL and input.dtype != torch.float16
+
+
+def scale_in_place(gradient: Tensor, grad_output: Tensor, compute: torch.dtype) -> None:
+    """What a kernel with UNIT_FIRST does, by torch: gradient times grad_output, where 0 stays 0."""
+    factor = grad_output.to(compute).expand(gradient.shape)
+    gradient.mul_(torch.ops.aten.hardshrink_backward.default(factor, gradient, 0.0))

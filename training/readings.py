@@ -1,0 +1,242 @@
+"""What the measurements say about the sentence that this study grew from, and what to take from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from training.comparisons import Comparison, Ranking, compare
+from training.measures import (
+    ACCURACY,
+    ANGLE_ERROR,
+    NEGATIVE_LOG_LIKELIHOOD,
+    Contender,
+    Measure,
+    contenders,
+    main_measure,
+)
+from training.questions import TaskName
+from training.results import Results
+from training.sentences import phrase, recovered_text
+
+SOURCE_SENTENCE = "MSE is for classification and CEE for regression"
+SOURCE = "an introduction to loss functions after K. Saito's book Deep Learning from Scratch"
+
+Verdict = Literal["confirmed", "refuted", "split", "not decided"]
+
+
+@dataclass(frozen=True)
+class Half:
+    """Half of the source's sentence: what it predicts here, the comparison that decides it, and the others."""
+
+    sentence: str
+    prediction: str
+    deciding: Comparison | None
+    others: tuple[Comparison, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """'confirmed' where the favoured is ahead, 'refuted' where it is not."""
+        if self.deciding is None:
+            return "not decided"
+        if self.deciding.verdict == "ahead":
+            return "confirmed"
+        return "refuted" if self.deciding.verdict in ("behind", "equal") else "not decided"
+
+    @property
+    def number(self) -> str:
+        """The number that decides, in words."""
+        return "nothing was measured that could test it" if self.deciding is None else _in_words(self.deciding)
+
+    @property
+    def qualification(self) -> str:
+        """The other forms of the favoured loss in which it is not ahead, in words; empty where there are none."""
+        told = [_in_words(item) for item in self.others if item.verdict != "ahead" and item.by_seed is not None]
+        return f"In another form it is not ahead: {'; '.join(told)}." if told and self.verdict == "confirmed" else ""
+
+
+def _in_words(item: Comparison) -> str:
+    first, second = phrase(item.first), phrase(item.second)
+    if item.verdict in ("ahead", "behind"):
+        words = item.measure.ahead if item.verdict == "ahead" else item.measure.behind
+        return f"{first} is {item.text} {words} {second}"
+    if item.verdict == "equal":
+        return f"{first} and {second} are equal ({item.text})"
+    return f"{first} and {second} differ by {item.text}, {item.missing}"
+
+
+@dataclass(frozen=True)
+class SourceReading:
+    """The verdict on the whole sentence and on its halves."""
+
+    halves: tuple[Half, Half]
+
+    @property
+    def verdict(self) -> Verdict:
+        """'confirmed' or 'refuted' where both halves are, 'split' where they differ."""
+        first, second = self.halves[0].verdict, self.halves[1].verdict
+        if "not decided" in (first, second):
+            return "not decided"
+        return first if first == second else "split"
+
+
+def read_source(results: Results) -> SourceReading:
+    """Put the source's sentence to the test: on a category MSE should win, on a quantity cross-entropy should.
+
+    Either kind of loss comes in several forms. Each is represented by the form that did best on the validation images
+    when the learning rates were tuned, so that the test images have no say in what is compared on them.
+    """
+    digit = [item for item in contenders(results, "digit") if item.runs and item.description.head == "classification"]
+    angle = [item for item in contenders(results, "angle", every_decoding=True) if item.runs]
+    squared = [item for item in digit if item.description.family == "mean squared error"]
+    textbook = [item for item in digit if item.description.name == "cee-softmax"] or [
+        item for item in digit if item.description.name == "cross-entropy"
+    ]
+    binned = [item for item in angle if item.description.family == "cross-entropy"]
+    direct = [item for item in angle if item.description.name == "regression-mse"]
+    return SourceReading(
+        (
+            _half(
+                results,
+                "MSE is for classification",
+                "Then, on the digit, a classification head with MSE should be more accurate than one with the "
+                "textbook's cross-entropy error.",
+                ACCURACY,
+                squared,
+                textbook,
+                ("mse-raw", "highest output"),
+            ),
+            _half(
+                results,
+                "CEE for regression",
+                "Then, on the angle, cross-entropy should come closer to the true angle than MSE on a regression head. "
+                "(A head of one output has no probabilities, so cross-entropy needs the angle in bins.)",
+                ANGLE_ERROR,
+                [item for item in binned if item.description.name in ("cross-entropy", "cee-softmax")],
+                direct,
+                ("cross-entropy", "expected value"),
+            ),
+        )
+    )
+
+
+def _half(
+    results: Results,
+    sentence: str,
+    prediction: str,
+    measure: Measure,
+    favoured: Sequence[Contender],
+    others: Sequence[Contender],
+    usual: tuple[str, str],
+) -> Half:
+    found = compare([(measure, item, other) for item in favoured for other in others])
+    candidates = [item for item in favoured if item.decoding == item.description.primary_decoding]
+    scores = _validation_scores(results, main_task=("angle" if measure is ANGLE_ERROR else "digit"))
+    scored = [item for item in candidates if item.description.name in scores]
+    if scored:
+        choose = max if measure.higher_is_better else min
+        usual = choose(scored, key=lambda item: scores[item.description.name]).key
+    deciding = next((item for item in found if item.first.key == usual), found[0] if found else None)
+    return Half(sentence, prediction, deciding, tuple(item for item in found if item is not deciding))
+
+
+def _validation_scores(results: Results, main_task: TaskName) -> dict[str, float]:
+    if results.tuning is None:
+        return {}
+    return {item.objective: item.best_score for item in results.tuning.objectives if item.task == main_task}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A situation, what to take in it, and the figure that says so."""
+
+    situation: str
+    take: str
+    figure: str
+
+
+def advise(results: Results, planned: Sequence[Comparison], rankings: Mapping[str, Ranking | None]) -> list[Advice]:
+    """What to use when: one line for each situation that the run has a figure for."""
+    digit = {item.description.name: item for item in contenders(results, "digit") if item.runs}
+    angle = {item.key: item for item in contenders(results, "angle", every_decoding=True) if item.runs}
+    lines: list[Advice] = []
+    entropy = digit.get("cross-entropy")
+    likelihood = NEGATIVE_LOG_LIKELIHOOD
+    if entropy is not None:
+        lines.append(
+            Advice(
+                "A category, and the probabilities matter",
+                "classification head, cross-entropy on logits",
+                f"{likelihood.name} {likelihood.format(entropy.summary(likelihood))}, "
+                f"accuracy {ACCURACY.value(entropy.summary(ACCURACY))}",
+            )
+        )
+    ranking = rankings.get("digit")
+    if ranking is not None and ranking.others:
+        lines.append(
+            Advice(
+                "A category, and only the decision matters",
+                _head_and_loss(ranking.best),
+                f"accuracy {ACCURACY.value(ranking.best.summary(ACCURACY))}; {_lead(ranking, entropy)}",
+            )
+        )
+    ranking = rankings.get("angle")
+    if ranking is not None and ranking.others:
+        lines.append(
+            Advice(
+                "A quantity",
+                _head_and_loss(ranking.best),
+                f"off by {ANGLE_ERROR.value(ranking.best.summary(ANGLE_ERROR))} (root mean square); "
+                f"{_lead(ranking, angle.get(('regression-mse', 'direct')))}",
+            )
+        )
+    if results.recovery_experiment is not None:
+        curves = results.recovery_experiment.curves
+        told = [
+            f"{name} {recovered_text(own)}"
+            for name, objective in (
+                ("cross-entropy recovers", "cross-entropy"),
+                ("MSE on probabilities", "mse-softmax"),
+            )
+            if (own := [curve for curve in curves if curve.objective == objective and curve.steps])
+        ]
+        if told:
+            lines.append(
+                Advice(
+                    "A network may start, or end up, confidently wrong",
+                    "cross-entropy, never MSE on probabilities",
+                    "; ".join(told),
+                )
+            )
+    both = next((item for item in planned if item.first.key == ("cee-softmax", "most probable")), None)
+    if both is not None and both.by_seed is not None:
+        outcome = "equal" if both.verdict == "equal" else "they differ by"
+        lines.append(
+            Advice(
+                "The textbook's CEE, or cross-entropy",
+                "cross-entropy on logits: it needs no constant in the logarithm",
+                f"accuracy {outcome} ({both.text})" if both.verdict == "equal" else f"{outcome} {both.text}",
+            )
+        )
+    return lines
+
+
+def _head_and_loss(contender: Contender) -> str:
+    if contender.description.head == "regression":
+        return phrase(contender)
+    return f"classification head, {phrase(contender)}"
+
+
+def _lead(ranking: Ranking, other: Contender | None) -> str:
+    """How far the best is ahead of one other, or of the nearest."""
+    measure = main_measure(ranking.best.description.task)
+    if other is None or other.key == ranking.best.key:
+        item = min(ranking.others, key=lambda item: abs(item.difference))
+    else:
+        item = next((item for item in ranking.others if item.first.key == other.key), ranking.others[0])
+    words = {
+        "behind": f"{item.text} {measure.ahead} {phrase(item.first)}",
+        "equal": f"equal to {phrase(item.first)} ({item.text})",
+    }
+    return words.get(item.verdict, f"not decided against {phrase(item.first)} ({item.text})")
