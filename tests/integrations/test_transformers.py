@@ -710,9 +710,8 @@ class TestAdapters:
 class TestAround:
     """What a training is surrounded with."""
 
-    @pytest.mark.parametrize("name", ["Gemma 2", "Granite"])
-    def test_compiled_in_one_graph(self, name: str) -> None:
-        make, inputs, *_ = MODELS[name]
+    def test_compiled_in_one_graph(self) -> None:
+        make, inputs, *_ = MODELS["Gemma 2"]
         own = lm.step(make(), inputs())
         model = apply(make(), on_fallback="raise", stats=True)
         lazy = lm.step(model, inputs(), torch.compile(model, fullgraph=True, backend="aot_eager"))
@@ -723,11 +722,6 @@ class TestAround:
         found = statistics(model)
         assert found is not None
         assert found.tokens == (inputs()["labels"][:, 1:] != -100).sum()
-
-    def test_compiled_by_the_default_compiler(self) -> None:
-        own = lm.step(lm.llama(), lm.language())
-        model = apply(lm.llama(), on_fallback="raise")
-        lm.assert_same_step(lm.step(model, lm.language(), torch.compile(model, fullgraph=True)), own)
 
     def test_a_compiled_step_with_a_loss_of_its_own(self) -> None:
         def loss_of(model: nn.Module, **inputs: Tensor) -> Tensor:
@@ -778,7 +772,7 @@ class TestAround:
 
     @pytest.mark.parametrize("inside", [True, False], ids=["the model's loss", "a loss outside of autocast"])
     def test_autocast(self, inside: bool) -> None:
-        steps = []
+        steps, of_rows = [], []
         for model in (lm.llama(), apply(lm.llama(), on_fallback="raise")):
 
             def call(model: Any = model, **inputs: Tensor) -> Any:
@@ -787,12 +781,18 @@ class TestAround:
                 assert output.logits.dtype == torch.bfloat16
                 if not inside:
                     rows = output.logits[:, :-1].flatten(0, 1)
-                    output.loss = F.cross_entropy(rows.float(), inputs["labels"][:, 1:].flatten())
+                    target = inputs["labels"][:, 1:].flatten()
+                    output.loss = F.cross_entropy(rows.float(), target)
+                    with torch.no_grad():
+                        of_rows.append(F.cross_entropy(rows.float(), target, reduction="none"))
                 return output
 
             steps.append(lm.step(model, lm.language(), call))
         lm.assert_same_step(steps[1], steps[0], 1e-2)
         assert_close(steps[1][0].loss, steps[0][0].loss, rtol=1e-5, atol=0)
+        if of_rows:
+            # Float32 products would be off by the rounding of bfloat16 logits, 1e-2 in a row.
+            assert (of_rows[1] - of_rows[0]).abs().mean() < 1e-4
 
     @pytest.mark.parametrize("reentrant", [False, True])
     def test_checkpointing(self, reentrant: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from benchmarks.transformers_sweep import Comparison, Skipped, model_types, swee
 
 PAGE = Path(transformers_sweep.PAGE).read_text(encoding="utf-8")
 # Each tenth line of the table, so that a new version of Transformers does not change which.
-TENTH = [line.split("|")[1].strip() for line in PAGE.splitlines() if line.startswith("| ") and "`" in line][4::10]
+TENTH = re.findall(r"^\| (\w+) \| `", PAGE, re.MULTILINE)[1::10]
 KINDS = {kind.__name__: (configuration, kind) for configuration, kind in model_types()}
 
 
