@@ -215,7 +215,7 @@ def jit_traced(loss: Function, values: Values) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit.trace", category=FutureWarning)
         # Sizes are compared in Python, as in torch's own losses.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", message="Converting a tensor to a Python", module="torchlosses")
         traced: Any = torch.jit.trace(loss, tuple(0.5 * v for v in values))
     return plain_gradients(traced, values)
 
