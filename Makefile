@@ -71,7 +71,7 @@ sanitize-gpu: $(READY)
 bench-gpu: $(READY)
 	$(RUN) -m benchmarks.gpu $(ARGS)
 
-# Lazy logits with every causal language model of Transformers that can be built tiny.
+# Every causal language model of Transformers, tiny, with lazy logits: the table of docs/language_models.md.
 sweep-transformers: $(READY) $(ENVIRONMENT)/.transformers
 	$(RUN) -m benchmarks.transformers_sweep $(ARGS)
 
@@ -128,6 +128,6 @@ $(READY): pyproject.toml setup.py $(CONSTRAINTS) $(shell find torchlosses/kernel
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with make PYTHON=...")'
 	test -x $(RUN) || $(PYTHON) -m venv $(ENVIRONMENT)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) "setuptools>=77" torch numpy
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[training,tensorboard,docs,dev]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable ".[training,tensorboard,docs,transformers,dev]"
 	$(RUN) -m torchlosses.kernels
 	touch $@
