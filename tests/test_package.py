@@ -15,7 +15,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from build import ProjectBuilder
 
 ROOT = Path(__file__).resolve().parent.parent
