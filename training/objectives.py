@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -58,17 +58,15 @@ def loss_library(implementation: str) -> LossLibrary:
         )
     import torchlosses
 
-    has_newer = hasattr(torchlosses, "huber_loss") and hasattr(torchlosses, "binary_cross_entropy_with_logits")
-    newer: Any = torchlosses if has_newer else F
     return LossLibrary(
         "torchlosses",
         torchlosses.mse_loss,
-        partial(newer.huber_loss, delta=HUBER_DELTA),
+        partial(torchlosses.huber_loss, delta=HUBER_DELTA),
         torchlosses.cross_entropy,
         partial(torchlosses.cross_entropy, label_smoothing=LABEL_SMOOTHING),
         # A softmax never leaves [0, 1], and looking would make a GPU wait at every step.
         torchlosses.CEELoss(validate_args=False),
-        newer.binary_cross_entropy_with_logits,
+        torchlosses.binary_cross_entropy_with_logits,
     )
 
 
