@@ -46,7 +46,7 @@ def test_a_run_is_put_into_the_documents(tmp_path: Path, capsys: pytest.CaptureF
     publish(Options(run=tmp_path / "run", root=tmp_path))
     assert read_results(tmp_path / STORED).model_dump_json() == results.model_dump_json()
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "| regression head, MSE | 71.90 %" in text
+    assert "| regression head, MSE | 71.9 % (69.9 to 73.8)" in text
     assert "python -m training.compare --seeds 3" in text
     assert {path.stem for path in (tmp_path / "docs" / "images").iterdir()} == set(PICTURES)
     write_results(results.model_copy(update={"complete": False}), tmp_path / "run" / "results.json")
