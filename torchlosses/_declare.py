@@ -268,7 +268,7 @@ class Loss:
                 None,
                 None,
             )
-        for suffix, key, kernel in kernels.in_triton(cls):
+        for suffix, key, kernel in kernels._in_triton(cls):
             LIBRARY.impl(f"{cls.name}{suffix}", _undisturbed(kernel), key)
         cls._direct = _direct_function(cls)
 

@@ -63,8 +63,10 @@ def along_classes(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def wide_sum(weights: Tensor) -> Tensor:
-    """Their sum, with the digits of float64 where they cost nothing."""
-    return weights.sum(dtype=torch.float64) if weights.device.type == "cpu" else weights.sum()
+    """Their sum; with the digits of float64 where its copy costs nothing."""
+    if torch.compiler.is_compiling() or weights.device.type != "cpu" or weights.numel() > 1 << 18:
+        return weights.sum()
+    return weights.sum(dtype=torch.float64)
 
 
 def mean_of(total: Tensor, denominator: Tensor, empty: float) -> Tensor:

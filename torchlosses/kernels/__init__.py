@@ -81,7 +81,7 @@ def _switch() -> None:
     _triton_runs = "triton" in (BACKEND.name, GPU_BACKEND.name)
 
 
-def in_triton(loss: Any) -> Iterator[tuple[str, str, Callable[..., Any]]]:
+def _in_triton(loss: Any) -> Iterator[tuple[str, str, Callable[..., Any]]]:
     """The three operators of a declared loss in Triton: (what its name ends with, dispatch key, kernel)."""
     if loss.name not in _TRITON_LOSSES:
         return
