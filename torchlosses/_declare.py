@@ -153,11 +153,6 @@ def exponential(tensor: Tensor) -> Tensor:
     return tensor.exp() if recording() else tensor.exp_()
 
 
-def is_compiling_or_transformed() -> bool:
-    """Whether torch.compile, a transform of torch.func or forward-mode AD is at work."""
-    return torch.compiler.is_compiling() or transforms_active() or forward_ad._current_level >= 0
-
-
 def autocast_enabled(device: torch.device) -> bool:
     """Whether autocast is on for `device`; meta tensors know no autocast, and torch raises when asked."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
@@ -180,7 +175,7 @@ class Loss:
     Attributes:
         name: of the operator, the public function's.
         tensors: The tensors, in order; a question mark makes one optional.
-        options: The record of options. Its first fields are those of `Reduced`.
+        options: The record of options. Its first fields are `reduction`, `empty`, `dtype` and `gradients`.
         shared: Tensors that all rows share, such as one number a class.
         derived: How many of the tensors, the first ones, have their gradient in `backward`, which then gives a tuple.
         elementwise: Whether a row is an element: all tensors then have the shape of the first.

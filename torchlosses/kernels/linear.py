@@ -148,8 +148,7 @@ class _Gradients:
         """Where rows that leave no trace could not be dropped: 0 · nan is not 0."""
         if self._problem.input.device.type == "cpu":
             return x
-        without = block.state.new_empty(0) if block.sample_weight is None else (block.sample_weight == 0).unsqueeze(1)
-        inert = without if without.numel() else None
+        inert = None if block.sample_weight is None else (block.sample_weight == 0).unsqueeze(1)
         if block.target.dim() == 1:
             ignored = (block.target == self._problem.inner.ignore_index).unsqueeze(1)
             inert = ignored if inert is None else inert | ignored
