@@ -79,6 +79,9 @@ _SCHEMA_TYPES = {
     torch.dtype: "ScalarType",
 }
 
+# For so few numbers the dispatcher takes longer than the arithmetic.
+FEW = 1 << 17
+
 # Tensors of several processes, by the name of their class, and who computes a loss of them: loaded when one is seen.
 _TAKEN_OVER = {"DTensor": "torchlosses.distributed._dtensors"}
 
@@ -225,6 +228,7 @@ class Loss:
     backward_operator: Any
     backward_operator_: Any
     _direct: Any
+    _of_few: Any
 
     def __init_subclass__(cls, abstract: bool = False) -> None:
         """Make the operators, unless what is declared is what several losses share."""
@@ -266,6 +270,7 @@ class Loss:
         for suffix, key, kernel in kernels._in_triton(cls):
             LIBRARY.impl(f"{cls.name}{suffix}", _undisturbed(kernel), key)
         cls._direct = _direct_function(cls)
+        cls._of_few = _function_of_few(cls)
 
     @classmethod
     def apply(cls, *tensors: Any, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
@@ -297,6 +302,30 @@ class Loss:
             cls.check(*tensors, options)
             raise
         return output[0], output[-1] if shows_state else None
+
+    @classmethod
+    def apply_plain(cls, input: Tensor, target: Tensor, options: Any) -> Tensor:
+        """The loss of two tensors of the CPU and nothing else: a few rows of the commonest kind go a shorter way."""
+        few = kernels.few.get(cls.name)
+        if (
+            few is not None
+            and 0 < input.numel() <= FEW
+            and type(target) is Tensor
+            and not target.requires_grad
+            and options.reduction != "none"
+            and _is_plain(input)
+            and input.is_contiguous()
+            and target.is_contiguous()
+            and not (input.is_neg() or target.is_neg())
+        ):
+            followed = torch.is_grad_enabled() and input.requires_grad
+            along = followed and options.gradients and not saved_tensors_have_hooks()
+            gradient = torch.empty_like(input) if along else None
+            loss = few(input, target, options, 1.0, gradient)
+            if loss is not None:
+                return cls._of_few(input, target, (options, loss, gradient)) if followed else loss
+        nothing = (None,) * (cls.count - 3)
+        return cls.apply(input, target, *nothing, normalizer=None, options=options)[0]
 
     @classmethod
     def _wanted(cls, arguments: Sequence[Any], options: Any) -> int:
@@ -752,6 +781,47 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     # Past Function.apply, which asks once more for torch.func.
+    function: Any = super(Function, type(loss.name, (Function,), methods))
+    return function.apply
+
+
+def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
+    """For a few rows, whose loss and gradient are there by now: the least that autograd needs."""
+    absent = (None,) * (loss.count - 2)
+
+    def forward(ctx: Any, input: Tensor, target: Tensor, found: tuple[Any, Tensor, Tensor | None]) -> Tensor:
+        ctx.options, result, gradient = found
+        ctx.gradients = None if gradient is None else (gradient,)
+        ctx.save_for_backward(input, target)
+        return result
+
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        # Also where they are not needed: autograd checks here that they are still what they were.
+        input, target = ctx.saved_tensors
+        ready, ctx.gradients = ctx.gradients, None
+        options = ctx.options
+        if (
+            not torch.is_grad_enabled()
+            and _is_plain(grad_output)
+            and not _functorch.is_legacy_batchedtensor(grad_output)
+        ):
+            incoming = grad_output.item()
+            if ready is not None and incoming == 1:
+                return ready[0], None, None
+            gradient = torch.empty_like(input) if ready is None else ready[0]
+            few = kernels.few.get(loss.name)
+            if few is not None and few(input, target, options, incoming, gradient) is not None:
+                return gradient, None, None
+        options = options._replace(gradients=0)
+        tensors = (input, target, *absent)
+        state = ()
+        if loss.keeps:
+            with torch.no_grad():
+                state = loss.operator(*tensors, *options)[-1:]
+        needed = (True, *(False,) * (loss.count - 1))
+        return loss._gradients(grad_output, tensors, state, options, needed)[0], None, None
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = super(Function, type(loss.name, (Function,), methods))
     return function.apply
 

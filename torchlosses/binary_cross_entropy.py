@@ -32,7 +32,7 @@ from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _validation
 from torchlosses._declare import result_dtype
-from torchlosses._elementwise import Elementwise, weighted
+from torchlosses._elementwise import Elementwise, are_alike, weighted
 from torchlosses._module import LossModule, overridden
 from torchlosses._rows import compute_dtype, wide_sum
 
@@ -192,13 +192,19 @@ def binary_cross_entropy_with_logits(
         arguments = {name: value for name, value in locals().items() if name != "tensors"}
         return overridden(binary_cross_entropy_with_logits, tensors, arguments)
     name = "binary_cross_entropy_with_logits"
-    reduction, empty = _validation.check_reduction(reduction), _validation.check_empty(empty)
+    reduction = _validation.check_reduction(reduction)
     gradient = _validation.check_gradient_option(gradient)
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
     if ignore_index is not None:
         ignore_index = _validation.check_ignore_index(ignore_index)
     label_smoothing = _validation.check_label_smoothing(label_smoothing)
+    along = int(gradient == "forward")
+    if weight is pos_weight is sample_weight is normalizer is None and empty == "nan" and are_alike(input, target):
+        # The commonest call: nothing is left to check or to convert.
+        options = Options(reduction, math.nan, input.dtype, along, ignore_index, label_smoothing)
+        return BinaryCrossEntropy.apply_plain(input, target, options)
+    empty = _validation.check_empty(empty)
     normalizer = _validation.check_normalizer(normalizer, reduction)
     _validation.check_tensors(name, input=input, target=target)
     others = {"target": target, "weight": weight, "pos_weight": pos_weight, "sample_weight": sample_weight}
@@ -220,7 +226,7 @@ def binary_cross_entropy_with_logits(
         reduction,
         0.0 if empty == "zero" else math.nan,
         result_dtype(None, dtype, input.device),
-        int(gradient == "forward"),
+        along,
         ignore_index,
         label_smoothing,
     )

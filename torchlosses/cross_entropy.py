@@ -529,8 +529,9 @@ def cross_entropy(
     ):
         # The commonest call: nothing is left to check or to convert.
         options = Options(reduction, math.nan, dtype, gradients, ignore_index, label_smoothing)
-        if inplace_backward:
-            options = options._replace(inplace_backward=True)
+        if not inplace_backward:
+            return CrossEntropy.apply_plain(input, target, options)
+        options = options._replace(inplace_backward=True)
         return CrossEntropy.apply(input, target, None, None, normalizer=None, options=options)[0]
     normalizer = _validation.check_normalizer(normalizer, reduction)
     empty = _validation.check_empty(empty)
