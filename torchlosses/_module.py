@@ -23,18 +23,29 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
+# Tensors are buffers; the rest is not supported, or becomes options of other names.
+_NOT_KEPT = {"weight", "pos_weight", "size_average", "reduce", "options"}
+
+
 class LossModule:
     """A module that keeps options of its function as attributes of the same names.
 
     Attributes:
         function: The loss.
-        kept: The names of the options, in the order in which `repr` shows them.
+        kept: The names of the options, which the constructor and the function both take, in the constructor's order.
         shown: Those that `repr` shows also where they have their default values.
     """
 
     function: Callable[..., Any]
     kept: tuple[str, ...]
     shown: tuple[str, ...] = ("reduction",)
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """What a loss of its own keeps; its subclasses may have another constructor."""
+        super().__init_subclass__(**arguments)
+        if "function" in vars(cls):
+            taken = inspect.signature(cls.function).parameters.keys() - _NOT_KEPT
+            cls.kept = tuple(name for name in inspect.signature(cls).parameters if name in taken)
 
     def keep(self, **options: Any) -> None:
         """Check options, and keep them."""

@@ -276,7 +276,6 @@ class BCEWithLogitsLoss(LossModule, nn.BCEWithLogitsLoss):
 
     __constants__ = ("reduction",)
     function = staticmethod(binary_cross_entropy_with_logits)
-    kept = ("reduction", "ignore_index", "label_smoothing", "empty", "gradient")
 
     def __init__(
         self,

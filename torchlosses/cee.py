@@ -254,7 +254,6 @@ class CEELoss(LossModule, nn.Module):
 
     __constants__ = ("delta", "reduction", "validate_args")
     function = staticmethod(cee_loss)
-    kept = ("delta", "reduction", "validate_args", "empty", "gradient")
     shown = ("delta", "reduction", "validate_args")
 
     def __init__(

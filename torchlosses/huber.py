@@ -303,7 +303,6 @@ class HuberLoss(LossModule, nn.HuberLoss):
 
     __constants__ = ("reduction", "delta")
     function = staticmethod(huber_loss)
-    kept = ("reduction", "delta", "broadcast", "empty", "gradient")
     shown = ("reduction", "delta")
 
     def __init__(
@@ -371,7 +370,6 @@ class SmoothL1Loss(LossModule, nn.SmoothL1Loss):
 
     __constants__ = ("reduction", "beta")
     function = staticmethod(smooth_l1_loss)
-    kept = ("reduction", "beta", "broadcast", "empty", "gradient")
     shown = ("reduction", "beta")
 
     def __init__(

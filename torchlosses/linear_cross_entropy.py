@@ -38,8 +38,8 @@ from torchlosses._declare import Loss, autocast_enabled, result_dtype
 from torchlosses._module import LossModule, overridden
 from torchlosses._options import RowStatistics, statistics_of
 from torchlosses._row_blocks import BlockFunction, over_row_blocks
-from torchlosses._rows import compute_dtype
-from torchlosses.cross_entropy import CrossEntropy, class_indices_denominator, probabilities_denominator
+from torchlosses._rows import class_indices_denominator, compute_dtype, probabilities_denominator
+from torchlosses.cross_entropy import CrossEntropy
 from torchlosses.kernels import linear
 from torchlosses.kernels.linear import default_block_rows
 
@@ -673,20 +673,6 @@ class LinearCrossEntropyLoss(LossModule, nn.Module):
 
     __constants__ = ("ignore_index", "reduction", "label_smoothing", "num_classes", "out_features")
     function = staticmethod(linear_cross_entropy)
-    kept = (
-        "reduction",
-        "ignore_index",
-        "label_smoothing",
-        "dim",
-        "empty",
-        "z_loss",
-        "logit_scale",
-        "logit_softcap",
-        "loss_dtype",
-        "return_stats",
-        "block_rows",
-        "gradient",
-    )
     shown = ("reduction", "ignore_index", "label_smoothing")
 
     weight: Tensor | None

@@ -192,7 +192,6 @@ class MSELoss(LossModule, nn.MSELoss):
 
     __constants__ = ("reduction", "broadcast")
     function = staticmethod(mse_loss)
-    kept = ("reduction", "broadcast", "empty", "gradient")
 
     def __init__(
         self,

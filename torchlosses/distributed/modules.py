@@ -61,19 +61,6 @@ class ClassParallelCrossEntropyLoss(LossModule, nn.Module):
     """
 
     function = staticmethod(class_parallel_cross_entropy)
-    kept = (
-        "group",
-        "ignore_index",
-        "reduction",
-        "label_smoothing",
-        "empty",
-        "z_loss",
-        "logit_scale",
-        "logit_softcap",
-        "loss_dtype",
-        "return_stats",
-        "gradient",
-    )
     shown = ("ignore_index", "reduction", "label_smoothing")
 
     weight: Tensor | None
@@ -164,20 +151,6 @@ class ClassParallelLinearCrossEntropyLoss(LossModule, nn.Module):
     """
 
     function = staticmethod(class_parallel_linear_cross_entropy)
-    kept = (
-        "group",
-        "ignore_index",
-        "reduction",
-        "label_smoothing",
-        "empty",
-        "z_loss",
-        "logit_scale",
-        "logit_softcap",
-        "loss_dtype",
-        "return_stats",
-        "block_rows",
-        "gradient",
-    )
     shown = ("ignore_index", "reduction", "label_smoothing")
 
     weight: Tensor | None
