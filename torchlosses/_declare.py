@@ -786,6 +786,9 @@ def saved_tensors_have_hooks() -> bool:
 def _number(value: float, like: Tensor) -> Tensor:
     """A number as a tensor; float32 would lose its digits."""
     dtype = torch.float32 if like.device.type == "mps" else torch.float64
+    if torch.compiler.is_compiling():
+        # The compiler makes inputs of the numbers that enter arithmetic; of others it makes constants, a graph each.
+        return like.new_ones((), dtype=dtype) * value
     return like.new_full((), value, dtype=dtype)
 
 
