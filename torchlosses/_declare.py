@@ -43,7 +43,9 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
@@ -90,6 +92,52 @@ if (_former := getattr(torch.ops.torchlosses, "library_in_use", None)) is not No
     _former._destroy()
 LIBRARY = torch.library.Library("torchlosses", "FRAGMENT")
 torch.ops.torchlosses.library_in_use = LIBRARY  # type: ignore[assignment]
+
+
+_is_forked = False
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def threads_are_gone() -> bool:
+    """In a forked process: threads of the parent do not exist in it, and PyTorch would wait for them for ever."""
+    return _is_forked and torch.get_num_threads() > 1
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Nothing is waited for with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _returning(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What autograd or the dispatcher calls, so that it returns in a forked process too."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        if not threads_are_gone():
+            return function(*arguments)
+        with one_thread():
+            return function(*arguments)
+
+    return call
+
+
+def ragged_dimension(nested: Tensor) -> int:
+    """The dimension of a jagged tensor along which its parts differ in size."""
+    return nested._ragged_idx  # type: ignore[attr-defined]
 
 
 def recording() -> bool:
@@ -616,6 +664,9 @@ def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Autocast chose the dtype of the loss before the operator ran; it must not change the operator's own steps."""
 
     def call(*arguments: Any) -> Any:
+        if threads_are_gone():
+            with one_thread():
+                return call(*arguments)
         device = arguments[0].device.type
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return kernel(*arguments)
@@ -697,7 +748,7 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
 
     methods = {
         "forward": forward,
-        "backward": backward,
+        "backward": _returning(backward),
         "jvp": jvp,
         "_compiled_autograd_key": Function._compiled_autograd_key,
     }
@@ -779,7 +830,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
             gradients[0] = _in_place(loss, grad_output, tensors, state, options)
         return *gradients, None
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(_returning(backward))}
     # Past Function.apply, which asks once more for torch.func.
     function: Any = super(Function, type(loss.name, (Function,), methods))
     return function.apply
@@ -819,7 +870,7 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
             with torch.no_grad():
                 state = loss.operator(*tensors, *options)[-1:]
         needed = (True, *(False,) * (loss.count - 1))
-        return loss._gradients(grad_output, tensors, state, options, needed)[0], None, None
+        return _returning(loss._gradients)(grad_output, tensors, state, options, needed)[0], None, None
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = super(Function, type(loss.name, (Function,), methods))
@@ -856,6 +907,9 @@ def saved_tensors_have_hooks() -> bool:
 def _number(value: float, like: Tensor) -> Tensor:
     """A number as a tensor; float32 would lose its digits."""
     dtype = torch.float32 if like.device.type == "mps" else torch.float64
+    if torch.compiler.is_compiling():
+        # The compiler makes inputs of the numbers that enter arithmetic; of others it makes constants, a graph each.
+        return like.new_ones((), dtype=dtype) * value
     return like.new_full((), value, dtype=dtype)
 
 

@@ -119,6 +119,7 @@ def are_alike(input: Tensor, target: Tensor) -> bool:
         and target.is_cpu
         and (input.dtype is torch.float32 or input.dtype is torch.float64)
         and input.dtype is target.dtype
+        and not (input.is_nested or target.is_nested)
         and input.shape == target.shape
         and not torch.is_autocast_enabled("cpu")
     )

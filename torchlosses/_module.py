@@ -10,10 +10,17 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from torchlosses import _validation
+from torchlosses._declare import one_thread, threads_are_gone
+from torchlosses._nested import any_nested, over_values
 
 
 def overridden(function: Callable[..., Any], tensors: tuple[Any, ...], arguments: Mapping[str, Any]) -> Any:
-    """What a subclass or a mode makes of a call: it is given every argument, by name."""
+    """What is made of a call by a subclass or a mode, which is given every argument by name, or a forked process."""
+    if threads_are_gone():
+        with one_thread():
+            return function(**arguments)
+    if any_nested(tensors):
+        return over_values(function, arguments)
     return handle_torch_function(function, tensors, **arguments)
 
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _validation
-from torchlosses._declare import result_dtype
+from torchlosses._declare import result_dtype, threads_are_gone
 from torchlosses._elementwise import Elementwise, are_alike, weighted
 from torchlosses._module import LossModule, overridden
 from torchlosses._rows import compute_dtype, wide_sum
@@ -188,7 +188,7 @@ def binary_cross_entropy_with_logits(
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.2.
     """
     tensors = (input, target, weight, pos_weight, sample_weight)
-    if has_torch_function_variadic(*tensors):
+    if has_torch_function_variadic(*tensors) or threads_are_gone():
         arguments = {name: value for name, value in locals().items() if name != "tensors"}
         return overridden(binary_cross_entropy_with_logits, tensors, arguments)
     name = "binary_cross_entropy_with_logits"

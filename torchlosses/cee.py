@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, recording, result_dtype
+from torchlosses._declare import Loss, recording, result_dtype, threads_are_gone
 from torchlosses._module import LossModule, overridden
 from torchlosses._rows import compute_dtype, from_rows, indices_to_rows, per_class, row_shape, to_rows, wide_sum
 
@@ -186,7 +186,7 @@ def cee_loss(
 
     Source: K. Saito, *Deep Learning from Scratch* (2016), section 4.2.2.
     """
-    if has_torch_function_variadic(input, target, sample_weight):
+    if has_torch_function_variadic(input, target, sample_weight) or threads_are_gone():
         return overridden(cee_loss, (input, target, sample_weight), locals())
     reduction, empty = _validation.check_reduction(reduction), _validation.check_empty(empty)
     gradient = _validation.check_gradient_option(gradient)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, exponential, may_look, replaced, result_dtype
+from torchlosses._declare import Loss, autocast_enabled, exponential, may_look, replaced, result_dtype, threads_are_gone
 from torchlosses._module import LossModule, overridden
 from torchlosses._options import RowStatistics, row_statistics, statistics_of
 from torchlosses._rows import (
@@ -423,7 +423,7 @@ def cross_entropy(
     C. Szegedy et al., *Rethinking the Inception Architecture for Computer Vision* (2016), section 7; the z-loss from
     A. Chowdhery et al., *PaLM* (2022), section 5; the soft cap from Gemma Team, *Gemma 2* (2024), section 2.
     """
-    if has_torch_function_variadic(input, target, weight, sample_weight):
+    if has_torch_function_variadic(input, target, weight, sample_weight) or threads_are_gone():
         return overridden(cross_entropy, (input, target, weight, sample_weight), locals())
     # A call of its own for every check would take longer than a small batch.
     if reduction not in _validation.REDUCTIONS:
@@ -432,7 +432,7 @@ def cross_entropy(
         _validation.check_gradient_option(gradient)
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
-    if type(ignore_index) is not int:
+    if type(ignore_index) is not int or ignore_index != -100:
         ignore_index = _validation.check_ignore_index(ignore_index)
     if type(label_smoothing) is not float or label_smoothing != 0.0:
         label_smoothing = _validation.check_label_smoothing(label_smoothing)
@@ -451,6 +451,7 @@ def cross_entropy(
         and target.is_cpu
         and ((dtype := input.dtype) is torch.float32 or dtype is torch.float64)
         and target.dtype is torch.int64
+        and not (input.is_nested or target.is_nested)
         and target.dim() == 1
         and input.dim() == 2
         and input.size(0) == target.size(0)

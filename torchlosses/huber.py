@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _elementwise, _validation
+from torchlosses._declare import threads_are_gone
 from torchlosses._elementwise import Elementwise, elements, weighted
 from torchlosses._module import LossModule, overridden
 
@@ -175,7 +176,7 @@ def huber_loss(
 
     Source: P. J. Huber, *Robust Estimation of a Location Parameter* (1964).
     """
-    if has_torch_function_variadic(input, target, weight, sample_weight):
+    if has_torch_function_variadic(input, target, weight, sample_weight) or threads_are_gone():
         return overridden(huber_loss, (input, target, weight, sample_weight), locals())
     return _elementwise.call(
         Huber,
@@ -247,7 +248,7 @@ def smooth_l1_loss(
 
     Source: R. Girshick, *Fast R-CNN* (2015), section 2.3.
     """
-    if has_torch_function_variadic(input, target, sample_weight):
+    if has_torch_function_variadic(input, target, sample_weight) or threads_are_gone():
         return overridden(smooth_l1_loss, (input, target, sample_weight), locals())
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)

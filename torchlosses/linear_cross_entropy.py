@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, result_dtype
+from torchlosses._declare import Loss, autocast_enabled, result_dtype, threads_are_gone
 from torchlosses._module import LossModule, overridden
 from torchlosses._options import RowStatistics, statistics_of
 from torchlosses._row_blocks import BlockFunction, over_row_blocks
@@ -445,7 +445,7 @@ def linear_cross_entropy(
     Gemma Team, *Gemma 2* (2024), section 2.
     """
     tensors = (input, linear_weight, target, linear_bias, weight, sample_weight, *(low_rank or ())[:2])
-    if has_torch_function(tensors):
+    if has_torch_function(tensors) or threads_are_gone():
         arguments = {name: value for name, value in locals().items() if name != "tensors"}
         return overridden(linear_cross_entropy, tensors, arguments)
     _validation.check_reduction(reduction)
@@ -581,7 +581,7 @@ def _block_rows(options: Any, block_rows: int | None) -> int | None:
     if options is None or block_rows is not None:
         return block_rows
     if not hasattr(options, "batch_chunk_size"):
-        raise TypeError(
+        raise _validation.WrongTypeError(
             f"options must be a torch.nn.LinearCrossEntropyOptions or None, but got {type(options).__name__}: "
             "use block_rows."
         )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _elementwise, _validation
+from torchlosses._declare import threads_are_gone
 from torchlosses._elementwise import Elementwise, elements, weighted
 from torchlosses._module import LossModule, overridden
 
@@ -134,7 +135,7 @@ def mse_loss(
     Source: C. F. Gauss, *Theoria motus corporum coelestium* (1809); K. Saito, *Deep Learning from Scratch*
     (2016), section 4.2.1, there with 1/2 in place of 1/n.
     """
-    if has_torch_function_variadic(input, target, weight, sample_weight):
+    if has_torch_function_variadic(input, target, weight, sample_weight) or threads_are_gone():
         return overridden(mse_loss, (input, target, weight, sample_weight), locals())
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)

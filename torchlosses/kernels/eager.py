@@ -25,6 +25,9 @@ def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ..
     *own, _ = tensors
     input = tensors[0]
     assert input is not None
+    for name, tensor in zip(loss.tensors, own, strict=True):
+        if tensor is not None:
+            check_dense(loss.name, name.rstrip("?"), tensor)
     on_cpu, compute = input.device.type == "cpu", compute_dtype(*own)
     gradients = [torch.empty_like(own[i]) if options.gradients >> i & 1 else None for i in range(loss.derived)]
     grad_rows = None
@@ -59,6 +62,15 @@ def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ..
         losses = loss.reduced(total, tensors, options)
     given = [input.new_empty(0) if gradient is None else gradient for gradient in gradients]
     return (losses, *given) if state is None else (losses, *given, state)
+
+
+def check_dense(function: str, name: str, tensor: Tensor) -> None:
+    """Sparse tensors, which every other backend passes on to here, are refused."""
+    if tensor.layout is not torch.strided and tensor.layout is not torch.jagged:
+        raise NotImplementedError(
+            f"{function}: {name} has the layout {tensor.layout}, for which the loss is not implemented: call "
+            ".to_dense()."
+        )
 
 
 @torch.no_grad()
