@@ -27,19 +27,12 @@ SPILLED = 64
 pytestmark = pytest.mark.skipif(launch.INTERPRETED, reason="needs Triton's compiler")
 
 
-def test_interpreted() -> None:
+@pytest.mark.parametrize("part", ["not thorough", pytest.param("thorough", marks=pytest.mark.thorough)])
+def test_interpreted(part: str) -> None:
     """Every kernel and option on CPU tensors against NumPy, in a process where Triton interprets."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-n0",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/kernels/triton_interpreted.py",
-    ]
+    program = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "-m", part]
+    command = [*program, "tests/kernels/triton_interpreted.py"]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-20000:] + result.stderr[-5000:]
     assert " passed" in result.stdout
