@@ -214,7 +214,7 @@ def traced_step(tracing_mode: Any) -> Any:
 
 def jit_traced(loss: Function, values: Values) -> Any:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`torch.jit.trace", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="`torch.jit.trace")
         # Sizes are compared in Python, as in torch's own losses.
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python", module="torchlosses")
         traced: Any = torch.jit.trace(loss, tuple(0.5 * v for v in values))
