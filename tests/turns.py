@@ -20,3 +20,12 @@ def in_turn(first: Sequence[Any], others: Mapping[str, tuple[Any, ...]], count: 
             marks = () if place in everyday else (pytest.mark.thorough,)
             cases.append(pytest.param(one, *values, id=f"{name}-{one}", marks=marks))
     return cases
+
+
+# Checks of the conformance kit that differentiate numerically, for every combination of options, or compile.
+_SLOW_CHECKS = ("derivatives.", "transforms.", "integration.compile", "integration.export")
+
+
+def is_slow(check: str) -> bool:
+    """Whether it takes most of the time of an audit."""
+    return check.startswith(_SLOW_CHECKS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import nn
 
 import torchlosses
 from tests.testing.shaped import PAIRS, next_token, of_images, of_single_rows
+from tests.turns import in_turn, is_slow
 from torchlosses import kernels
 from torchlosses.testing import CHECKS, BoundCheck, bound_checks
 
@@ -135,9 +138,24 @@ def _checks(name: str, backend: str) -> dict[str, BoundCheck]:
     return {check.name: check for check in found}
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("backend", kernels.available())
+def audits() -> Iterator[Any]:
+    """Every check of every loss on every backend; in `make test`, what is slow or said before is asked once.
+
+    Derivatives, and what compiles, follow from the declaration, so that the backends take turns; Modules, and what is
+    made of another loss, leave them to the function, and take turns in the others.
+    """
+    backends = kernels.available()
+    for (turn, name), (number, check) in itertools.product(enumerate(LOSSES), enumerate(CHECKS)):
+        # The name of a Module, or a description.
+        said_before = not name.islower() or " " in name
+        for place, backend in enumerate(backends):
+            its_turn = place == (turn + number) % len(backends)
+            everyday = its_turn and not said_before if is_slow(check) else its_turn or not said_before
+            marks = () if everyday else (pytest.mark.thorough,)
+            yield pytest.param(backend, name, check, id=f"{backend}-{name}-{check}", marks=marks)
+
+
+@pytest.mark.parametrize(("backend", "name", "check"), list(audits()))
 def test_conforms(backend: str, name: str, check: str) -> None:
     with kernels.use(backend):
         result = _checks(name, backend)[check].run()
@@ -172,9 +190,13 @@ def _shaped_checks(name: str, backend: str) -> dict[str, BoundCheck]:
     return {check.name: check for check in bound_checks(loss, kind=kind, options=options)}
 
 
-@pytest.mark.parametrize("check", DERIVATIVES)
-@pytest.mark.parametrize("name", SHAPED)
-@pytest.mark.parametrize("backend", kernels.available())
+@pytest.mark.parametrize(
+    ("backend", "name", "check"),
+    in_turn(
+        kernels.available(),
+        {f"{name}-{check}": (name, check) for name, check in itertools.product(SHAPED, DERIVATIVES)},
+    ),
+)
 def test_derivatives_of_other_shapes(backend: str, name: str, check: str) -> None:
     with kernels.use(backend):
         result = _shaped_checks(name, backend)[check].run()
