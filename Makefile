@@ -21,7 +21,7 @@ setup: $(READY)
 test: $(READY)
 	$(RUN) -m pytest $(IN_TWO) -m "not large and not thorough" $(ARGS)
 
-# Whole grids where `make test` runs a part, and CONTRIBUTING.md as a newcomer walks it.
+# Whole grids where `make test` runs a part: CONTRIBUTING.md says which.
 test-all: $(READY)
 	$(RUN) -m pytest $(IN_TWO) -m "not large" $(ARGS)
 
