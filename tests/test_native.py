@@ -244,8 +244,13 @@ def in_place_of(operator: Any) -> Any:
 
 
 class TestInstructionSets:
-    @pytest.mark.parametrize("part", ["not thorough", pytest.param("not large", marks=pytest.mark.thorough)])
-    @pytest.mark.parametrize("name", ["avx2", "baseline"])
+    @pytest.mark.parametrize(
+        ("name", "part"),
+        [
+            ("avx2", "not thorough"),
+            *(pytest.param(name, "not large", marks=pytest.mark.thorough) for name in ("avx2", "baseline")),
+        ],
+    )
     def test_each_equals_eager(self, name: str, part: str) -> None:
         """The processor chooses one of them; the others run here in a process that is told to."""
         chosen = ["-m", part, "-k", "TestEqualsEager or TestGradientAlong or named"]

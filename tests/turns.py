@@ -22,8 +22,8 @@ def in_turn(first: Sequence[Any], others: Mapping[str, tuple[Any, ...]], count: 
     return cases
 
 
-# Checks of the conformance kit that differentiate numerically, for every combination of options, or compile.
-_SLOW_CHECKS = ("derivatives.", "transforms.", "integration.compile", "integration.export")
+# Checks of the conformance kit that differentiate twice, for every combination of options, that compile, or are large.
+_SLOW_CHECKS = ("derivatives.", "transforms.", "integration.compile", "integration.export", "integration.thread_counts")
 
 
 def is_slow(check: str) -> bool:

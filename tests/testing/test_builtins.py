@@ -48,9 +48,10 @@ def _checks(name: str) -> dict[str, BoundCheck]:
 
 
 def audits() -> Iterator[Any]:
-    """Every check of every loss; what is slow is asked of two in `make test`."""
+    """Every check of every loss; in `make test`, what is slow of two, and functions that are Modules too not at all."""
+    again = ("huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits")
     for name, check in itertools.product(BUILTINS, CHECKS):
-        everyday = not is_slow(check) or name in ("L1Loss", "mse_loss")
+        everyday = name in ("L1Loss", "mse_loss") if is_slow(check) else name not in again
         yield pytest.param(name, check, marks=() if everyday else (pytest.mark.thorough,))
 
 
