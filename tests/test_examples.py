@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("naive", "code"), [(False, 0), (True, 1)])
 def test_two_lean_processes_have_the_loss_curve_of_one_plain_one(naive: bool, code: int) -> None:
     command = [sys.executable, "-m", "examples.language_model", "--steps", "3", "--width", "16", "--layers", "1"]

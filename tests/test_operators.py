@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchlosses
+from tests.turns import in_turn
+from torchlosses import kernels
 from torchlosses._declare import LIBRARY, Loss
 from torchlosses.binary_cross_entropy import BinaryCrossEntropy
 from torchlosses.cee import TextbookCrossEntropy
@@ -150,16 +153,29 @@ class TestRegistration:
             if not name.startswith(("eager_", "class_parallel")) and not name.endswith("_processes")
         }
 
-    @pytest.mark.parametrize("reduction", REDUCTIONS)
-    @pytest.mark.parametrize("shape", SHAPES, ids=str)
-    @pytest.mark.parametrize("loss", CALLS)
+    @pytest.mark.parametrize(
+        ("each_backend", "loss", "shape", "reduction"),
+        in_turn(
+            kernels.available(),
+            {
+                f"{loss}-{shape}-{reduction}": (loss, shape, reduction)
+                for loss, shape, reduction in itertools.product(CALLS, SHAPES, REDUCTIONS)
+                # opcheck takes two nan for different, and the mean of nothing is nan.
+                if reduction != "mean" or math.prod(shape)
+            },
+        ),
+        indirect=["each_backend"],
+    )
     def test_opcheck(self, loss: str, shape: tuple[int, ...], reduction: str) -> None:
         """Schema, autograd registration, fake tensors, and static and dynamic tracing, as torch.library checks them."""
-        if reduction == "mean" and not math.prod(shape):
-            pytest.skip("opcheck takes two nan for different, and the mean of nothing is nan")
         # Tracing is slow, and shapes, reductions and options do not interact.
-        every = shape == (4, 3) and reduction == "mean"
-        for operator, arguments in list(CALLS[loss](shape, torch.float32, reduction))[:: 1 if every else 5]:
+        for operator, arguments in list(CALLS[loss](shape, torch.float32, reduction))[::5]:
+            torch.library.opcheck(operator, arguments)
+
+    @pytest.mark.thorough
+    @pytest.mark.parametrize("loss", CALLS)
+    def test_opcheck_of_every_call(self, loss: str) -> None:
+        for operator, arguments in CALLS[loss]((4, 3), torch.float32, "mean"):
             torch.library.opcheck(operator, arguments)
 
     @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)

@@ -463,9 +463,13 @@ class TestDevice:
             (next_token(F.cross_entropy), "language modelling"),
         ],
     )
-    def test_every_tensor_of_a_check_is_put_on_the_device(self, loss: Any, kind: str) -> None:
+    @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.thorough)])
+    def test_every_tensor_of_a_check_is_put_on_the_device(self, loss: Any, kind: str, whole: bool) -> None:
         """What is not would be on the default device: on one without numbers, nothing would come out of a check."""
         skip = ["cost", "integration.compile", "integration.export"]
+        if not whole and kind != "regression":
+            # They take their time for each combination of options.
+            skip += ["derivatives", "transforms"]
         expected = check_loss(loss, kind=kind, device="cpu", skip=skip)
         with torch.device("meta"):
             report = check_loss(loss, kind=kind, device="cpu", skip=skip)
@@ -478,9 +482,10 @@ class TestDevice:
 
 
 class TestLanguageModelling:
-    def test_a_sound_loss(self) -> None:
+    @pytest.mark.parametrize("skip", [["derivatives"], pytest.param([], marks=pytest.mark.thorough)])
+    def test_a_sound_loss(self, skip: list[str]) -> None:
         """What fails is what fails of torch's cross-entropy on any rows."""
-        report = check_loss(next_token(F.cross_entropy), kind="language modelling")
+        report = check_loss(next_token(F.cross_entropy), kind="language modelling", skip=skip)
         found = {result.check for result in report.failures}
         assert found == {
             "values.float16",

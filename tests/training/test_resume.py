@@ -24,6 +24,8 @@ from training.study import Study
 
 from .conftest import without_times
 
+thorough = pytest.mark.thorough
+
 
 def start(arguments: tuple[str, ...], out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -90,7 +92,9 @@ class StopError(Exception):
 
 
 # A tiny run saves 25 times: at the start, after each of 14 epochs, 7 stacks and 2 experiments, and at the end.
-@pytest.mark.parametrize("saves", [0, 1, 2, 3, 15, 16, 20, 21, 22, 23, 24])
+@pytest.mark.parametrize(
+    "saves", [0, 3, 16, 23, *(pytest.param(n, marks=thorough) for n in (1, 2, 15, 20, 21, 22, 24))]
+)
 def test_a_run_may_stop_at_any_moment_of_writing(
     tiny_arguments: tuple[str, ...], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:
@@ -117,7 +121,9 @@ def test_a_run_may_stop_at_any_moment_of_writing(
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("damage", ["removed", "empty", "cut", "garbage", "another shape"])
+@pytest.mark.parametrize(
+    "damage", ["removed", "cut", *(pytest.param(d, marks=thorough) for d in ("empty", "garbage", "another shape"))]
+)
 def test_a_network_whose_file_is_damaged_is_trained_again(
     tiny_arguments: tuple[str, ...],
     tiny_run: Path,
@@ -166,7 +172,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.report.write_report", lambda results, folder: folder / "report.html")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=thorough)])
 def test_other_signals_leave_a_usable_run_too(tiny_arguments: tuple[str, ...], tmp_path: Path, number: int) -> None:
     process = start(tiny_arguments, tmp_path)
     folder = wait_for_runs(process, tmp_path, runs=2)
@@ -182,7 +188,7 @@ def test_other_signals_leave_a_usable_run_too(tiny_arguments: tuple[str, ...], t
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("write", [0, 3, 8, 17, 30])
+@pytest.mark.parametrize("write", [0, 8, *(pytest.param(n, marks=thorough) for n in (3, 17, 30))])
 def test_a_full_disk_is_said_in_words_and_the_run_goes_on_once_there_is_room(
     tiny_arguments: tuple[str, ...],
     tiny_run: Path,
