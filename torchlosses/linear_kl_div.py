@@ -123,8 +123,8 @@ class _Problem:
 
     def __init__(self, loss: Any, tensors: Sequence[Any], options: Options) -> None:
         x, linear_weight, bias, teacher, teacher_weight, teacher_bias, indices, sample_weight = tensors
+        self.of_rows: tuple[Any, ...] = (x, teacher, indices, sample_weight)
         self.operands, self.options, self.compute = tensors[:3], options, compute_dtype(*tensors)
-        self.of_rows = (x, teacher, indices, sample_weight)
         self.on_cpu = x.device.type == "cpu"
         student, of_teacher = options.student_dtype, options.teacher_dtype
         self.linear_weight, self.bias = linear_weight.to(student), None if bias is None else bias.to(student)
@@ -138,7 +138,8 @@ class _Problem:
 
     def work(self, losses: Tensor | None, grad_rows: Tensor | None, common: Tensor | None) -> tuple[Tensor, ...]:
         """Write the rows' losses, and give the gradients for `grad_rows` times `common`."""
-        options, x = self.options, self.of_rows[0]
+        options: Any = self.options
+        x = self.of_rows[0]
         count = x.shape[0] if self.active is None else self.active.shape[0]
         # Blocks of equal size: a last one of a few rows would cost the products as much as a full one.
         parts = max(1, math.ceil(count / options.block_rows))
@@ -174,7 +175,8 @@ class _Problem:
         return gradients.finished()
 
     def _block(self, rows: Any) -> tuple[Any, ...]:
-        x, teacher, indices, sample_weight = (None if tensor is None else tensor[rows] for tensor in self.of_rows)
+        found: list[Any] = [None if tensor is None else tensor[rows] for tensor in self.of_rows]
+        x, teacher, indices, sample_weight = found
         hidden = None
         if sample_weight is not None:
             hidden = sample_weight == 0
@@ -261,8 +263,8 @@ class LinearKLDivergence(Loss):
         compute = compute_dtype(*tensors)
 
         def of_block(*block: Any) -> tuple[Tensor]:
-            x, linear_weight, bias, *teacher, sample_weight, hidden = _visible(block, options)
-            found = _Comparison(F.linear(x, linear_weight, bias), *teacher, options, compute).losses()
+            x, linear_weight, bias, teacher, indices, sample_weight, hidden = _visible(block, options)
+            found = _Comparison(F.linear(x, linear_weight, bias), teacher, indices, options, compute).losses()
             return (_weighted(found, sample_weight, hidden),)
 
         return _over_row_blocks(of_block, tensors, options, (), 1, 0)[0]
@@ -275,8 +277,9 @@ class LinearKLDivergence(Loss):
         wanted = [place for place in range(3) if options.gradients >> place & 1]
 
         def of_block(g: Tensor, *block: Any) -> tuple[Tensor, ...]:
-            x, linear_weight, bias, *teacher, sample_weight, hidden = _visible(block, options)
-            gradient = _Comparison(F.linear(x, linear_weight, bias), *teacher, options, compute).gradient()
+            x, linear_weight, bias, teacher, indices, sample_weight, hidden = _visible(block, options)
+            y = F.linear(x, linear_weight, bias)
+            gradient = _Comparison(y, teacher, indices, options, compute).gradient()
             gradient = gradient * (_incoming(g, sample_weight, hidden) * _factor(options)).unsqueeze(1)
             narrow = gradient.to(options.student_dtype)
             found = (lambda: narrow @ linear_weight, lambda: narrow.t() @ x, lambda: gradient.sum(0))
@@ -463,7 +466,7 @@ def _incoming(g: Tensor, sample_weight: Tensor | None, hidden: Tensor | None) ->
 def _over_row_blocks(
     of_block: Callable[..., tuple[Tensor, ...]],
     tensors: Sequence[Any],
-    options: Options,
+    options: Any,
     further: tuple[Tensor, ...],
     row_outputs: int,
     sum_outputs: int,
@@ -714,12 +717,12 @@ def _check(
     _validation.check_distilled_layer(_FUNCTION, "student", student_input, student_weight, student_bias, autocast)
     rows, classes = student_input.shape[:-1], student_weight.shape[0]
     if kind != "teacher_input":
-        name, classes = ("values of teacher_top_k", None) if indices is not None else (kind, classes)
-        _validation.check_teacher_rows(_FUNCTION, name, teacher, rows, classes)
+        name, last = (kind, classes) if indices is None else ("values of teacher_top_k", "k")
+        _validation.check_teacher_rows(_FUNCTION, name, teacher, rows, last)
         return autocast
     assert teacher_weight is not None
     _validation.check_distilled_layer(_FUNCTION, "teacher", teacher, teacher_weight, teacher_bias, autocast)
-    _validation.check_teacher_rows(_FUNCTION, kind, teacher, rows, None)
+    _validation.check_teacher_rows(_FUNCTION, kind, teacher, rows, "features")
     if teacher_weight.shape[0] != classes:
         raise ValueError(
             f"{_FUNCTION}: expected teacher_weight to have the {classes} classes of student_weight, but it has "
