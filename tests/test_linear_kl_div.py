@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchlosses
+from tests.test_linear_cross_entropy import multiplications
 from torchlosses import LinearKLDivLoss, linear_kl_div
 from torchlosses.testing.checks.cost import peak_bytes
 
@@ -259,7 +259,7 @@ class TestDivergences:
         tensors, given = student(), teacher("features")
         for beta, share, limit in ((1e-6, 1e-6, "forward"), (1 - 1e-6, 1e-6, "reverse")):
             found = linear_kl_div(**tensors, **given, divergence="jensen-shannon", beta=beta) / share
-            assert_close(found, linear_kl_div(**tensors, **given, divergence=limit), rtol=1e-4, atol=0)
+            assert_close(found, linear_kl_div(**tensors, **given, divergence=limit), rtol=1e-3, atol=0)
 
     def test_what_is_symmetric(self) -> None:
         a, b = student(0), student(5)
@@ -284,7 +284,7 @@ class TestDivergences:
         expected = centred.square().sum(1).mean() / (2 * CLASSES)
         assert_close(loss, expected, rtol=1e-3, atol=0)
         found = torch.autograd.grad(loss, list(tensors.values()))
-        assert_close(found, torch.autograd.grad(expected, list(tensors.values())), rtol=1e-3, atol=1e-6)
+        assert_close(found, torch.autograd.grad(expected, list(tensors.values())), rtol=1e-3, atol=1e-4)
 
 
 class TestTopK:
@@ -663,18 +663,6 @@ class TestPrecision:
         assert_close(found[0], found[1], rtol=0, atol=0)
 
 
-class Products(TorchDispatchMode):
-    """The products that are computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += "mm" in function.name()
-        return function(*args, **(kwargs or {}))
-
-
 class TestCost:
     @pytest.mark.parametrize(
         "case", ["mean", "teacher's features", "k largest", "none", "second derivative", "forward mode"]
@@ -706,19 +694,21 @@ class TestCost:
         assert 16 * block + 8 * gradients < 0.6 * logits
 
     def test_products_that_nobody_asked_for_are_left_out(self) -> None:
+        of_student, of_teacher = ROWS * FEATURES * CLASSES, ROWS * TEACHER_FEATURES * CLASSES
         given = teacher("features")
-        for wanted, further in (
-            (STUDENT, 2),
-            (("student_input",), 1),
-            (("student_weight",), 1),
-            (("student_bias",), 0),
-        ):
-            tensors = {n: t.clone().requires_grad_(n in wanted) for n, t in student().items()}
-            with Products() as products:
-                loss = linear_kl_div(**tensors, **given)
-                torch.autograd.grad(loss, [tensors[name] for name in wanted])
-            # Seen from outside of the operator, where a mode has no gradients come along: both logits once more.
-            assert products.count == 2 + 2 + further, wanted
+        for wanted, count in ((STUDENT, 3), (STUDENT[:1], 2), (STUDENT[1:2], 2), (STUDENT[2:], 1), ((), 1)):
+            tensors = {name: tensor.requires_grad_(name in wanted) for name, tensor in student().items()}
+            for one, also in ((given, of_teacher), (teacher("logits"), 0)):
+
+                def call(tensors: Any = tensors, one: Any = one, wanted: Any = wanted) -> None:
+                    loss = linear_kl_div(**tensors, **one, block_rows=3)
+                    if wanted:
+                        loss.backward()
+
+                assert multiplications(call) == count * of_student + also, wanted
+        counted = int((IGNORED != -100).sum())
+        found = multiplications(lambda: linear_kl_div(**leaves(student()), **given, target=IGNORED).backward())
+        assert found == (3 * of_student + of_teacher) * counted // ROWS
 
 
 class TestModes:
@@ -909,7 +899,7 @@ class TestErrors:
             ({**LOGITS, "reduction": "avg"}, ValueError, "'avg' is not a valid value for reduction"),
             ({**LOGITS, "temperature": 0.0}, ValueError, "temperature must be positive and finite, but got 0.0"),
             ({**LOGITS, "temperature": "a"}, TypeError, "temperature must be a float"),
-            ({**LOGITS, "student_logit_softcap": 0.0}, ValueError, "logit_softcap must be positive and finite"),
+            ({**LOGITS, "student_logit_softcap": 0.0}, ValueError, "student_logit_softcap must be positive and finite"),
             ({**LOGITS, "normalizer": 2.0, "reduction": "sum"}, ValueError, "normalizer is what reduction='mean'"),
             ({**LOGITS, "block_rows": 0}, ValueError, "block_rows must be at least 1, but got 0"),
             ({**LOGITS, "empty": "inf"}, ValueError, "'inf' is not a valid value for empty"),

@@ -677,10 +677,10 @@ def check_z_loss(z_loss: float) -> float:
     return z_loss
 
 
-def check_logit_scale(logit_scale: float) -> float:
-    logit_scale = _number("logit_scale", logit_scale)
+def check_logit_scale(logit_scale: float, name: str = "logit_scale") -> float:
+    logit_scale = _number(name, logit_scale)
     if not -math.inf < logit_scale < math.inf:
-        raise ValueError(f"logit_scale must be finite, but got {logit_scale}; 1.0 leaves the logits as they are.")
+        raise ValueError(f"{name} must be finite, but got {logit_scale}; 1.0 leaves the logits as they are.")
     return logit_scale
 
 
@@ -690,13 +690,13 @@ def check_loss_dtype(loss_dtype: torch.dtype | None) -> torch.dtype | None:
     return loss_dtype
 
 
-def check_logit_softcap(logit_softcap: float | None) -> float | None:
+def check_logit_softcap(logit_softcap: float | None, name: str = "logit_softcap") -> float | None:
     if logit_softcap is None:
         return None
-    logit_softcap = _number("logit_softcap", logit_softcap)
+    logit_softcap = _number(name, logit_softcap)
     if not 0.0 < logit_softcap < math.inf:
         raise ValueError(
-            f"logit_softcap must be positive and finite, but got {logit_softcap}; None leaves the logits as they are."
+            f"{name} must be positive and finite, but got {logit_softcap}; None leaves the logits as they are."
         )
     return logit_softcap
 
@@ -860,8 +860,8 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "beta": check_beta,
     "temperature": check_temperature,
     "block_rows": check_block_rows,
-    "student_logit_scale": check_logit_scale,
-    "student_logit_softcap": check_logit_softcap,
-    "teacher_logit_scale": lambda scale: None if scale is None else check_logit_scale(scale),
-    "teacher_logit_softcap": check_logit_softcap,
+    "student_logit_scale": lambda value: check_logit_scale(value, "student_logit_scale"),
+    "student_logit_softcap": lambda value: check_logit_softcap(value, "student_logit_softcap"),
+    "teacher_logit_scale": lambda value: None if value is None else check_logit_scale(value, "teacher_logit_scale"),
+    "teacher_logit_softcap": lambda value: check_logit_softcap(value, "teacher_logit_softcap"),
 }

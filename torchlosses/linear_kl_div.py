@@ -638,8 +638,8 @@ def linear_kl_div(
     normalizer = _validation.check_normalizer(normalizer, reduction)
     _validation.check_empty(empty)
     loss_dtype = _validation.check_loss_dtype(loss_dtype)
-    student_logit_scale = _validation.check_logit_scale(student_logit_scale)
-    student_logit_softcap = _validation.check_logit_softcap(student_logit_softcap)
+    student_logit_scale = _validation.check_logit_scale(student_logit_scale, "student_logit_scale")
+    student_logit_softcap = _validation.check_logit_softcap(student_logit_softcap, "student_logit_softcap")
     block_rows = _validation.check_block_rows(block_rows)
     further = {
         "teacher_weight": teacher_weight,
@@ -649,8 +649,10 @@ def linear_kl_div(
     }
     given = {"teacher_input": teacher_input, "teacher_logits": teacher_logits, "teacher_top_k": teacher_top_k}
     kind = _validation.check_teacher(_FUNCTION, given, further)
-    teacher_logit_scale = _validation.check_logit_scale(1.0 if teacher_logit_scale is None else teacher_logit_scale)
-    teacher_logit_softcap = _validation.check_logit_softcap(teacher_logit_softcap)
+    teacher_logit_scale = _validation.check_logit_scale(
+        1.0 if teacher_logit_scale is None else teacher_logit_scale, "teacher_logit_scale"
+    )
+    teacher_logit_softcap = _validation.check_logit_softcap(teacher_logit_softcap, "teacher_logit_softcap")
     top_k = _validation.check_top_k_options(_FUNCTION, teacher_top_k, top_k_rest, divergence, temperature)
     teacher, indices = top_k if top_k is not None else (given[kind], None)
     autocast = _check(student_input, student_weight, student_bias, kind, teacher, teacher_weight, teacher_bias, indices)
