@@ -150,6 +150,45 @@ def _linear(input: Tensor, linear_weight: Tensor, target: Tensor, **others: Any)
     return _cross_entropy(logits, target, **others)
 
 
+def _kl_div(
+    student_input: Tensor,
+    student_weight: Tensor,
+    *,
+    reduction: str,
+    student_bias: Any = None,
+    teacher_logits: Any = None,
+    teacher_input: Any = None,
+    teacher_weight: Any = None,
+    teacher_top_k: Any = None,
+    divergence: str = "forward",
+    temperature: float = 1.0,
+    student_logit_softcap: float | None = None,
+    sample_weight: Any = None,
+    block_rows: int = 1,
+) -> Tensor:
+    logits = student_input @ student_weight.t()
+    if student_bias is not None:
+        logits = logits + student_bias
+    if student_logit_softcap is not None:
+        logits = student_logit_softcap * torch.tanh(logits / student_logit_softcap)
+    p = (logits / temperature).softmax(1)
+    if teacher_top_k is not None:
+        values, indices = teacher_top_k
+        p, q = p.gather(1, indices), values.exp()
+        p, q = (torch.cat([of, 1 - of.sum(1, keepdim=True)], 1) for of in (p, q))
+    else:
+        teacher_logits = teacher_logits if teacher_input is None else teacher_input @ teacher_weight.t()
+        q = (teacher_logits / temperature).softmax(1)
+    if divergence == "jensen-shannon":
+        m = (p + q) / 2
+        losses = (q * (q / m).log() + p * (p / m).log()).sum(1) / 2
+    else:
+        of, to = (q, p) if divergence == "forward" else (p, q)
+        losses = (of * (of / to).log()).sum(1)
+    weights = torch.ones_like(losses) if sample_weight is None else sample_weight
+    return _reduced(losses * weights, reduction, weights.sum())
+
+
 def _with_low_rank(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def call(a: Tensor, b: Tensor, **others: Any) -> Tensor:
         return function(low_rank=(a, b, 0.5), **others)
@@ -157,9 +196,16 @@ def _with_low_rank(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
+_fixed = torch.Generator().manual_seed(3)
+TEACHER = {
+    "teacher_input": torch.randn(ROWS, 2, generator=_fixed, dtype=torch.float64),
+    "teacher_weight": torch.randn(CLASSES, 2, generator=_fixed, dtype=torch.float64),
+}
+TEACHER_LOGITS = torch.randn(ROWS, CLASSES, generator=_fixed, dtype=torch.float64)
 OPTIONS = {"z_loss": 0.1, "logit_scale": 0.7, "logit_softcap": 1.5, "label_smoothing": 0.2}
 _logits, _class_weight, _row_weight = normal(ROWS, CLASSES), positive(CLASSES), positive(ROWS)
 _product = {"input": normal(ROWS, FEATURES), "linear_weight": normal(CLASSES, FEATURES)}
+_student = {"student_input": normal(ROWS, FEATURES), "student_weight": normal(CLASSES, FEATURES)}
 _pair = {"input": normal(ROWS, CLASSES), "target": normal(ROWS, CLASSES)}
 
 PROBLEMS = [
@@ -238,5 +284,35 @@ PROBLEMS = [
         _with_low_rank(_linear),
         {**_product, "a": normal(1, FEATURES), "b": normal(CLASSES, 1), "sample_weight": _row_weight},
         {"target": IGNORED, "block_rows": 3, **OPTIONS},
+    ),
+    Problem(
+        "linear_kl_div",
+        torchlosses.linear_kl_div,
+        _kl_div,
+        {**_student, "student_bias": normal(CLASSES)},
+        {**TEACHER, "temperature": 2.0},
+    ),
+    Problem(
+        "linear_kl_div-jensen-shannon",
+        torchlosses.linear_kl_div,
+        _kl_div,
+        {**_student, "sample_weight": _row_weight},
+        {
+            "teacher_logits": TEACHER_LOGITS,
+            "divergence": "jensen-shannon",
+            "student_logit_softcap": 1.5,
+            "block_rows": 3,
+        },
+    ),
+    Problem(
+        "linear_kl_div-reverse-top-k",
+        torchlosses.linear_kl_div,
+        _kl_div,
+        {**_student, "student_bias": normal(CLASSES)},
+        {
+            "teacher_top_k": tuple(TEACHER_LOGITS.log_softmax(1).topk(1, 1)),
+            "divergence": "reverse",
+            "block_rows": 3,
+        },
     ),
 ]

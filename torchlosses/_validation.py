@@ -438,6 +438,212 @@ def check_linear_target(
     raise RuntimeError(message)
 
 
+DIVERGENCES = ("forward", "reverse", "jensen-shannon")
+TOP_K_RESTS = ("merge", "renormalize")
+# How far the probabilities of a row's k largest, which were rounded, may sum to more than 1.
+TOP_K_TOLERANCE = 0.02
+
+
+def check_divergence_reduction(reduction: str) -> Any:
+    if reduction == "batchmean":
+        raise ValueError(
+            "'batchmean' is not a valid value for reduction: reduction='mean' divides the sum by the number of rows "
+            "that count, which is what torch.nn.functional.kl_div calls 'batchmean' where each row is a sample. To "
+            "divide by another number, such as that of the sequences, pass it as normalizer."
+        )
+    return check_reduction(reduction)
+
+
+def check_divergence(divergence: str, beta: float | None) -> float:
+    """The share of the teacher in the mixture of the Jensen-Shannon divergence."""
+    _one_of("divergence", divergence, DIVERGENCES)
+    if beta is None:
+        return 0.5
+    if divergence != "jensen-shannon":
+        raise ValueError(
+            f"beta={beta!r} is the teacher's share in the mixture of divergence='jensen-shannon', but divergence is "
+            f"{divergence!r}: leave one of them out."
+        )
+    beta = _number("beta", beta)
+    if not 0.0 < beta < 1.0:
+        raise ValueError(
+            f"beta must be between 0 and 1, both excluded, but got {beta}: the Jensen-Shannon divergence is 0 there. "
+            "What it tends to, divided by beta or 1 - beta, are divergence='forward' and 'reverse'."
+        )
+    return beta
+
+
+def check_temperature(temperature: float) -> float:
+    temperature = _number("temperature", temperature)
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, but got {temperature}; 1.0 is none.")
+    return temperature
+
+
+def check_distilled_layer(
+    function: str, role: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, autocast: bool
+) -> None:
+    """Features (..., features), weight (classes, features), bias (classes), of one dtype."""
+    names = f"{role}_input", f"{role}_weight", f"{role}_bias"
+    check_tensors(function, **{names[0]: input, names[1]: linear_weight})
+    for name, tensor in zip(names, (input, linear_weight, linear_bias), strict=True):
+        if tensor is not None and tensor.dtype not in _FLOATS:
+            raise NotImplementedError(
+                f'"{function}" not implemented for {_name(tensor.dtype)} {name}: expected float32, float64, bfloat16 '
+                "or float16. Convert it with .float()."
+            )
+    if linear_weight.dim() != 2 or not linear_weight.shape[0]:
+        raise RuntimeError(
+            f"{function}: expected {names[1]} of shape (classes, features) with at least one class, but got "
+            f"{tuple(linear_weight.shape)}."
+        )
+    if input.dim() == 0 or input.shape[-1] != linear_weight.shape[1]:
+        raise RuntimeError(
+            f"{function}: expected {names[0]} of shape (..., {linear_weight.shape[1]}), the features of {names[1]}, "
+            f"but got {tuple(input.shape)}."
+        )
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
+        raise RuntimeError(
+            f"{function}: expected {names[2]} of shape {tuple(linear_weight.shape[:1])}, one number a class, but got "
+            f"{tuple(linear_bias.shape)}."
+        )
+    for name, tensor in zip(names[1:], (linear_weight, linear_bias), strict=True):
+        if tensor is None or tensor.dtype == input.dtype:
+            continue
+        if autocast and torch.float64 not in (tensor.dtype, input.dtype):
+            continue
+        raise RuntimeError(
+            f"{function}: expected {names[0]} and {name} to have the same dtype, but got {_name(input.dtype)} and "
+            f"{_name(tensor.dtype)}. Convert one of them with .to(...)."
+        )
+
+
+def check_teacher(function: str, given: dict[str, Any], further: dict[str, Any]) -> str:
+    """Which of the ways to give a teacher was chosen; `further` goes with teacher_input only."""
+    chosen = [name for name, value in given.items() if value is not None]
+    if len(chosen) != 1:
+        raise ValueError(
+            f"{function}: expected one of {', '.join(given)}, but got {' and '.join(chosen) or 'none'}: the teacher "
+            "is its features (with teacher_weight), its logits, or its k largest log-probabilities and their indices."
+        )
+    extra = [name for name, value in further.items() if value is not None]
+    if chosen[0] == "teacher_input":
+        if "teacher_weight" not in extra:
+            raise ValueError(
+                f"{function}: teacher_input needs teacher_weight, the weight of the teacher's last layer; logits are "
+                "given as teacher_logits."
+            )
+    elif extra:
+        raise ValueError(
+            f"{function}: {' and '.join(extra)} belong to teacher_input, but the teacher was given as {chosen[0]}, "
+            "which is taken as it is: leave them out."
+        )
+    return chosen[0]
+
+
+def check_teacher_rows(function: str, name: str, tensor: Tensor, rows: torch.Size, last: int | str) -> None:
+    """Floats of shape (*rows, last), or (*rows, any number of what it is called)."""
+    check_tensors(function, **{name: tensor})
+    if tensor.dtype not in _FLOATS:
+        raise RuntimeError(f"{function}: expected a floating-point {name}, but got {_name(tensor.dtype)}.")
+    expected = f"({', '.join(map(str, [*rows, last]))})"
+    if tensor.dim() != len(rows) + 1 or tensor.shape[:-1] != rows:
+        raise ValueError(
+            f"{function}: expected {name} of shape {expected}, one row for each of student_input, but got "
+            f"{tuple(tensor.shape)}."
+        )
+    if isinstance(last, int) and tensor.shape[-1] != last:
+        raise ValueError(
+            f"{function}: expected {name} of shape {expected}, as many classes as student_weight has, but got "
+            f"{tuple(tensor.shape)}. Where one vocabulary is padded, cut the classes that the other lacks."
+        )
+
+
+def check_labels(function: str, target: Tensor, rows: torch.Size) -> None:
+    """One label a row."""
+    if not is_integer(target.dtype):
+        raise RuntimeError(
+            f"{function}: expected a target of labels, of an integer dtype, but got {_name(target.dtype)}; a mask goes "
+            "to sample_weight."
+        )
+    if target.shape != rows:
+        raise ValueError(
+            f"{function}: expected a target of shape {tuple(rows)}, one label for each row of student_input, but got "
+            f"{tuple(target.shape)}."
+        )
+
+
+def check_top_k_options(
+    function: str, top_k: Any, rest: str | None, divergence: str, temperature: float
+) -> tuple[Tensor, Tensor] | None:
+    """The pair, if that is how the teacher was given; whether the rest can be what was asked for."""
+    if top_k is None:
+        if rest is not None:
+            raise ValueError(f"{function}: top_k_rest={rest!r} belongs to teacher_top_k, which was not given.")
+        return None
+    if not isinstance(top_k, (tuple, list)) or len(top_k) != 2:
+        raise TypeError(f"{function}: teacher_top_k must be a pair (values, indices), but got {type(top_k).__name__}.")
+    values, indices = top_k
+    check_tensors(function, **{"values of teacher_top_k": values, "indices of teacher_top_k": indices})
+    if not is_integer(indices.dtype):
+        raise RuntimeError(
+            f"{function}: expected integer indices in teacher_top_k=(values, indices), but got {_name(indices.dtype)}."
+        )
+    if indices.shape != values.shape:
+        raise ValueError(
+            f"{function}: expected values and indices of teacher_top_k to have one shape, but got "
+            f"{tuple(values.shape)} and {tuple(indices.shape)}."
+        )
+    _one_of("top_k_rest", rest or "merge", TOP_K_RESTS)
+    if rest == "renormalize" and divergence == "reverse":
+        raise ValueError(
+            f"{function}: with top_k_rest='renormalize' the teacher rules out all classes but k, so that "
+            "divergence='reverse' is infinite: use top_k_rest='merge', or another divergence."
+        )
+    if rest != "renormalize" and temperature != 1:
+        raise ValueError(
+            f"{function}: with top_k_rest='merge' the k log-probabilities say how much the other classes have "
+            f"together, but not how much at temperature={temperature}: give them as log_softmax(logits / temperature) "
+            "with temperature=1 and student_logit_scale=1 / temperature; or use top_k_rest='renormalize'."
+        )
+    return values, indices
+
+
+def check_top_k(
+    function: str, values: Tensor, indices: Tensor, classes: int, sample_weight: Tensor | None, merges: bool
+) -> None:
+    """Values and indices of (rows, k), where they count: entries that are not -inf, in rows that have a weight."""
+    counted = values != -math.inf
+    if sample_weight is not None:
+        counted = counted & (sample_weight != 0).unsqueeze(1)
+    if not counted.numel():
+        return
+    outside = counted & ((indices < 0) | (indices >= classes))
+    if bool(outside.any()):
+        row, place = (int(i) for i in outside.nonzero()[0])
+        raise IndexError(
+            f"{function}: index {int(indices[row, place])} at entry {place} of row {row} of teacher_top_k is out of "
+            f"bounds: there are {classes} classes. A list that is shorter than k is filled up with values of -inf."
+        )
+    # Entries that do not count get numbers of their own.
+    apart = torch.arange(-1, -1 - indices.shape[1], -1, device=indices.device, dtype=indices.dtype)
+    ordered = torch.where(counted, indices, apart).sort(1).values
+    twice = (ordered[:, 1:] == ordered[:, :-1]).nonzero()
+    if twice.shape[0]:
+        row, place = (int(i) for i in twice[0])
+        raise ValueError(
+            f"{function}: index {int(ordered[row, place])} stands more than once in row {row} of teacher_top_k; each "
+            "class has one log-probability."
+        )
+    total = values.to(torch.float64).exp().masked_fill(counted.logical_not(), 0).sum(1).max()
+    if merges and float(total) > 1 + TOP_K_TOLERANCE:
+        raise ValueError(
+            f"{function}: the values of teacher_top_k are log-probabilities, whose exponentials sum to at most 1, but "
+            f"in a row they sum to {float(total):.6g}. Give log_softmax of the logits, taken over all classes, or use "
+            "top_k_rest='renormalize'."
+        )
+
+
 def check_block_rows(block_rows: int | None) -> int | None:
     if block_rows is None:
         return None
@@ -502,10 +708,10 @@ def check_z_loss(z_loss: float) -> float:
     return z_loss
 
 
-def check_logit_scale(logit_scale: float) -> float:
-    logit_scale = _number("logit_scale", logit_scale)
+def check_logit_scale(logit_scale: float, name: str = "logit_scale") -> float:
+    logit_scale = _number(name, logit_scale)
     if not -math.inf < logit_scale < math.inf:
-        raise ValueError(f"logit_scale must be finite, but got {logit_scale}; 1.0 leaves the logits as they are.")
+        raise ValueError(f"{name} must be finite, but got {logit_scale}; 1.0 leaves the logits as they are.")
     return logit_scale
 
 
@@ -515,13 +721,13 @@ def check_loss_dtype(loss_dtype: torch.dtype | None) -> torch.dtype | None:
     return loss_dtype
 
 
-def check_logit_softcap(logit_softcap: float | None) -> float | None:
+def check_logit_softcap(logit_softcap: float | None, name: str = "logit_softcap") -> float | None:
     if logit_softcap is None:
         return None
-    logit_softcap = _number("logit_softcap", logit_softcap)
+    logit_softcap = _number(name, logit_softcap)
     if not 0.0 < logit_softcap < math.inf:
         raise ValueError(
-            f"logit_softcap must be positive and finite, but got {logit_softcap}; None leaves the logits as they are."
+            f"{name} must be positive and finite, but got {logit_softcap}; None leaves the logits as they are."
         )
     return logit_softcap
 
@@ -683,4 +889,10 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "logit_softcap": check_logit_softcap,
     "loss_dtype": check_loss_dtype,
     "beta": check_beta,
+    "temperature": check_temperature,
+    "block_rows": check_block_rows,
+    "student_logit_scale": lambda value: check_logit_scale(value, "student_logit_scale"),
+    "student_logit_softcap": lambda value: check_logit_softcap(value, "student_logit_softcap"),
+    "teacher_logit_scale": lambda value: None if value is None else check_logit_scale(value, "teacher_logit_scale"),
+    "teacher_logit_softcap": lambda value: check_logit_softcap(value, "teacher_logit_softcap"),
 }

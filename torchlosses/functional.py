@@ -5,6 +5,7 @@ from torchlosses.cee import cee_loss
 from torchlosses.cross_entropy import cross_entropy
 from torchlosses.huber import huber_loss, smooth_l1_loss
 from torchlosses.linear_cross_entropy import linear_cross_entropy
+from torchlosses.linear_kl_div import linear_kl_div
 from torchlosses.mse import mse_loss
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "cross_entropy",
     "huber_loss",
     "linear_cross_entropy",
+    "linear_kl_div",
     "mse_loss",
     "smooth_l1_loss",
 ]
