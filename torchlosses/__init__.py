@@ -9,6 +9,7 @@ from torchlosses.cee import CEELoss, cee_loss
 from torchlosses.cross_entropy import CrossEntropyLoss, cross_entropy
 from torchlosses.huber import HuberLoss, SmoothL1Loss, huber_loss, smooth_l1_loss
 from torchlosses.linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
+from torchlosses.log_probs import LogProbs, linear_log_probs, log_probs
 from torchlosses.mse import MSELoss, mse_loss
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "CrossEntropyLoss",
     "HuberLoss",
     "LinearCrossEntropyLoss",
+    "LogProbs",
     "MSELoss",
     "RowStatistics",
     "SmoothL1Loss",
@@ -26,6 +28,8 @@ __all__ = [
     "functional",
     "huber_loss",
     "linear_cross_entropy",
+    "linear_log_probs",
+    "log_probs",
     "mse_loss",
     "smooth_l1_loss",
 ]
