@@ -181,6 +181,8 @@ class Loss:
         elementwise: Whether a row is an element: all tensors then have the shape of the first.
         kernels: What runs where no other backend does.
         check: Looks at the values, where looking is free; (*tensors, options).
+        flops: The operations of the matrix products of one of its operators, where it has some; (shapes of the
+            tensors, options).
         counted: Which rows count in a mean; None where all do; (*tensors, options).
         denominator: What a mean divides by where rows have weights; None where it is the number of rows that count.
         scales: Whether gradients that came along with the loss are multiplied by an incoming gradient other than 1,
@@ -199,6 +201,7 @@ class Loss:
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     check: Callable[..., None] = staticmethod(_nothing)
+    flops: Callable[..., int] | None = None
     counted: Callable[..., Tensor | None] = staticmethod(_nothing)
     denominator: Callable[..., Tensor | None] = staticmethod(_nothing)
 
@@ -226,11 +229,6 @@ class Loss:
     def results(cls, input: Tensor) -> Sequence[int]:
         """The shape of what `forward` gives: one loss a row, or several numbers where the classes were."""
         return cls.rows(input)
-
-    @classmethod
-    def flops(cls, tensors: Sequence[Any], options: Any) -> int:
-        """The operations of the matrix products of one of its operators, from the shapes of the tensors."""
-        return 0
 
     # What follows is the same for all losses.
 
@@ -278,11 +276,11 @@ class Loss:
                 None,
                 None,
             )
-        if cls.flops.__func__ is not Loss.flops.__func__:
-            of_losses = getattr(torch.ops.torchlosses, cls.name)
+        if cls.flops is not None:
+            flops, of_loss = cls.flops, getattr(torch.ops.torchlosses, cls.name)
             of_gradients = getattr(torch.ops.torchlosses, f"{cls.name}_backward")
-            _flops.register(of_losses, lambda *a, **_: cls.flops(a[: n - 1], cls.options(*a[n:])))
-            _flops.register(of_gradients, lambda *a, **_: cls.flops(a[1:n], cls.options(*a[1 + m :])))
+            _flops.register(of_loss, lambda *a, **_: flops(a[: n - 1], cls.options(*a[n:])))
+            _flops.register(of_gradients, lambda *a, **_: flops(a[1:n], cls.options(*a[1 + m :])))
         for suffix, key, kernel in kernels._in_triton(cls):
             LIBRARY.impl(f"{cls.name}{suffix}", _undisturbed(kernel), key)
         cls._direct = _direct_function(cls)
