@@ -55,7 +55,7 @@ from torch.autograd import Function, forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._pytree import tree_map_only
 
-from torchlosses import kernels
+from torchlosses import _flops, kernels
 from torchlosses._rows import compute_dtype, mean_of, part_of_mean
 
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
@@ -232,6 +232,8 @@ class Loss:
         elementwise: Whether a row is an element: all tensors then have the shape of the first.
         kernels: What runs where no other backend does.
         check: Looks at the values, where looking is free; (*tensors, options).
+        flops: The operations of the matrix products of one of its operators, where it has some; (shapes of the
+            tensors, options).
         counted: Which rows count in a mean; None where all do; (*tensors, options).
         denominator: What a mean divides by where rows have weights; None where it is the number of rows that count.
         scales: Whether gradients that came along with the loss are multiplied by an incoming gradient other than 1,
@@ -250,6 +252,7 @@ class Loss:
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     check: Callable[..., None] = staticmethod(_nothing)
+    flops: Callable[..., int] | None = None
     counted: Callable[..., Tensor | None] = staticmethod(_nothing)
     denominator: Callable[..., Tensor | None] = staticmethod(_nothing)
 
@@ -263,10 +266,20 @@ class Loss:
         """Whether the caller wants to see it."""
         return False
 
+    @staticmethod
+    def shown(state: Tensor, tensors: Sequence[Any], options: Any) -> Tensor:
+        """What the caller sees of it."""
+        return state
+
     @classmethod
     def rows(cls, input: Tensor) -> Sequence[int]:
         """The shape of the rows."""
         return input.shape if cls.elementwise else [*input.shape[:1], *input.shape[2:]]
+
+    @classmethod
+    def results(cls, input: Tensor) -> Sequence[int]:
+        """The shape of what `forward` gives: one loss a row, or several numbers where the classes were."""
+        return cls.rows(input)
 
     # What follows is the same for all losses.
 
@@ -315,6 +328,11 @@ class Loss:
                 None,
                 None,
             )
+        if cls.flops is not None:
+            flops, of_loss = cls.flops, getattr(torch.ops.torchlosses, cls.name)
+            of_gradients = getattr(torch.ops.torchlosses, f"{cls.name}_backward")
+            _flops.register(of_loss, lambda *a, **_: flops(a[: n - 1], cls.options(*a[n:])))
+            _flops.register(of_gradients, lambda *a, **_: flops(a[1:n], cls.options(*a[1 + m :])))
         for suffix, key, kernel in kernels._in_triton(cls):
             LIBRARY.impl(f"{cls.name}{suffix}", _undisturbed(kernel), key)
         cls._direct = _direct_function(cls)
@@ -338,18 +356,20 @@ class Loss:
         if not _is_plain(tensors[0]):
             bits = cls._wanted(arguments, options) if cls.scales and torch.compiler.is_compiling() else 0
             output = cls.operator(*arguments, *options._replace(gradients=bits))
-            return output[0], output[-1] if shows_state else None
+            return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
         try:
             if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
                 output = cls._direct(*arguments, options)
-                return output if shows_state else (output, None)
-            with _below_autograd():
-                output = cls.operator(*arguments, *options._replace(gradients=0))
+                if not shows_state:
+                    return output, None
+            else:
+                with _below_autograd():
+                    output = cls.operator(*arguments, *options._replace(gradients=0))
         except (IndexError, ValueError):
             # A compiled kernel says in one sentence what it objects to; the check says where, and what to do.
             cls.check(*tensors, options)
             raise
-        return output[0], output[-1] if shows_state else None
+        return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
 
     @classmethod
     def apply_plain(cls, input: Tensor, target: Tensor, options: Any) -> Tensor:
@@ -406,7 +426,7 @@ class Loss:
         elif cls.elementwise:
             loss = torch.empty_like(input, dtype=options.dtype)
         else:
-            loss = input.new_empty(rows, dtype=options.dtype)
+            loss = input.new_empty(cls.results(input), dtype=options.dtype)
         gradients = (
             torch.empty_like(tensors[i]) if options.gradients >> i & 1 else input.new_empty(0)
             for i in range(cls.derived)
@@ -516,7 +536,7 @@ class Loss:
         front = cls._front(own, dims, info.batch_size)
         flat = cls._flat(front)
         input = front[0]
-        shape = input.shape if cls.elementwise else (*input.shape[:2], *input.shape[3:])
+        shape = (info.batch_size, *cls.results(input[0]))
         row_dtype = options.dtype if options.reduction == "none" else compute_dtype(*own)
         unreduced = options._replace(reduction="none", dtype=row_dtype, gradients=0)
         losses, *others = cls.operator(*flat, None, *unreduced)
@@ -548,7 +568,7 @@ class Loss:
         normalizer = own.pop()
         front = cls._front(own, dims[1:], info.batch_size)
         input = front[0]
-        shape = input.shape if cls.elementwise else (*input.shape[:2], *input.shape[3:])
+        shape = (info.batch_size, *cls.results(input[0]))
         grad = front_of(grad_output, dims[0], info.batch_size)
         if options.reduction == "mean":
             if normalizer is not None:

@@ -140,21 +140,29 @@ def finite_where(factor: Tensor, values: Tensor) -> Tensor:
 def scaled_and_capped(x: Tensor, options: Any) -> Tensor:
     """y = k x, or c tanh(k x / c)."""
     x = _scaled(x, options)
-    cap = options.logit_softcap
-    return x if cap is None else cap * torch.tanh(x / cap)
+    return x if options.logit_softcap is None else soft_cap(x, options.logit_softcap)
 
 
 def times_slope(gradient: Tensor, x: Tensor, options: Any) -> Tensor:
     """The gradient by x of what has this gradient by y: dy/dx = k (1 - tanh²)."""
-    if (cap := options.logit_softcap) is not None:
-        # 1 - tanh² = 4 σ(2 x / c) σ(-2 x / c), which keeps its digits where tanh is close to 1.
-        u = _scaled(x, options) * (2 / cap)
-        gradient = gradient * (4 * torch.sigmoid(u) * torch.sigmoid(-u))
+    if options.logit_softcap is not None:
+        gradient = gradient * soft_cap_slope(_scaled(x, options), options.logit_softcap)
     return gradient if options.logit_scale == 1 else gradient * options.logit_scale
 
 
 def _scaled(x: Tensor, options: Any) -> Tensor:
     return x if options.logit_scale == 1 else x * options.logit_scale
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """The capped logits, c tanh(x / c)."""
+    return cap * torch.tanh(x / cap)
+
+
+def soft_cap_slope(x: Tensor, cap: float) -> Tensor:
+    """dy/dx = 1 - tanh² = 4 σ(2 x / c) σ(-2 x / c), which keeps its digits where tanh is close to 1."""
+    u = x * (2 / cap)
+    return 4 * torch.sigmoid(u) * torch.sigmoid(-u)
 
 
 class RowWeights:

@@ -36,7 +36,7 @@ from torch.overrides import has_torch_function_variadic
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, exponential, may_look, replaced, result_dtype, threads_are_gone
 from torchlosses._module import LossModule, overridden
-from torchlosses._options import RowStatistics, row_statistics, statistics_of
+from torchlosses._options import FOUND, RowStatistics, row_statistics, statistics_of, with_z_loss
 from torchlosses._rows import (
     RowWeights,
     along_classes,
@@ -134,12 +134,17 @@ class CrossEntropy(Loss):
     @staticmethod
     def state_fields(options: Options) -> int:
         """Maximum and rest, and the statistics."""
-        return 2 + len(RowStatistics._fields) if options.statistics else 2
+        return 2 + FOUND if options.statistics else 2
 
     @staticmethod
     def shows_state(options: Options) -> bool:
         """For its statistics."""
         return options.statistics
+
+    @staticmethod
+    def shown(state: Tensor, tensors: Any, options: Options) -> Tensor:
+        """The fields of `RowStatistics`."""
+        return with_z_loss(state, tensors[-1], options.z_loss)
 
     @staticmethod
     def check(input: Tensor, target: Tensor, *others: Any) -> None:
@@ -506,7 +511,7 @@ def cross_entropy(
         loss = from_rows(loss, input)
     if state is None:
         return loss
-    return loss, statistics_of(from_rows(field, input) for field in state[2:].unbind())
+    return loss, statistics_of(from_rows(field, input) for field in state.unbind())
 
 
 class CrossEntropyLoss(LossModule, nn.CrossEntropyLoss):

@@ -36,7 +36,7 @@ from torch.overrides import has_torch_function
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, result_dtype, threads_are_gone
 from torchlosses._module import LossModule, overridden
-from torchlosses._options import RowStatistics, statistics_of
+from torchlosses._options import FOUND, RowStatistics, statistics_of, with_z_loss
 from torchlosses._row_blocks import BlockFunction, over_row_blocks
 from torchlosses._rows import class_indices_denominator, compute_dtype, probabilities_denominator
 from torchlosses.cross_entropy import CrossEntropy
@@ -46,63 +46,60 @@ from torchlosses.kernels.linear import default_block_rows
 _FUNCTION = "linear_cross_entropy"
 LowRank: TypeAlias = tuple[Tensor, Tensor, float]
 
+OPERANDS = ("input", "linear_weight", "linear_bias?", "low_rank_a?", "low_rank_b?")
 _FURTHER = {"product_dtype": torch.dtype, "low_rank_scale": float, "block_rows": torch.SymInt}
 _make_record: Any = NamedTuple
-# Those of the cross-entropy, passed on unread, and what the product needs.
-Options: Any = _make_record("Options", [*get_type_hints(CrossEntropy.options).items(), *_FURTHER.items()])
 
 
-class LinearCrossEntropy(Loss):
-    """The cross-entropy of x Wᵀ + b + r (x Aᵀ) Bᵀ; gradients by x, W, b, A and B."""
+def options_of_product(of_logits: Any) -> Any:
+    """The options of a loss of logits, passed on unread, and what the product needs."""
+    return _make_record("Options", [*get_type_hints(of_logits.options).items(), *_FURTHER.items()])
 
-    name = _FUNCTION
-    tensors = (
-        "input",
-        "linear_weight",
-        "linear_bias?",
-        "low_rank_a?",
-        "low_rank_b?",
-        "target",
-        "weight?",
-        "sample_weight?",
-    )
-    options = Options
+
+class LinearLoss(Loss, abstract=True):
+    """A loss of the logits x Wᵀ + b + r (x Aᵀ) Bᵀ; gradients by x, W, b, A and B.
+
+    Attributes:
+        of_logits: The loss, whose tensors behind its first follow the operands of the product.
+        split: Whether each process has some of the classes.
+    """
+
     shared = ("linear_weight", "linear_bias", "low_rank_a", "low_rank_b", "weight")
     derived = 5
     kernels = linear
     scales = True
-    of_logits: type[CrossEntropy] = CrossEntropy
-    split = False  # whether each process has some of the classes
+    of_logits: type[Loss]
+    split = False
 
     @classmethod
     def forward(cls, *tensors_and_options: Any) -> tuple[Tensor, Tensor]:
-        """The rows' losses and statistics, a block of rows at a time."""
+        """What the rows have, and the last fields of their state, a block of rows at a time."""
         *tensors, options = tensors_and_options
         inner, compute = cls._inner_of_block(tensors, options)
         fields = cls.state_fields(options)
 
-        def of_block(target: Tensor, sample_weight: Any, weight: Any, *operands: Any) -> tuple[Tensor, ...]:
-            sample_weight, *visible = cls._visible(target, sample_weight, weight, operands, options)
-            y = _logits(visible, options).to(compute)
-            losses, state = cls.of_logits.forward(y, target, weight, sample_weight, inner)
+        def of_block(*tensors: Any) -> tuple[Tensor, ...]:
+            operands, others = cls._visible(tensors, options)
+            y = _logits(operands, options).to(compute)
+            losses, state = cls.of_logits.forward(y, *others, inner)
             return losses, *(state[-fields:].unbind() if fields else ())
 
-        losses, *found = _over_row_blocks(of_block, tensors, options, (), 1 + fields, 0, fields)
+        losses, *found = cls._over_row_blocks(of_block, tensors, options, (), 1 + fields, 0, fields)
         return losses, torch.stack(found) if found else losses.new_empty((0, losses.shape[0]))
 
     @classmethod
     def backward(cls, grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
         """The gradients by x, W, b, A and B, a block of rows at a time."""
         *tensors, options = tensors_and_options
-        inner, compute = cls._inner_of_block(tensors, options._replace(statistics=False))
+        inner, compute = cls._inner_of_block(tensors, cls.of_gradient(options))
         scale, dtype = options.low_rank_scale, options.product_dtype
         wanted = [place for place in range(5) if options.gradients >> place & 1]
 
-        def of_block(g: Tensor, target: Tensor, sample_weight: Any, weight: Any, *operands: Any) -> tuple[Tensor, ...]:
-            sample_weight, *visible = cls._visible(target, sample_weight, weight, operands, options)
-            x, linear_weight, _, a, b = visible
-            y = _logits(visible, options).to(compute)
-            by_logits = cls.of_logits.backward(g, y, target, weight, sample_weight, inner)
+        def of_block(g: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
+            operands, others = cls._visible(tensors, options)
+            x, linear_weight, _, a, b = operands
+            y = _logits(operands, options).to(compute)
+            by_logits = cls.of_logits.backward(g, y, *others, inner)
             narrow = by_logits.to(dtype)
             found: list[Any] = [None] * 5
             if 0 in wanted:
@@ -119,9 +116,9 @@ class LinearCrossEntropy(Loss):
                 found[4] = scale * (narrow.t() @ (x @ a.t()))
             return tuple(found[place] for place in wanted)
 
-        grad_rows = grad_output.expand(tensors[0].shape[0])
+        grad_rows = grad_output.expand(cls.results(tensors[0]))
         rows = int(0 in wanted)
-        found = _over_row_blocks(of_block, tensors, options, (grad_rows,), rows, len(wanted) - rows, 0)
+        found = cls._over_row_blocks(of_block, tensors, options, (grad_rows,), rows, len(wanted) - rows, 0)
         gradients: list[Tensor | None] = [None] * 5
         for place, gradient in zip(wanted, found, strict=True):
             gradients[place] = cls.summed(gradient, options) if place in (0, 3) else gradient
@@ -129,34 +126,69 @@ class LinearCrossEntropy(Loss):
 
     @classmethod
     def inner(cls, options: Any) -> Any:
-        """The options of the cross-entropy."""
+        """The options of the loss of the logits."""
         inner = cls.of_logits.options
         return inner(*options[: len(inner._fields)])
 
     @classmethod
     def _inner_of_block(cls, tensors: Sequence[Any], options: Any) -> tuple[Any, torch.dtype]:
-        """The options of the cross-entropy of a block, and the dtype it is computed in."""
-        input, linear_weight, *_, target, weight, _ = tensors
-        compute = compute_dtype(input, linear_weight, target, weight)
+        """The options of the loss of a block's logits, and the dtype it is computed in."""
+        compute = compute_dtype(*tensors)
         return cls.inner(options)._replace(reduction="none", dtype=compute, gradients=0), compute
 
-    @classmethod
-    def _visible(
-        cls, target: Tensor, sample_weight: Any, weight: Any, operands: Sequence[Any], options: Any
-    ) -> list[Any]:
-        """The sample weights, and the operands in the dtype of the product.
+    @staticmethod
+    def of_gradient(options: Any) -> Any:
+        """The options without what a backward need not find."""
+        return options
 
-        Both with zeros in rows that leave no trace and are not finite.
+    @staticmethod
+    def without_trace(*tensors_and_options: Any) -> Tensor | None:
+        """Rows that are ignored or have no weight; None where it is known that there are none."""
+        raise NotImplementedError
+
+    @classmethod
+    def _visible(cls, tensors: Sequence[Any], options: Any) -> tuple[list[Any], list[Any]]:
+        """The operands in the dtype of the product, and the other tensors.
+
+        Operands and sample weights have zeros in rows that leave no trace and are not finite.
         """
-        x, linear_weight, linear_bias, a, b = operands
-        without = cls.without_trace(target, weight, sample_weight, options)
+        (x, linear_weight, linear_bias, a, b), others = tensors[: cls.derived], list(tensors[cls.derived :])
+        without = cls.without_trace(*others, options)
         if without is not None:
             hidden = without & x.isfinite().all(1).logical_not()
             x = x.masked_fill(hidden.unsqueeze(1), 0)
-            sample_weight = None if sample_weight is None else sample_weight.masked_fill(hidden, 0)
+            if cls.tensors[-1] == "sample_weight?" and others[-1] is not None:
+                others[-1] = others[-1].masked_fill(hidden, 0)
         x, a = cls.entering(x, options), None if a is None else cls.entering(a, options)
         operands = (x, linear_weight, linear_bias, a, b)
-        return [sample_weight, *(None if t is None else t.to(options.product_dtype) for t in operands)]
+        return [None if t is None else t.to(options.product_dtype) for t in operands], others
+
+    @classmethod
+    def _over_row_blocks(
+        cls,
+        of_block: Callable[..., tuple[Tensor, ...]],
+        tensors: Sequence[Any],
+        options: Any,
+        further: tuple[Tensor, ...],
+        row_outputs: int,
+        sum_outputs: int,
+        auxiliary: int,
+    ) -> tuple[Tensor, ...]:
+        """`of_block(*further, *tensors)` of some rows at a time; tensors that are None are so in each call."""
+        ordered = (*further, *tensors)
+        shared = {len(further) + place for place in cls._shared_places}
+        places = [place for place, tensor in enumerate(ordered) if tensor is not None]
+        with_rows = [place for place in places if place not in shared]
+        places = with_rows + [place for place in places if place in shared]
+
+        def call(*given: Tensor) -> tuple[Tensor, ...]:
+            arguments: list[Any] = [None] * len(ordered)
+            for place, tensor in zip(places, given, strict=True):
+                arguments[place] = tensor
+            return of_block(*arguments)
+
+        function = BlockFunction(call, len(with_rows), row_outputs, sum_outputs, auxiliary)
+        return over_row_blocks(function, options.block_rows, *(ordered[place] for place in places))
 
     @staticmethod
     def entering(tensor: Tensor, options: Any) -> Tensor:
@@ -170,13 +202,49 @@ class LinearCrossEntropy(Loss):
 
     @classmethod
     def rows(cls, input: Tensor) -> Sequence[int]:
-        """One loss a row of features."""
+        """A row of features each."""
         return input.shape[:1]
+
+    @classmethod
+    def flops(cls, tensors: Sequence[Any], options: Any) -> int:
+        """Of the logits, and of the gradients that are asked for; rows that leave no trace count like the others."""
+        (rows, features), (classes, _), _, a, _ = tensors[: cls.derived]
+        rank = 0 if a is None else a[0]
+        product, reduced, raised = rows * features * classes, rows * features * rank, rows * rank * classes
+        by_input, by_weight, _, by_a, by_b = (options.gradients >> place & 1 for place in range(cls.derived))
+        found = product + reduced + raised
+        found += by_input * (product + raised + reduced) + by_weight * product
+        # A and B have what A makes of the features, and B of the gradient.
+        return 2 * (found + by_a * (raised + reduced) + by_b * raised)
+
+    @staticmethod
+    def check(*tensors_and_options: Any) -> None:
+        """Class indices are in range."""
+        linear_weight, target, options = (tensors_and_options[place] for place in (1, len(OPERANDS), -1))
+        if target.dim() == 1 and target.device.type == "cpu":
+            _validation.check_indices_in_range(target, linear_weight.shape[0], options.ignore_index)
+
+
+Options = options_of_product(CrossEntropy)
+
+
+class LinearCrossEntropy(LinearLoss):
+    """The cross-entropy of x Wᵀ + b + r (x Aᵀ) Bᵀ."""
+
+    name = _FUNCTION
+    tensors = (*OPERANDS, "target", "weight?", "sample_weight?")
+    options = Options
+    of_logits = CrossEntropy
+
+    @staticmethod
+    def of_gradient(options: Any) -> Any:
+        """Without the statistics."""
+        return options._replace(statistics=False)
 
     @staticmethod
     def state_fields(options: Any) -> int:
         """The statistics."""
-        return len(RowStatistics._fields) if options.statistics else 0
+        return FOUND if options.statistics else 0
 
     @staticmethod
     def shows_state(options: Any) -> bool:
@@ -184,11 +252,9 @@ class LinearCrossEntropy(Loss):
         return options.statistics
 
     @staticmethod
-    def check(*tensors_and_options: Any) -> None:
-        """Class indices are in range."""
-        _, linear_weight, _, _, _, target, _, _, options = tensors_and_options
-        if target.dim() == 1 and target.device.type == "cpu":
-            _validation.check_indices_in_range(target, linear_weight.shape[0], options.ignore_index)
+    def shown(state: Tensor, tensors: Any, options: Any) -> Tensor:
+        """The fields of `RowStatistics`."""
+        return with_z_loss(state, tensors[-1], options.z_loss)
 
     @staticmethod
     def counted(*tensors_and_options: Any) -> Tensor | None:
@@ -225,33 +291,6 @@ def _logits(operands: Sequence[Any], options: Any) -> Tensor:
     x, linear_weight, linear_bias, a, b = operands
     y = F.linear(x, linear_weight, linear_bias)
     return y if a is None else y + options.low_rank_scale * F.linear(F.linear(x, a), b)
-
-
-def _over_row_blocks(
-    of_block: Callable[..., tuple[Tensor, ...]],
-    tensors: Sequence[Any],
-    options: Any,
-    further: tuple[Tensor, ...],
-    row_outputs: int,
-    sum_outputs: int,
-    auxiliary: int,
-) -> tuple[Tensor, ...]:
-    """`of_block` of (further, target, sample_weight, weight, operands), of which those that are None are not passed."""
-    input, *shared, target, weight, sample_weight = tensors
-    ordered = [*further, target, sample_weight, weight, input, *shared]
-    with_rows = [*range(len(further) + 2), len(further) + 3]
-    places = [place for place in with_rows if ordered[place] is not None]
-    rows = len(places)
-    places += [place for place in range(len(ordered)) if place not in with_rows and ordered[place] is not None]
-
-    def call(*given: Tensor) -> tuple[Tensor, ...]:
-        arguments: list[Any] = [None] * len(ordered)
-        for place, tensor in zip(places, given, strict=True):
-            arguments[place] = tensor
-        return of_block(*arguments)
-
-    function = BlockFunction(call, rows, row_outputs, sum_outputs, auxiliary)
-    return over_row_blocks(function, options.block_rows, *(ordered[place] for place in places))
 
 
 @overload
@@ -479,7 +518,7 @@ def linear_cross_entropy(
         weight = weight.to(compute)
     if sample_weight is not None:
         sample_weight = sample_weight.to(compute).expand(shape)
-    places = _each_place(input, linear_weight, linear_bias, target, sample_weight, indices)
+    places = each_place(input, linear_weight, linear_bias, target, sample_weight, indices)
     several = len(places) != 1
     if several and reduction == "mean" and normalizer is None:
         normalizer = _denominator(target, weight, sample_weight, shape, linear_weight, indices, ignore_index, compute)
@@ -588,7 +627,7 @@ def _block_rows(options: Any, block_rows: int | None) -> int | None:
     return options.batch_chunk_size
 
 
-def _each_place(
+def each_place(
     input: Tensor,
     linear_weight: Tensor,
     linear_bias: Tensor | None,

@@ -26,7 +26,6 @@ from torch.autograd import Function
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from torchlosses import _validation
-from torchlosses._options import RowStatistics
 from torchlosses._rows import compute_dtype
 from torchlosses.cross_entropy import CrossEntropy
 from torchlosses.distributed import _agreement, _groups
@@ -111,9 +110,6 @@ def apply(
             result = _groups.summed(result, group)
         result = _wrapped(result.to(dtype), mesh, _placements(splits, ""), ())
     if state is not None:
-        if loss is SplitCrossEntropy:
-            # As its callers know it: maximum, rest and the statistics.
-            state = torch.cat([state[:2], state[-len(RowStatistics._fields) :]])
         state = _wrapped(state, mesh, _placements(splits, "s" + rows), (state.shape[0], *shape))
     return result, state
 

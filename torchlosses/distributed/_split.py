@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from torchlosses._declare import Loss, exponential, may_look, replaced
-from torchlosses._options import RowStatistics
+from torchlosses._options import FOUND
 from torchlosses._rows import (
     RowWeights,
     along_classes,
@@ -210,7 +210,7 @@ class SplitCrossEntropy(_OverProcesses, CrossEntropy):  # type: ignore[misc]
     @staticmethod
     def state_fields(options: Any) -> int:
         """What is known of the rows, and the statistics."""
-        return len(_Known._fields) + (len(RowStatistics._fields) if options.statistics else 0)
+        return len(_Known._fields) + (FOUND if options.statistics else 0)
 
     @staticmethod
     def counted(*tensors_and_options: Any) -> Tensor | None:  # type: ignore[override]
@@ -422,7 +422,7 @@ def _statistics_parts(shifted: Tensor, shares: _Shares) -> list[Tensor]:
 
 
 def _statistics(known: _Known, index: Tensor, sums: list[Tensor], shares: _Shares) -> list[Tensor]:
-    """The fields of `RowStatistics`."""
+    """The first fields of `RowStatistics`."""
     rest = known.rest.detach()
     log_rest = rest.log1p()
     if shares.indices:

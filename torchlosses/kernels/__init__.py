@@ -32,6 +32,7 @@ _TRITON_LOSSES = (
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "cee_loss",
+    "log_probs",
 )
 _triton_runs = True
 # What computes a few rows past the dispatcher, by the name of the loss.

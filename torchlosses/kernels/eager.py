@@ -33,7 +33,7 @@ def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ..
     grad_rows = None
     if options.gradients:
         one = torch.ones((), dtype=torch.float64 if on_cpu else compute, device=input.device)
-        grad_rows = loss.grad_of_rows(one, tensors, options).expand(loss.rows(input))
+        grad_rows = loss.grad_of_rows(one, tensors, options).expand(loss.results(input))
     losses = _like_rows(loss, input, options.dtype) if options.reduction == "none" else None
     state = None
     if loss.keeps:
@@ -95,7 +95,7 @@ def _write(loss: Any, grad_output: Tensor, out: Tensor, tensors: Sequence[Tensor
     *own, _ = tensors
     if grad_output.device.type == "cpu":
         grad_output = grad_output.double()
-    grad_rows = loss.grad_of_rows(grad_output, tensors, options).expand(loss.rows(tensors[0]))
+    grad_rows = loss.grad_of_rows(grad_output, tensors, options).expand(loss.results(tensors[0]))
     for some, (g, _, _, part) in _blocks(loss, own, (grad_rows, None, None, out)):
         part.copy_(loss.backward(g, *some, options))
 
@@ -104,7 +104,7 @@ def _like_rows(loss: Any, input: Tensor, dtype: torch.dtype) -> Tensor:
     if loss.elementwise:
         return torch.empty_like(input, dtype=dtype)
     # Without classes nothing is written to them.
-    return input.new_zeros(loss.rows(input), dtype=dtype)
+    return input.new_zeros(loss.results(input), dtype=dtype)
 
 
 def _blocks(
