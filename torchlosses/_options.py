@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torchlosses._validation import Empty, Gradient
 
 
 class RowStatistics(NamedTuple):
@@ -23,6 +26,17 @@ class RowStatistics(NamedTuple):
     target_log_probability: Tensor
     correct: Tensor
     entropy: Tensor
+
+
+class FurtherOptions(TypedDict, total=False):
+    """What the modules of the cross-entropies take beside the options of torch's, for their type."""
+
+    empty: Empty
+    z_loss: float
+    logit_scale: float
+    logit_softcap: float | None
+    loss_dtype: torch.dtype | None
+    gradient: Gradient
 
 
 _new_of_fields: Any = RowStatistics.__new__
