@@ -63,6 +63,7 @@ _below_autograd: Any = torch._C._AutoDispatchBelowAutograd
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+overrides_enabled: Callable[[], bool] = torch._C._is_torch_function_enabled
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
 _is_excluded: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_excluded
 _frames: Any = torch._C._dynamo.eval_frame  # type: ignore[attr-defined]

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 
+import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+from typing_extensions import TypeVar
 
 from torchlosses import _validation
-from torchlosses._declare import one_thread, threads_are_gone
+from torchlosses._declare import one_thread, overrides_enabled, threads_are_gone
 from torchlosses._nested import any_nested, over_values
+
+
+def intercepted(*tensors: Any) -> bool:
+    """Whether `overridden` sees to the call: a subclass or a mode takes it over, or the process is a forked one."""
+    return has_torch_function_variadic(*tensors) or threads_are_gone()
 
 
 def overridden(function: Callable[..., Any], tensors: tuple[Any, ...], arguments: Mapping[str, Any]) -> Any:
@@ -21,7 +28,14 @@ def overridden(function: Callable[..., Any], tensors: tuple[Any, ...], arguments
             return function(**arguments)
     if any_nested(tensors):
         return over_values(function, arguments)
+    if torch.compiler.is_compiling() and not overrides_enabled():
+        # The compiler asks also where a subclass has taken over already, and calls back.
+        return function(**{name: _without_overrides(value) for name, value in arguments.items()})
     return handle_torch_function(function, tensors, **arguments)
+
+
+def _without_overrides(value: Any) -> Any:
+    return torch.ops.aten.alias.default(value) if isinstance(value, Tensor) else value
 
 
 def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -32,9 +46,11 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 # Tensors are buffers; the rest is not supported, or becomes options of other names.
 _NOT_KEPT = {"weight", "pos_weight", "size_average", "reduce", "options"}
+# What a call gives: with `return_stats` a pair.
+Result = TypeVar("Result", default=Tensor)
 
 
-class LossModule:
+class LossModule(Generic[Result]):
     """A module that keeps options of its function as attributes of the same names.
 
     Attributes:
@@ -46,6 +62,17 @@ class LossModule:
     function: Callable[..., Any]
     kept: tuple[str, ...]
     shown: tuple[str, ...] = ("reduction",)
+
+    if TYPE_CHECKING:
+        # That of torch.nn.Module takes and gives anything.
+        def __call__(
+            self,
+            input: Tensor,
+            target: Tensor,
+            *,
+            normalizer: Tensor | float | None = None,
+            sample_weight: Tensor | None = None,
+        ) -> Result: ...
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """What a loss of its own keeps; its subclasses may have another constructor."""

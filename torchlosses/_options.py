@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torchlosses._validation import Empty, Gradient
 
 _Fields = TypeVar("_Fields")
 
@@ -50,6 +53,17 @@ class RowStatistics(NamedTuple):
 
 # The fields that are found with the losses; the z-loss follows from the first.
 FOUND = len(RowStatistics._fields) - 1
+
+
+class FurtherOptions(TypedDict, total=False):
+    """What the modules of the cross-entropies take beside the options of torch's, for their type."""
+
+    empty: Empty
+    z_loss: float
+    logit_scale: float
+    logit_softcap: float | None
+    loss_dtype: torch.dtype | None
+    gradient: Gradient
 
 
 def row_statistics(logits: Tensor, target: Tensor, maximum: Tensor, rest: Tensor) -> tuple[Tensor, ...]:

@@ -28,12 +28,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _validation
-from torchlosses._declare import result_dtype, threads_are_gone
+from torchlosses._declare import result_dtype
 from torchlosses._elementwise import Elementwise, are_alike, weighted
-from torchlosses._module import LossModule, overridden
+from torchlosses._module import LossModule, intercepted, overridden
 from torchlosses._rows import compute_dtype, wide_sum
 
 
@@ -188,7 +187,7 @@ def binary_cross_entropy_with_logits(
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.2.
     """
     tensors = (input, target, weight, pos_weight, sample_weight)
-    if has_torch_function_variadic(*tensors) or threads_are_gone():
+    if intercepted(*tensors):
         arguments = {name: value for name, value in locals().items() if name != "tensors"}
         return overridden(binary_cross_entropy_with_logits, tensors, arguments)
     name = "binary_cross_entropy_with_logits"
@@ -235,7 +234,7 @@ def binary_cross_entropy_with_logits(
     )[0]
 
 
-class BCEWithLogitsLoss(LossModule, nn.BCEWithLogitsLoss):
+class BCEWithLogitsLoss(LossModule[Tensor], nn.BCEWithLogitsLoss):
     r"""Binary cross-entropy on logits as a module: :func:`binary_cross_entropy_with_logits` with its options kept.
 
     .. math:: \text{loss}_i = -w_i \left(q_i\, t_i \log \sigma(x_i) + (1 - t_i) \log \sigma(-x_i)\right)

@@ -27,16 +27,22 @@ rest, two numbers a row, are what the forward keeps for a backward that comes la
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, exponential, may_look, replaced, result_dtype, threads_are_gone
-from torchlosses._module import LossModule, overridden
-from torchlosses._options import FOUND, RowStatistics, row_statistics, statistics_of, with_z_loss
+from torchlosses._declare import Loss, autocast_enabled, exponential, may_look, replaced, result_dtype
+from torchlosses._module import LossModule, Result, intercepted, overridden
+from torchlosses._options import (
+    FOUND,
+    FurtherOptions,
+    RowStatistics,
+    row_statistics,
+    statistics_of,
+    with_z_loss,
+)
 from torchlosses._rows import (
     RowWeights,
     along_classes,
@@ -54,6 +60,9 @@ from torchlosses._rows import (
     to_rows,
     with_classes_second,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Options(NamedTuple):
@@ -320,6 +329,31 @@ def cross_entropy(
 ) -> tuple[Tensor, RowStatistics]: ...
 
 
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: None = None,
+    ignore_index: int = -100,
+    reduce: None = None,
+    reduction: _validation.Reduction = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    dim: int = 1,
+    normalizer: Tensor | float | None = None,
+    sample_weight: Tensor | None = None,
+    empty: _validation.Empty = "nan",
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    loss_dtype: torch.dtype | None = None,
+    return_stats: bool,
+    inplace_backward: bool = False,
+    gradient: _validation.Gradient = "forward",
+) -> Tensor | tuple[Tensor, RowStatistics]: ...
+
+
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -428,7 +462,7 @@ def cross_entropy(
     C. Szegedy et al., *Rethinking the Inception Architecture for Computer Vision* (2016), section 7; the z-loss from
     A. Chowdhery et al., *PaLM* (2022), section 5; the soft cap from Gemma Team, *Gemma 2* (2024), section 2.
     """
-    if has_torch_function_variadic(input, target, weight, sample_weight) or threads_are_gone():
+    if intercepted(input, target, weight, sample_weight):
         return overridden(cross_entropy, (input, target, weight, sample_weight), locals())
     # A call of its own for every check would take longer than a small batch.
     if reduction not in _validation.REDUCTIONS:
@@ -514,7 +548,12 @@ def cross_entropy(
     return loss, statistics_of(from_rows(field, input) for field in state.unbind())
 
 
-class CrossEntropyLoss(LossModule, nn.CrossEntropyLoss):
+class _FurtherOptions(FurtherOptions, total=False):
+    dim: int
+    inplace_backward: bool
+
+
+class CrossEntropyLoss(LossModule[Result], nn.CrossEntropyLoss):
     r"""Cross-entropy on logits as a module: :func:`torchlosses.cross_entropy` with its options kept, in nats.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -568,6 +607,48 @@ class CrossEntropyLoss(LossModule, nn.CrossEntropyLoss):
     function = staticmethod(cross_entropy)
     shown = ("ignore_index", "reduction", "label_smoothing")
 
+    @overload
+    def __init__(
+        self: CrossEntropyLoss[Tensor],
+        weight: Tensor | None = None,
+        size_average: None = None,
+        ignore_index: int = -100,
+        reduce: None = None,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        return_stats: Literal[False] = False,
+        **options: Unpack[_FurtherOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: CrossEntropyLoss[tuple[Tensor, RowStatistics]],
+        weight: Tensor | None = None,
+        size_average: None = None,
+        ignore_index: int = -100,
+        reduce: None = None,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        return_stats: Literal[True],
+        **options: Unpack[_FurtherOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: CrossEntropyLoss[Tensor | tuple[Tensor, RowStatistics]],
+        weight: Tensor | None = None,
+        size_average: None = None,
+        ignore_index: int = -100,
+        reduce: None = None,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        return_stats: bool,
+        **options: Unpack[_FurtherOptions],
+    ) -> None: ...
+
     def __init__(
         self,
         weight: Tensor | None = None,
@@ -599,7 +680,7 @@ class CrossEntropyLoss(LossModule, nn.CrossEntropyLoss):
         *,
         normalizer: Tensor | float | None = None,
         sample_weight: Tensor | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, RowStatistics]:
         """The loss of logits against class indices or probabilities; see :func:`torchlosses.cross_entropy`."""
         return cross_entropy(
             input, target, self.weight, normalizer=normalizer, sample_weight=sample_weight, **self.options()

@@ -26,22 +26,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_type_hints, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import has_torch_function
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, result_dtype, threads_are_gone
-from torchlosses._module import LossModule, overridden
-from torchlosses._options import FOUND, RowStatistics, statistics_of, with_z_loss
+from torchlosses._declare import Loss, autocast_enabled, result_dtype
+from torchlosses._module import LossModule, Result, intercepted, overridden
+from torchlosses._options import FOUND, FurtherOptions, RowStatistics, statistics_of, with_z_loss
 from torchlosses._row_blocks import BlockFunction, over_row_blocks
 from torchlosses._rows import class_indices_denominator, compute_dtype, probabilities_denominator
 from torchlosses.cross_entropy import CrossEntropy
 from torchlosses.kernels import linear
 from torchlosses.kernels.linear import default_block_rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _FUNCTION = "linear_cross_entropy"
 LowRank: TypeAlias = tuple[Tensor, Tensor, float]
@@ -484,7 +486,7 @@ def linear_cross_entropy(
     Gemma Team, *Gemma 2* (2024), section 2.
     """
     tensors = (input, linear_weight, target, linear_bias, weight, sample_weight, *(low_rank or ())[:2])
-    if has_torch_function(tensors) or threads_are_gone():
+    if intercepted(*tensors):
         arguments = {name: value for name, value in locals().items() if name != "tensors"}
         return overridden(linear_cross_entropy, tensors, arguments)
     _validation.check_reduction(reduction)
@@ -653,7 +655,11 @@ def each_place(
     return [(rows, *others) for others in zip(weights, biases, targets.unbind(-1), samples, strict=True)]
 
 
-class LinearCrossEntropyLoss(LossModule, nn.Module):
+class _FurtherOptions(FurtherOptions, total=False):
+    block_rows: int | None
+
+
+class LinearCrossEntropyLoss(LossModule[Result], nn.Module):
     r"""A linear layer and the cross-entropy of its logits in one module, in nats: :func:`linear_cross_entropy`.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -716,6 +722,66 @@ class LinearCrossEntropyLoss(LossModule, nn.Module):
 
     weight: Tensor | None
 
+    @overload
+    def __init__(
+        self: LinearCrossEntropyLoss[Tensor],
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        reduction: _validation.Reduction = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+        dim: int = -1,
+        return_stats: Literal[False] = False,
+        **further: Unpack[_FurtherOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: LinearCrossEntropyLoss[tuple[Tensor, RowStatistics]],
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        reduction: _validation.Reduction = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+        dim: int = -1,
+        return_stats: Literal[True],
+        **further: Unpack[_FurtherOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: LinearCrossEntropyLoss[Tensor | tuple[Tensor, RowStatistics]],
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        reduction: _validation.Reduction = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+        dim: int = -1,
+        return_stats: bool,
+        **further: Unpack[_FurtherOptions],
+    ) -> None: ...
+
     def __init__(
         self,
         in_features: int,
@@ -763,7 +829,7 @@ class LinearCrossEntropyLoss(LossModule, nn.Module):
         *,
         normalizer: Tensor | float | None = None,
         sample_weight: Tensor | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, RowStatistics]:
         """The loss of features against class indices or probabilities; see :func:`linear_cross_entropy`."""
         linear_weight, linear_bias = self.linear.weight, self.linear.bias
         if self.out_features:
@@ -781,8 +847,26 @@ class LinearCrossEntropyLoss(LossModule, nn.Module):
             **self.options(),
         )
 
+    @overload
     @classmethod
-    def of(cls, linear: nn.Linear, **options: Any) -> LinearCrossEntropyLoss:
+    def of(
+        cls, linear: nn.Linear, *, return_stats: Literal[False] = False, **options: Any
+    ) -> LinearCrossEntropyLoss[Tensor]: ...
+
+    @overload
+    @classmethod
+    def of(
+        cls, linear: nn.Linear, *, return_stats: Literal[True], **options: Any
+    ) -> LinearCrossEntropyLoss[tuple[Tensor, RowStatistics]]: ...
+
+    @overload
+    @classmethod
+    def of(
+        cls, linear: nn.Linear, *, return_stats: bool, **options: Any
+    ) -> LinearCrossEntropyLoss[Tensor | tuple[Tensor, RowStatistics]]: ...
+
+    @classmethod
+    def of(cls, linear: nn.Linear, **options: Any) -> Any:
         """The loss of an existing linear layer, whose weight and bias it shares; `options` as in the constructor."""
         module = cls(1, linear.out_features, device="meta", **options)
         module.linear = linear
