@@ -13,6 +13,8 @@ from torchlosses import kernels
 # torch.func and torch.compile script some of torch's own functions when they are first used.
 TORCH_WARNINGS = (
     r"ignore:`torch\.jit\.script` is deprecated\. Please switch to `torch\.compile` or `torch\.export`\.",
+    # The first profile of a process says so in torch 2.10.
+    r"ignore:Warning. Profiler clears events at the end of each cycle",
 )
 
 
