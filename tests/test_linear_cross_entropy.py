@@ -684,7 +684,7 @@ class TestDerivatives:
     @pytest.mark.parametrize(
         ("kind", "reduction", "names", "options"),
         in_turn(
-            ("probability", "ignored", "index"),
+            ("index", "probability", "ignored"),
             {
                 "bias": ("mean", ("linear_bias",), {}),
                 "weight": ("sum", ("weight",), {"label_smoothing": 0.2, "z_loss": 0.1}),

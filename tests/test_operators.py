@@ -121,6 +121,13 @@ CALLS: dict[str, Callable[..., Iterator[Call]]] = {
 }
 
 
+every_loss_in_turn = pytest.mark.parametrize(
+    ("each_backend", "loss"),
+    in_turn(kernels.available(), {loss: (loss,) for loss in CALLS}),
+    indirect=["each_backend"],
+)
+
+
 def result_of(operator: Any, arguments: Any) -> Any:
     """What an operator returns, or what it leaves in a copy of the input that it writes over."""
     if not operator.name().endswith("_"):
@@ -163,6 +170,7 @@ class TestRegistration:
                 # opcheck takes two nan for different, and the mean of nothing is nan.
                 if reduction != "mean" or math.prod(shape)
             },
+            lambda loss, shape, reduction: shape == (4, 3) or reduction == ("sum", "none")[len(shape) % 2],
         ),
         indirect=["each_backend"],
     )
@@ -178,13 +186,19 @@ class TestRegistration:
         for operator, arguments in CALLS[loss]((4, 3), torch.float32, "mean"):
             torch.library.opcheck(operator, arguments)
 
-    @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-    @pytest.mark.parametrize("loss", CALLS)
+    @pytest.mark.parametrize(
+        ("each_backend", "loss", "dtype"),
+        in_turn(
+            kernels.available(),
+            {f"{loss}-{dtype}": (loss, dtype) for loss, dtype in itertools.product(CALLS, DTYPES[1:])},
+        ),
+        indirect=["each_backend"],
+    )
     def test_opcheck_of_other_dtypes(self, loss: str, dtype: torch.dtype) -> None:
         for operator, arguments in list(CALLS[loss]((4, 3), dtype, "none"))[::3]:
             torch.library.opcheck(operator, arguments)
 
-    @pytest.mark.parametrize("loss", CALLS)
+    @every_loss_in_turn
     def test_opcheck_of_strided_inputs(self, loss: str) -> None:
         for operator, arguments in list(CALLS[loss]((4, 3, 2), torch.float32, "none"))[::3]:
             strided = tuple(
@@ -219,7 +233,8 @@ class TestRegistration:
 
 class TestDerivativesOfAnOperator:
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # from opcheck itself
-    @pytest.mark.parametrize("loss", CALLS)
+    @pytest.mark.usefixtures("each_backend")
+    @every_loss_in_turn
     def test_opcheck_where_it_is_differentiated(self, loss: str) -> None:
         for operator, arguments in list(CALLS[loss]((4, 3), torch.float64, "sum"))[::2]:
             leaves = [

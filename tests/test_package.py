@@ -212,7 +212,10 @@ class TestBuild:
 
     @pytest.mark.parametrize(
         ("compiler", "reason"),
-        [("no-such-cache c++", "'no-such-cache', which was not found"), ("false", "failed with status 1")],
+        [
+            ("no-such-cache c++", "'no-such-cache', which was not found"),
+            pytest.param("false", "failed with status 1", marks=pytest.mark.thorough),
+        ],
     )
     def test_an_install_that_falls_back_says_so_when_it_is_imported(
         self, clone: Path, library: Path, compiler: str, reason: str

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
 
-def in_turn(first: Sequence[Any], others: Mapping[str, tuple[Any, ...]], count: int = 1) -> list[Any]:
+def in_turn(
+    first: Sequence[Any],
+    others: Mapping[str, tuple[Any, ...]],
+    chosen: Callable[..., bool] = lambda *_: True,
+    count: int = 1,
+) -> list[Any]:
     """Each of `first` with each of `others`; in `make test` each of the others comes with `count` of the first only.
 
-    The first take turns; the other combinations are marked `thorough`.
+    The first take turns; the other combinations, and those of others that are not `chosen`, are marked `thorough`.
     """
     cases = []
-    for number, (name, values) in enumerate(others.items()):
-        everyday = {(number * count + step) % len(first) for step in range(count)}
+    number = 0
+    for name, values in others.items():
+        everyday: set[int] = set()
+        if chosen(*values):
+            everyday = {(number * count + step) % len(first) for step in range(count)}
+            number += 1
         for place, one in enumerate(first):
             marks = () if place in everyday else (pytest.mark.thorough,)
             cases.append(pytest.param(one, *values, id=f"{name}-{one}", marks=marks))

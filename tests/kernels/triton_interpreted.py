@@ -63,15 +63,12 @@ def take(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(launch, name, table)
 
 
-@pytest.fixture(params=WAYS)
+# The others are like one of these: with or without what is fetched ahead, and with one tile or several.
+SOME = ("rows, one tile", "rows, prefetched", "tiles, some classes")
+
+
+@pytest.fixture(params=[pytest.param(way, marks=() if way in SOME else pytest.mark.thorough) for way in WAYS])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    take(request.param, monkeypatch)
-    return request.param
-
-
-@pytest.fixture(params=("rows, one tile", "rows, prefetched", "tiles, some classes"))
-def some_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """For what depends less on the way."""
     take(request.param, monkeypatch)
     return request.param
 
@@ -324,7 +321,7 @@ def test_infinite_and_missing_logits(way: str) -> None:
     assert gradient.isfinite().all()
 
 
-def test_rows_without_part_leave_no_trace(some_way: str) -> None:
+def test_rows_without_part_leave_no_trace(way: str) -> None:
     """Ignored rows, and those of weight 0, may hold anything, and an incoming gradient may be anything."""
     nan = math.nan
     input, target = batch((4, 37))
@@ -360,8 +357,8 @@ def test_rows_without_part_leave_no_trace(some_way: str) -> None:
     assert written.shape == input.shape
 
 
-def test_means_over_nothing(some_way: str, programs: str) -> None:
-    empty = 0.0 if some_way.startswith("tiles") else math.nan
+def test_means_over_nothing(way: str, programs: str) -> None:
+    empty = 0.0 if way.startswith("tiles") else math.nan
     input, _ = batch((3, 37))
     input[0] = math.nan
     target = torch.full((3,), -100)
@@ -387,7 +384,7 @@ def test_means_over_nothing(some_way: str, programs: str) -> None:
 
 
 @pytest.mark.parametrize("index", [-1, 37, 1 << 40])
-def test_targets_out_of_range_are_refused(some_way: str, index: int) -> None:
+def test_targets_out_of_range_are_refused(way: str, index: int) -> None:
     input, target = batch((3, 37))
     target[2] = index
     with pytest.raises(Exception, match=r"torchlosses: cross_entropy: a target is no class index"):
@@ -424,7 +421,7 @@ def test_loss_dtype_and_normalizers() -> None:
         assert_close(loss, exact / 8, torch.float32)
 
 
-def test_many_programs_find_what_one_finds(monkeypatch: pytest.MonkeyPatch, some_way: str) -> None:
+def test_many_programs_find_what_one_finds(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     input, target = batch((9, 37))
     one = cross_entropy(input, target, z_loss=0.1)
     monkeypatch.setattr(launch, "SMALL", -1)
