@@ -872,7 +872,7 @@ class TestErrors:
             ({"teacher_top_k": TOP[0]}, TypeError, r"must be a pair \(values, indices\), but got Tensor"),
             ({"teacher_top_k": (TOP[0], TOP[0])}, RuntimeError, "expected integer indices in teacher_top_k"),
             ({"teacher_top_k": (TOP[0], TOP[1][:, :1])}, ValueError, r"one shape, but got \(7, 2\) and \(7, 1\)"),
-            ({"teacher_top_k": (TOP[0][:3], TOP[1][:3])}, ValueError, r"teacher_top_k of shape \(7, k\), one row for"),
+            ({"teacher_top_k": (TOP[0][:3], TOP[1][:3])}, ValueError, r"teacher_top_k of shape \(7, k\), with a row for"),
             (
                 {"teacher_top_k": (TOP[0] + 2, TOP[1])},
                 ValueError,
@@ -906,8 +906,8 @@ class TestErrors:
             ({**LOGITS, "sample_weight": torch.ones(3)}, ValueError, r"sample_weight must broadcast to .* \(7,\)"),
             ({**LOGITS, "target": torch.ones(3).long()}, ValueError, r"expected a target of shape \(7,\)"),
             ({**LOGITS, "target": torch.ones(7)}, RuntimeError, "of an integer dtype, but got Float; a mask goes"),
-            ({"teacher_logits": torch.zeros(7, 5)}, ValueError, r"teacher_logits of shape \(7, 6\), as many classes"),
-            ({"teacher_logits": torch.zeros(5, 6)}, ValueError, r"teacher_logits of shape \(7, 6\), one row for each"),
+            ({"teacher_logits": torch.zeros(7, 5)}, ValueError, r"teacher_logits of shape \(7, 6\), .* one vocabulary"),
+            ({"teacher_logits": torch.zeros(5, 6)}, ValueError, r"teacher_logits of shape \(7, 6\), with a row for each"),
             ({"teacher_logits": torch.zeros(7, 6).long()}, RuntimeError, "floating-point teacher_logits, but got Long"),
             ({"teacher_logits": [0.0]}, TypeError, "teacher_logits must be a Tensor, but got list"),
             (
