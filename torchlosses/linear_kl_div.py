@@ -638,6 +638,7 @@ def linear_kl_div(
     if has_torch_function(tensors):
         arguments = {name: value for name, value in locals().items() if name not in ("tensors", "pair")}
         return overridden(linear_kl_div, tensors, arguments)
+    _validation.check_no_dtensors(_FUNCTION, tensors)
     _validation.check_divergence_reduction(reduction)
     _validation.check_gradient_option(gradient)
     beta = _validation.check_divergence(divergence, beta)
