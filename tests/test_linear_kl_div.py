@@ -20,6 +20,7 @@ from torch.testing import assert_close
 import torchlosses
 from tests.test_linear_cross_entropy import multiplications
 from torchlosses import LinearKLDivLoss, linear_kl_div
+from torchlosses.linear_kl_div import LinearKLDivergence, Options
 from torchlosses.testing.checks.cost import peak_bytes
 
 ROWS, FEATURES, TEACHER_FEATURES, CLASSES, K = 7, 4, 3, 6, 2
@@ -710,6 +711,21 @@ class TestCost:
         found = multiplications(lambda: linear_kl_div(**leaves(student()), **given, target=IGNORED).backward())
         assert found == (3 * of_student + of_teacher) * counted // ROWS
 
+    @pytest.mark.parametrize("kind", ["features", "logits"])
+    def test_the_operations_it_names_are_those_of_its_products(self, kind: str) -> None:
+        given, tensors = teacher(kind), student()
+        tensors.pop("student_bias")
+        given.pop("teacher_bias", None)
+        order = ("teacher_input", "teacher_logits", "teacher_weight")
+        shapes = [tuple(t.shape) for t in tensors.values()] + [None]
+        shapes += [tuple(given[name].shape) for name in order if name in given] + [None] * 4
+        for wanted in ((), STUDENT[:1], STUDENT[:2]):
+            own = {name: tensor.requires_grad_(name in wanted) for name, tensor in student().items() if name in tensors}
+            options = Options(gradients=sum(1 << STUDENT.index(name) for name in wanted))
+            loss: list[Tensor] = []
+            found = multiplications(lambda own=own, loss=loss: loss.append(linear_kl_div(**own, **given)))
+            assert LinearKLDivergence.flops(shapes, options) == 2 * found, wanted
+
 
 class TestModes:
     def test_training_compiled(self) -> None:
@@ -872,7 +888,11 @@ class TestErrors:
             ({"teacher_top_k": TOP[0]}, TypeError, r"must be a pair \(values, indices\), but got Tensor"),
             ({"teacher_top_k": (TOP[0], TOP[0])}, RuntimeError, "expected integer indices in teacher_top_k"),
             ({"teacher_top_k": (TOP[0], TOP[1][:, :1])}, ValueError, r"one shape, but got \(7, 2\) and \(7, 1\)"),
-            ({"teacher_top_k": (TOP[0][:3], TOP[1][:3])}, ValueError, r"teacher_top_k of shape \(7, k\), one row for"),
+            (
+                {"teacher_top_k": (TOP[0][:3], TOP[1][:3])},
+                ValueError,
+                r"teacher_top_k of shape \(7, k\), with a row for",
+            ),
             (
                 {"teacher_top_k": (TOP[0] + 2, TOP[1])},
                 ValueError,
@@ -906,8 +926,12 @@ class TestErrors:
             ({**LOGITS, "sample_weight": torch.ones(3)}, ValueError, r"sample_weight must broadcast to .* \(7,\)"),
             ({**LOGITS, "target": torch.ones(3).long()}, ValueError, r"expected a target of shape \(7,\)"),
             ({**LOGITS, "target": torch.ones(7)}, RuntimeError, "of an integer dtype, but got Float; a mask goes"),
-            ({"teacher_logits": torch.zeros(7, 5)}, ValueError, r"teacher_logits of shape \(7, 6\), as many classes"),
-            ({"teacher_logits": torch.zeros(5, 6)}, ValueError, r"teacher_logits of shape \(7, 6\), one row for each"),
+            ({"teacher_logits": torch.zeros(7, 5)}, ValueError, r"teacher_logits of shape \(7, 6\), .* one vocabulary"),
+            (
+                {"teacher_logits": torch.zeros(5, 6)},
+                ValueError,
+                r"teacher_logits of shape \(7, 6\), with a row for each",
+            ),
             ({"teacher_logits": torch.zeros(7, 6).long()}, RuntimeError, "floating-point teacher_logits, but got Long"),
             ({"teacher_logits": [0.0]}, TypeError, "teacher_logits must be a Tensor, but got list"),
             (
@@ -952,6 +976,14 @@ class TestErrors:
     ) -> None:
         with pytest.raises(error, match=message):
             linear_kl_div(**{**student(), **change})
+
+    def test_dtensors(self) -> None:
+        from torch.distributed.tensor import DTensor
+
+        tensors = student()
+        tensors["student_weight"] = torch.empty(0).as_subclass(DTensor)
+        with pytest.raises(NotImplementedError, match=r"linear_kl_div takes no DTensors: .* \.full_tensor\(\)"):
+            linear_kl_div(**tensors, **LOGITS)
 
     def test_a_tensor_subclass_may_take_over(self) -> None:
         class Marked(Tensor):

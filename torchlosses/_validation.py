@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -541,22 +541,28 @@ def check_teacher(function: str, given: dict[str, Any], further: dict[str, Any])
     return chosen[0]
 
 
-def check_teacher_rows(function: str, name: str, tensor: Tensor, rows: torch.Size, last: int | str) -> None:
+def check_no_dtensors(function: str, tensors: Iterable[Any]) -> None:
+    if any(type(tensor).__name__ == "DTensor" for tensor in tensors):
+        raise NotImplementedError(
+            f"{function} takes no DTensors: give each process its own rows with .to_local(), the weights whole with "
+            ".full_tensor(), through which the gradient goes back, and as normalizer the number of rows of all "
+            "processes."
+        )
+
+
+def check_teacher_rows(function: str, name: str, tensor: Tensor, rows: list[int], last: int | str) -> None:
     """Floats of shape (*rows, last), or (*rows, any number of what it is called)."""
     check_tensors(function, **{name: tensor})
     if tensor.dtype not in _FLOATS:
         raise RuntimeError(f"{function}: expected a floating-point {name}, but got {_name(tensor.dtype)}.")
-    expected = f"({', '.join(map(str, [*rows, last]))})"
-    if tensor.dim() != len(rows) + 1 or tensor.shape[:-1] != rows:
-        raise ValueError(
-            f"{function}: expected {name} of shape {expected}, one row for each of student_input, but got "
-            f"{tuple(tensor.shape)}."
-        )
-    if isinstance(last, int) and tensor.shape[-1] != last:
-        raise ValueError(
-            f"{function}: expected {name} of shape {expected}, as many classes as student_weight has, but got "
-            f"{tuple(tensor.shape)}. Where one vocabulary is padded, cut the classes that the other lacks."
-        )
+    fits = isinstance(last, str) or (tensor.dim() > 0 and tensor.shape[-1] == last)
+    if fits and list(tensor.shape[:-1]) == rows and tensor.dim():
+        return
+    hint = "" if fits else " Where one vocabulary is padded, cut the classes that the other lacks."
+    raise ValueError(
+        f"{function}: expected {name} of shape ({', '.join(map(str, [*rows, last]))}), with a row for each of "
+        f"student_input and what student_weight has as classes, but got {tuple(tensor.shape)}.{hint}"
+    )
 
 
 def check_labels(function: str, target: Tensor, rows: torch.Size) -> None:

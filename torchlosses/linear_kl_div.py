@@ -196,7 +196,7 @@ class _Gradients:
 
     def __init__(self, problem: _Problem, parts: int, common: Tensor | None) -> None:
         options, operands = problem.options, problem.operands
-        self._problem, self._total = problem, [operands[0].new_empty(0)] * 3
+        self._problem, self._total = problem, [operands[0].new_empty(0) for _ in range(3)]
         self._wanted = [bool(options.gradients >> place & 1) for place in range(3)]
         dtype, compute = options.student_dtype, problem.compute
         self._widens = dtype != compute and (parts > FEW_BLOCKS or problem.on_cpu)
@@ -297,6 +297,14 @@ class LinearKLDivergence(Loss):
     def rows(cls, input: Tensor) -> Sequence[int]:
         """One loss a row of features."""
         return input.shape[:1]
+
+    @staticmethod
+    def flops(tensors: Sequence[Any], options: Any) -> int:
+        """Of the logits of both, and of the gradients that are asked for; from the shapes of the tensors."""
+        (rows, features), (classes, _), _, teacher, teacher_weight, *_ = tensors
+        products = 1 + (options.gradients & 1) + (options.gradients >> 1 & 1)
+        of_teacher = 0 if teacher_weight is None else rows * teacher[1] * classes
+        return 2 * (products * rows * features * classes + of_teacher)
 
     @staticmethod
     def check(*tensors_and_options: Any) -> None:
@@ -630,6 +638,7 @@ def linear_kl_div(
     if has_torch_function(tensors):
         arguments = {name: value for name, value in locals().items() if name not in ("tensors", "pair")}
         return overridden(linear_kl_div, tensors, arguments)
+    _validation.check_no_dtensors(_FUNCTION, tensors)
     _validation.check_divergence_reduction(reduction)
     _validation.check_gradient_option(gradient)
     beta = _validation.check_divergence(divergence, beta)
@@ -717,7 +726,7 @@ def _check(
     others = {"teacher_weight": teacher_weight, "teacher_bias": teacher_bias, "indices of teacher_top_k": indices}
     _validation.check_same_device(_FUNCTION, student_input, **student, **{kind: teacher}, **others)
     _validation.check_distilled_layer(_FUNCTION, "student", student_input, student_weight, student_bias, autocast)
-    rows, classes = student_input.shape[:-1], student_weight.shape[0]
+    rows, classes = list(student_input.shape[:-1]), student_weight.shape[0]
     if kind != "teacher_input":
         name, last = (kind, classes) if indices is None else ("values of teacher_top_k", "k")
         _validation.check_teacher_rows(_FUNCTION, name, teacher, rows, last)
