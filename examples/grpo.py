@@ -6,7 +6,8 @@ Several answers to each prompt are drawn and rewarded; an answer's advantage A i
 and divided by the group's standard deviation. With the ratio r = π(y_t) / π_old(y_t) of each token, and the reference
 the policy started from,
 
-    loss = mean_t(-min(r A, clip(r, 1 - ε, 1 + ε) A) + β KL_t - η H_t),    KL_t = q - log q - 1,  q = π_ref(y_t) / π(y_t)
+    loss = mean_t(-min(r A, clip(r, 1 - ε, 1 + ε) A) + β KL_t - η H_t)
+    KL_t = q - log q - 1,  q = π_ref(y_t) / π(y_t)
 
 (Shao et al., *DeepSeekMath*, 2024, equations 3 and 4; η H, a bonus for the entropy, as in PPO). Log-probabilities and
 entropy come from `linear_log_probs`, from the features in front of the head. In the first step after the drawing the

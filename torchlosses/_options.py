@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-
 _Fields = TypeVar("_Fields")
 
 

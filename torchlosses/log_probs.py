@@ -18,9 +18,9 @@ with the mean distance D = Σ_c p_c (m - y_c) from it
 
     log p_t = (y_t - m) - log1p(rest)     H = log1p(rest) + D     log p_c + H = (y_c - m) + D
 
-No 1 is added and rounded, and nothing that is not negative is subtracted: where a class is all but certain, log p, H and
-their gradients are small numbers with all their digits. The gradient's entry for the target is g Σ_{j≠t} p_j, not
-g (1 - p_t), for the same reason. m, rest and D, three numbers a row, are what a backward kernel needs.
+No 1 is added and rounded, and in log p_t and H nothing cancels: where a class is all but certain, they and their
+gradients are small numbers with all their digits. The gradient's entry for the target is g Σ_{j≠t} p_j for the same
+reason, not g (1 - p_t). m, rest and D, three numbers a row, are what a backward kernel needs.
 
 `linear_log_probs` does it for the logits of a linear layer, a block of rows at a time, as
 `torchlosses.linear_cross_entropy` derives. What comes in for a row is not known before its backward, which therefore
