@@ -52,8 +52,7 @@ def made(loss: Any, operator: str, arguments: tuple[Any, ...]) -> int:
     n, m = loss.count, loss.count + loss.keeps
     with Recording() as recording:
         if operator.endswith("_backward"):
-            grad_output, *arguments = arguments
-            linear.backward(loss, grad_output, arguments[:n], loss.options(*arguments[m:]))
+            linear.backward(loss, arguments[0], arguments[1 : 1 + n], loss.options(*arguments[1 + m :]))
         else:
             linear.forward(loss, arguments[:n], loss.options(*arguments[n:]))
     return recording.operations

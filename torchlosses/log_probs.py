@@ -266,7 +266,7 @@ def log_probs(
     found, state = LogProbabilities.apply(to_rows(second), rows, normalizer=None, options=options)
     log_probability, entropy = found.unbind(1)
     fields = log_probability, entropy, state[-1].detach() != 0
-    return LogProbs(from_rows(field, second) for field in fields)
+    return LogProbs(*(from_rows(field, second) for field in fields))
 
 
 def linear_log_probs(
@@ -383,7 +383,7 @@ def linear_log_probs(
     found = torch.stack([values for values, _ in results], -1)
     correct = torch.stack([state[0].detach() for _, state in results], -1)
     fields = (*found.unbind(1), correct != 0)
-    return LogProbs(field.reshape(shape) for field in fields)
+    return LogProbs(*(field.reshape(shape) for field in fields))
 
 
 def _check_target(function: str, target: Tensor, rows: list[int]) -> None:
