@@ -29,6 +29,7 @@ WITH_FORMULAS = (
     "cross_entropy",
     "linear_cross_entropy",
     "linear_kl_div",
+    "log_probs",
     "cee",
     "normalizer",
     "reference/losses",

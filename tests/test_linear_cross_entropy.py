@@ -497,6 +497,16 @@ class TestStatistics:
         assert statistics.correct.any()
         assert not any(field.requires_grad for field in statistics)
 
+    @kinds
+    def test_the_z_loss_is_what_it_adds_to_the_loss(self, kind: str) -> None:
+        leaves = choose(tensors(kind), "linear_bias", "sample_weight")
+        options: dict[str, Any] = {"reduction": "none", "block_rows": BLOCK, "return_stats": True}
+        without, zeros = linear_cross_entropy(**leaves, **options)
+        found, statistics = linear_cross_entropy(**leaves, **options, z_loss=0.1)
+        assert_close(statistics.z_loss, (found - without).detach())
+        assert statistics.z_loss.any()
+        assert not zeros.z_loss.any()
+
     def test_shape_of_the_rows_and_rows_of_weight_0(self) -> None:
         leaves = choose(tensors(batch=(2, 3)))
         weight = torch.tensor([[1.0], [0.0]], dtype=torch.float64)

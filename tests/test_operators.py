@@ -152,8 +152,8 @@ class TestRegistration:
             for operator, _ in calls((4, 3), torch.float32, "mean")
         }
         defined = {name.removeprefix("torchlosses::").partition(".")[0] for name in LIBRARY._op_defs}
-        linear = {"linear_cross_entropy", "linear_cross_entropy_backward", "scaled_gradient"}
-        assert checked | linear == {
+        linear = {f"linear_{name}{end}" for name in ("cross_entropy", "log_probs") for end in ("", "_backward")}
+        assert checked | linear | {"scaled_gradient"} == {
             # Those over processes have tests of their own.
             name
             for name in defined

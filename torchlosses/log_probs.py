@@ -18,9 +18,9 @@ with the mean distance D = Σ_c p_c (m - y_c) from it
 
     log p_t = (y_t - m) - log1p(rest)     H = log1p(rest) + D     log p_c + H = (y_c - m) + D
 
-No 1 is added and rounded, and nothing that is not negative is subtracted: where a class is all but certain, log p, H and
-their gradients are small numbers with all their digits. The gradient's entry for the target is g Σ_{j≠t} p_j, not
-g (1 - p_t), for the same reason. m, rest and D, three numbers a row, are what a backward kernel needs.
+No 1 is added and rounded, and in log p_t and H nothing cancels: where a class is all but certain, they and their
+gradients are small numbers with all their digits. The gradient's entry for the target is g Σ_{j≠t} p_j for the same
+reason, not g (1 - p_t). m, rest and D, three numbers a row, are what a backward kernel needs.
 
 `linear_log_probs` does it for the logits of a linear layer, a block of rows at a time, as
 `torchlosses.linear_cross_entropy` derives. What comes in for a row is not known before its backward, which therefore
@@ -266,7 +266,7 @@ def log_probs(
     found, state = LogProbabilities.apply(to_rows(second), rows, normalizer=None, options=options)
     log_probability, entropy = found.unbind(1)
     fields = log_probability, entropy, state[-1].detach() != 0
-    return LogProbs(from_rows(field, second) for field in fields)
+    return LogProbs(*(from_rows(field, second) for field in fields))
 
 
 def linear_log_probs(
@@ -383,7 +383,7 @@ def linear_log_probs(
     found = torch.stack([values for values, _ in results], -1)
     correct = torch.stack([state[0].detach() for _, state in results], -1)
     fields = (*found.unbind(1), correct != 0)
-    return LogProbs(field.reshape(shape) for field in fields)
+    return LogProbs(*(field.reshape(shape) for field in fields))
 
 
 def _check_target(function: str, target: Tensor, rows: list[int]) -> None:

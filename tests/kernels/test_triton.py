@@ -98,6 +98,21 @@ def test_rows_are_read_in_whole_vectors(target: str, case: str) -> None:
     assert (b"torchlosses: cross_entropy" in kernel.binary) == (not kernel.constants["PROBABILITIES"])
 
 
+@pytest.mark.parametrize("classes", [151936, 50257])
+def test_log_probabilities_are_read_in_whole_vectors(classes: int) -> None:
+    """The logits of a block, once in each direction; beside them the target's and a row's two ends."""
+    logits, target = meta(4096, classes, dtype=BFLOAT16), meta(4096, dtype=torch.int64)
+    with compiling("sm_90") as found:
+        values, _, state = LOSSES["log_probs"].forward(logits, target, None, Options(logit_scale=0.5))
+        LOSSES["log_probs"].backward(values, logits, logits, target, None, state, Options())
+    assert [kernel.name for kernel in found] == ["log_probs_kernel"] * 2
+    for kernel in found:
+        assert kernel.loads.count("v4.b32") >= 2
+        assert kernel.loads.count("b16") <= 6
+        assert kernel.spilled() <= SPILLED
+    assert found[1].stores.count("v4.b32") >= 1
+
+
 @pytest.mark.parametrize("loss", ["mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits"])
 @pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16], ids=str)
 def test_elements_are_read_in_whole_vectors(loss: str, dtype: torch.dtype) -> None:
@@ -133,9 +148,16 @@ def test_every_kernel_compiles(target: str) -> None:
         arguments = (strided, strided.transpose(1, 2), strided, strided[:, :1].expand(512, 64, 64), strided, None)
         LOSSES["binary_cross_entropy_with_logits"].forward(*arguments, Options(ignore_index=3))
         LOSSES["mse_loss"].backward(meta(), strided, strided, strided, None, None, None, Options())
+        for logits in (meta(4096, 151936, dtype=BFLOAT16), meta(64, 10), meta(2, 1000, 512, dtype=torch.float64)):
+            of_rows = (logits.shape[0], *logits.shape[2:])
+            target, log_probs = meta(*of_rows, dtype=torch.int64), LOSSES["log_probs"]
+            compute = torch.promote_types(logits.dtype, torch.float32)
+            values, _, state = log_probs.forward(logits, target, None, Options(dtype=compute, logit_softcap=30.0))
+            log_probs.backward(values, logits, logits, target, None, state, Options())
     names = {kernel.name for kernel in found}
     assert names == {
         "rows_kernel", "tiles_kernel", "count", "finish", "textbook_kernel", "elements_kernel", "count_elements",
+        "log_probs_kernel",
     }  # fmt: skip
     if target != "gfx942":
         assert max(kernel.spilled() for kernel in found) <= SPILLED
@@ -190,7 +212,7 @@ def test_options_of_other_losses_fit_together(dtype: torch.dtype) -> None:
         for name, (shape, reduction) in itertools.product(
             LOSSES, (((64, 10), "mean"), ((4096, 999), "none"), ((4096, 999), "mean"))
         ):
-            if name == "cross_entropy":
+            if name in ("cross_entropy", "log_probs"):
                 continue
             input = meta(*shape, dtype=dtype)
             options = Options(reduction=reduction, gradients=int(reduction != "none"), ignore_index=2)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from torchlosses.kernels.triton import launch as launches
-from torchlosses.kernels.triton.cross_entropy import row_steps, size_along
+from torchlosses.kernels.triton.cross_entropy import alike, row_steps, size_along
 from torchlosses.kernels.triton.launch import launch
 from torchlosses.kernels.triton.log_probs_rows import log_probs_kernel
 
@@ -69,5 +69,6 @@ def _run(
         options.ignore_index, options.logit_scale, options.logit_softcap or 1.0,
         COMPUTE=launches.compute_type(input)[1], SCALED=options.logit_scale != 1,
         CAPPED=options.logit_softcap is not None, FORWARD=forward, ADJACENT=adjacent, ALIGNED=aligned,
-        BLOCK=choice.block, VEC=vector, SINGLE=choice.single,
+        GRADIENT_ALIKE=0 if gradient is None else alike(input, gradient, vector), BLOCK=choice.block, VEC=vector,
+        SINGLE=choice.single,
     )  # fmt: skip

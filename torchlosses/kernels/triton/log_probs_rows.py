@@ -66,7 +66,7 @@ def log_probs_kernel(
     grad_field, gradient_outer, gradient_inner, gradient_class, ignore_index,
     scale_of_logits: tl.float64, cap_of_logits: tl.float64,
     COMPUTE: tl.constexpr, SCALED: tl.constexpr, CAPPED: tl.constexpr, FORWARD: tl.constexpr, ADJACENT: tl.constexpr,
-    ALIGNED: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, SINGLE: tl.constexpr,
+    ALIGNED: tl.constexpr, GRADIENT_ALIKE: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
     """Log-probability, entropy and state; or with the state of an earlier call the gradient."""
     GROUPS: tl.constexpr = BLOCK // VEC
@@ -160,6 +160,8 @@ def log_probs_kernel(
             g = tl.where(active, tl.load(grad_output).to(COMPUTE), 0.0)
             h = tl.where(active, tl.load(grad_output + grad_field).to(COMPUTE), 0.0)
             gradient_base = gradient_ptr + (sample * gradient_outer + position * gradient_inner - shift)
+            if GRADIENT_ALIKE:
+                gradient_base = tl.multiple_of(gradient_base, GRADIENT_ALIKE)
             # The gradient may take the memory of the logits: the target's and the two ends are read by now.
             tl.debug_barrier()
             last = shift + classes
