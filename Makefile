@@ -108,6 +108,9 @@ headers: $(READY)
 
 bench: $(READY)
 	$(RUN) -m benchmarks.run $(ARGS)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.curves)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.arguments)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.import_time)
 	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.report)
 
 example-lm: $(READY)
