@@ -16,9 +16,8 @@ import pytest
 
 pytest.importorskip("tyro", reason="the commands need the extra 'training'")
 
-from benchmarks import report
-from tests.test_transforms import WAYS
-from tests.transform_cases import PROBLEMS
+from benchmarks import report  # noqa: E402
+from tests import transform_table  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "examples/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -161,23 +160,10 @@ def test_the_report_card_says_what_its_results_say() -> None:
         assert f" | {counts} | ".replace("  ", " ") in row.replace("  ", " "), loss["name"]
 
 
-def transform_table() -> str:
-    """By way and loss, how many cases `test_a_way_to_a_derivative` has on each backend."""
-    losses = list(dict.fromkeys(problem.name.partition("-")[0] for problem in PROBLEMS))
-    cases = Counter({loss: 0 for loss in losses})
-    for problem in PROBLEMS:
-        cases[problem.name.partition("-")[0]] += len(problem.reductions)
-    head = ["way", *(f"`{loss}`" for loss in losses)]
-    rows = [[way, *(str(cases[loss]) for loss in losses)] for way in WAYS]
-    rule = ["---", *["---:"] * len(losses)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
-
-
 def test_the_table_of_transforms_is_the_tests_grid() -> None:
-    """In docs/transforms.md, to be put there by hand where the grid has changed."""
-    page = (ROOT / "docs" / "transforms.md").read_text(encoding="utf-8")
-    (found,) = re.findall(r"<!-- transforms: table -->\n(.*?)\n?<!-- end of transforms -->", page, re.DOTALL)
-    assert found == transform_table()
+    """`python -m tests.transform_table` fills it in."""
+    page = transform_table.PAGE.read_text(encoding="utf-8")
+    assert transform_table.filled(page) == page
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md"])
