@@ -70,6 +70,8 @@ class Options:
 
 def far_apart_first(values: Sequence[int]) -> list[int]:
     """The last, the first, then the middle of every gap."""
+    if not values:
+        return []
     order, gaps = [len(values) - 1, 0], [(0, len(values) - 1)]
     for low, high in gaps:
         if high - low > 1:

@@ -48,9 +48,7 @@ def curves(steps: int, *, naive: bool) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "curves.json")
         command = [sys.executable, "-m", "examples.language_model", "--steps", str(steps), "--curve", str(path)]
-        done = subprocess.run(
-            [*command, *["--naive"] * naive], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*command, *["--naive"] * naive], cwd=ROOT, capture_output=True, text=True, check=False)
         # The exit code says whether the curves are the same, and those without the normaliser are not.
         if not path.exists():
             raise BenchmarkError(f"the example failed: {done.stderr.strip()[-500:]}")

@@ -81,7 +81,9 @@ def passages(results: Path) -> dict[str, str]:
     }
     for name, (path, make) in beside.items():
         found = results.with_name(path.name)
-        made[name] = make(found) if found.exists() else f"Not measured yet: there is no `{path.name}` beside the results."
+        made[name] = (
+            make(found) if found.exists() else f"Not measured yet: there is no `{path.name}` beside the results."
+        )
     return made
 
 

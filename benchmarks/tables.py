@@ -34,9 +34,7 @@ LEAST = {
     ("cross_entropy", "forward"): (("all", "read"),),
     ("cross_entropy", "forward+backward"): (("pages", "clone"),),
     ("mse_loss", "forward"): (("all", "dot"),),
-    **dict.fromkeys(
-        ((loss, "forward+backward") for loss in OF_PAIRS), (("all", "read"), ("pages", "clone"))
-    ),
+    **dict.fromkeys(((loss, "forward+backward") for loss in OF_PAIRS), (("all", "read"), ("pages", "clone"))),
     ("linear_cross_entropy", "forward+backward"): (("all", "products"),),
 }
 LEAST_OF_SMALL = (("all", "function"),)

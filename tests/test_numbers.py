@@ -16,11 +16,11 @@ import pytest
 
 pytest.importorskip("tyro", reason="the commands need the extra 'training'")
 
-from benchmarks import report  # noqa: E402
-from tests import transform_table  # noqa: E402
+from benchmarks import report
+from tests import transform_table
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "examples/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 # Made as a whole by `make report-card` and `make bench-gpu`.
 MADE = ("docs/report-card.md",)
 
@@ -97,8 +97,6 @@ DEFINITIONS: dict[str, dict[str, str]] = {
     },
     "docs/testing.md": {"89": EXACT, "11": EXACT, "20,000": SIZE},
 }
-_SONNETS = "22 1609 12 15 18 19 27 29 30 33 55 60 64 65 71 73 94 98 106 116 129 130".split()
-DEFINITIONS["examples/README.md"] = dict.fromkeys(_SONNETS, "a year, and numbers of sonnets")
 
 
 def prose(text: str) -> str:

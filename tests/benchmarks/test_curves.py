@@ -20,6 +20,7 @@ from .synthetic_results import timing
 def test_points_far_apart_come_first() -> None:
     assert curves.far_apart_first([1, 2, 3, 4, 5]) == [5, 1, 3, 2, 4]
     assert curves.far_apart_first([7]) == [7]
+    assert curves.far_apart_first([]) == []
     listed = curves.points(curves.LOSSES, 262_144)
     assert len(set(listed)) == len(listed) == 7 * (7 + 6)
     # Each loss has the ends of both curves before any has a third point.

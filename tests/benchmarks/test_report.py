@@ -41,8 +41,7 @@ def test_every_place_is_filled_and_every_plot_drawn(documents: Path, capsys: pyt
     assert report.main(arguments(documents)) == 0
     written = capsys.readouterr().out.splitlines()
     assert written == [
-        str(documents / name)
-        for name in (*report.DOCUMENTS, *(f"docs/images/benchmark-{plot}.png" for plot in PLOTS))
+        str(documents / name) for name in (*report.DOCUMENTS, *(f"docs/images/benchmark-{plot}.png" for plot in PLOTS))
     ]
     made = report.passages(documents / "results.json")
     for name in report.DOCUMENTS:
@@ -66,9 +65,7 @@ def test_filling_again_changes_nothing(documents: Path) -> None:
     assert {path: path.read_bytes() for path in documents.rglob("*") if path.is_file()} == before
 
 
-def test_check_names_a_document_that_says_something_else(
-    documents: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_names_a_document_that_says_something_else(documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report.main(arguments(documents))
     capsys.readouterr()
     assert report.main([*arguments(documents), "--check"]) == 0
