@@ -74,6 +74,7 @@ bench-gpu: $(READY)
 # Every causal language model of Transformers, tiny, with lazy logits: the table of docs/language_models.md.
 sweep-transformers: $(READY) $(ENVIRONMENT)/.transformers
 	$(RUN) -m benchmarks.transformers_sweep $(ARGS)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.report)
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -42,7 +42,7 @@ print(json.dumps([between - begun, time.perf_counter() - between]))
 class Options:
     """Measure what `import torchlosses` costs beyond `import torch`, and write the results as JSON."""
 
-    processes: int = 11
+    processes: int = 9
     """How many processes are measured, one after the other."""
     out: Annotated[
         Path, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: benchmarks/results/import_time.json)")

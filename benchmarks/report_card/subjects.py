@@ -134,7 +134,9 @@ SUBJECTS = (
         "classification",
         nn.CrossEntropyLoss,
     ),
-    Subject("torchlosses.CEELoss", "hand-derived-losses", "torchlosses:CEELoss", "probabilities", textbook_cross_entropy),
+    Subject(
+        "torchlosses.CEELoss", "hand-derived-losses", "torchlosses:CEELoss", "probabilities", textbook_cross_entropy
+    ),
     Subject(
         "torchlosses.linear_cross_entropy",
         "hand-derived-losses",
