@@ -134,7 +134,7 @@ def _growth(lookup: Lookup, loss: str) -> Figure | None:
             _draw_growth(lookup, axes, sorted(some, key=lambda subject: subject.shape[along]), name, along)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", " ")))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_minor_locator(NullLocator())
@@ -145,6 +145,10 @@ def _growth(lookup: Lookup, loss: str) -> Figure | None:
     handles, labels = (left if by_classes else right).get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
+
+
+def _short(value: float) -> str:
+    return f"{value:g}" if value < 1000 else f"{value / 1000:g}k"
 
 
 def _draw_growth(lookup: Lookup, axes: Axes, subjects: list[Subject], name: str, along: int) -> None:
