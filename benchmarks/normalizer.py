@@ -21,7 +21,7 @@ import tyro
 
 from benchmarks.environment import ROOT
 from benchmarks.errors import BenchmarkError
-from benchmarks.results import Curves, write_results
+from benchmarks.results import TrainingCurves, write_results
 from benchmarks.run import NORMALIZER, USAGE_ERROR
 
 PROGRAM = "python -m benchmarks.normalizer"
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    found = Curves(
+    found = TrainingCurves(
         started=started,
         command=shlex.join((*PROGRAM.split(), *arguments)),
         torch_version=torch.__version__,

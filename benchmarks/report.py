@@ -67,7 +67,7 @@ def passages(results: Path) -> dict[str, str]:
         BenchmarkError: The results cannot be read.
     """
     from benchmarks import tables
-    from benchmarks.results import Curves, ImportTimes, read_record, read_results
+    from benchmarks.results import ImportTimes, TrainingCurves, read_record, read_results
     from benchmarks.transformers_table import Sweep
     from benchmarks.transformers_table import table as models_table
 
@@ -76,7 +76,7 @@ def passages(results: Path) -> dict[str, str]:
         "growth": (CURVES, lambda path: tables.growth(read_results(path))),
         "import": (IMPORT_TIME, lambda path: tables.import_table(read_record(path, ImportTimes))),
         "arguments": (ARGUMENTS, lambda path: tables.arguments_table(read_results(path))),
-        "normalizer": (NORMALIZER, lambda path: tables.curves_table(read_record(path, Curves))),
+        "normalizer": (NORMALIZER, lambda path: tables.training_curves_table(read_record(path, TrainingCurves))),
         "model-types": (TRANSFORMERS, lambda path: models_table(read_record(path, Sweep))),
     }
     for name, (path, make) in beside.items():

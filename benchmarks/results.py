@@ -124,7 +124,7 @@ class ImportTimes(Record):
     torchlosses: list[float]
 
 
-class Curves(Record):
+class TrainingCurves(Record):
     """The loss of each step of `examples.language_model`: trained plainly, lean, and lean without the normaliser."""
 
     started: str

@@ -15,7 +15,7 @@ from benchmarks.figures import growth_name
 from benchmarks.goals import GOALS, MEMORY_GOALS, Goal, MemoryGoal, Reached
 from benchmarks.implementations import OF_PAIRS
 from benchmarks.lookup import Lookup, Subject
-from benchmarks.results import Curves, ImportTimes, Results, Timing
+from benchmarks.results import ImportTimes, Results, Timing, TrainingCurves
 
 NOTHING = "—"
 MEGABYTE = 1e6
@@ -309,7 +309,7 @@ def import_table(found: ImportTimes) -> str:
     return f"{table}\n\n`{found.command}`, {made}, {len(found.torch)} processes one after the other."
 
 
-def curves_table(found: Curves) -> str:
+def training_curves_table(found: TrainingCurves) -> str:
     """The loss of a training with and without the normaliser, beside that of one process."""
     steps = len(found.plain)
     shown = sorted({*range(0, steps, max(1, steps // 5)), steps - 1})

@@ -12,7 +12,7 @@ from benchmarks import report
 from benchmarks.curves import CLASSES, DRAWN, ROWS
 from benchmarks.goals import GOALS, MEMORY_GOALS, Goal, MemoryGoal
 from benchmarks.lookup import Lookup
-from benchmarks.results import Curves, ImportTimes, Measured, PeakMemory, Results, Timing, write_results
+from benchmarks.results import ImportTimes, Measured, PeakMemory, Results, Timing, TrainingCurves, write_results
 from benchmarks.tables import duration, tables, times_as_fast
 from benchmarks.transformers_table import Model, Sweep
 
@@ -80,7 +80,7 @@ def test_check_names_a_document_that_says_something_else(documents: Path, capsys
 
 
 def test_what_lies_beside_the_results_is_put_into_the_documents(documents: Path) -> None:
-    """Curves, import times, memory by argument, curves of the example, Transformers' models: each file its passage."""
+    """Growth, import times, memory by argument, the example's curves, Transformers' models: each file its passage."""
     known = results()
     growing = [
         timing(loss=loss, shape=shape, passes="forward+backward", implementation=name, median=0.01)
@@ -106,7 +106,7 @@ def test_what_lies_beside_the_results_is_put_into_the_documents(documents: Path)
         torchlosses=[0.03, 0.05, 0.04],
     )
     write_results(imports, documents / "import_time.json")
-    curves = Curves(
+    curves = TrainingCurves(
         started="2025-01-01", command="", torch_version="2.10", plain=[3.0, 2.0], lean=[3.0, 2.0], naive=[3.0, 2.5]
     )
     write_results(curves, documents / "normalizer.json")
