@@ -137,6 +137,10 @@ SUBJECTS = (
     Subject(
         "torchlosses.CEELoss", "hand-derived-losses", "torchlosses:CEELoss", "probabilities", textbook_cross_entropy
     ),
+    *(
+        Subject(f"torchlosses.{name}", "hand-derived-losses", f"torchlosses:{name}", kind, getattr(nn, name))
+        for name, kind in (("BCEWithLogitsLoss", "binary"), ("HuberLoss", "regression"), ("SmoothL1Loss", "regression"))
+    ),
     Subject(
         "torchlosses.linear_cross_entropy",
         "hand-derived-losses",
