@@ -78,6 +78,7 @@ DEFINITIONS: dict[str, dict[str, str]] = {
         "000": "sizes, and their product",
         "4": "sizes, and their product",
     },
+    "docs/linear_kl_div.md": {"2015": "a year", "2024": "a year"},
     "docs/linear_cross_entropy.md": {
         "32": "usual sizes of vocabularies",
         "256": "usual sizes of vocabularies",
