@@ -76,6 +76,7 @@ bench-gpu: $(READY)
 # Every causal language model of Transformers, tiny, with lazy logits: the table of docs/language_models.md.
 sweep-transformers: $(READY) $(ENVIRONMENT)/.transformers
 	$(RUN) -m benchmarks.transformers_sweep $(ARGS)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.report)
 
 lint: $(READY)
 	$(RUN) -m ruff check .
@@ -110,6 +111,9 @@ headers: $(READY)
 
 bench: $(READY)
 	$(RUN) -m benchmarks.run $(ARGS)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.curves)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.arguments)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.import_time)
 	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.report)
 
 example-lm: $(READY)
