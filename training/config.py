@@ -67,7 +67,7 @@ class Config:
     """How many times to repeat everything, each time from another seed; objectives are compared seed by seed."""
     first_seed: int = 0
     """The first of the seeds."""
-    stack: int = 3
+    stack: int = 6
     """How many seeds of an objective to train side by side, as one stack of networks."""
     epochs: Annotated[int | None, _hint("INT", "3 for the digit, 5 for the angle; 1 and 2 with --quick")] = None
     """Passes over the training images."""

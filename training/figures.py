@@ -217,7 +217,7 @@ def _save(figure: Figure, directory: Path, name: str) -> str:
     """Write the PNG and the SVG; returns the SVG for the page."""
     # The layout is worked out once and then kept, instead of again for every format.
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     with atomic_path(directory / f"{name}.png") as path:
         figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     stream = io.StringIO()

@@ -89,8 +89,9 @@ class StopError(Exception):
     """Ends a run from within, as a loss of power would."""
 
 
-# A tiny run saves 25 times: at the start, after each of 14 epochs, 7 stacks and 2 experiments, and at the end.
-@pytest.mark.parametrize("saves", [0, 1, 2, 3, 15, 16, 20, 21, 22, 23, 24])
+# A tiny run saves 32 times: at the start, after each of 14 epochs, 7 stacks, 4 recoveries, 4 comparisons with torch.nn
+# and the gradients, and at the end.
+@pytest.mark.parametrize("saves", [0, 1, 2, 3, 15, 16, 21, 23, 25, 28, 30, 31])
 def test_a_run_may_stop_at_any_moment_of_writing(
     tiny_arguments: tuple[str, ...], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:
@@ -130,7 +131,7 @@ def test_a_network_whose_file_is_damaged_is_trained_again(
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Study, "_experiments", stop)
+        patch.setattr(Study, "_gradient_experiment", stop)
         with pytest.raises(StopError):
             main([*tiny_arguments, "--out", str(tmp_path), "--name", "tiny"])
     (folder,) = tmp_path.iterdir()
