@@ -226,7 +226,7 @@ def publish(options: Options) -> list[Path]:
         write_text_atomically(path, text)
     images = options.root / "docs" / "images"
     with tempfile.TemporaryDirectory() as folder:
-        draw_figures(results, Path(folder))
+        draw_figures(results, {task: rank(results, task) for task in tasks_of(results)}, Path(folder))
         for name in PICTURES:
             if (Path(folder) / f"{name}.png").exists():
                 shutil.copyfile(Path(folder) / f"{name}.png", images / f"{name}.png")

@@ -111,8 +111,7 @@ def read_source(results: Results) -> SourceReading:
             _half(
                 results,
                 "MSE is for classification",
-                "a classification head that is to name the digit reads more of them right when it is trained with MSE than "
-                "with CEE",
+                "a classification head reads more digits right when it is trained with MSE than with CEE",
                 ACCURACY,
                 squared,
                 textbook,
@@ -121,7 +120,7 @@ def read_source(results: Results) -> SourceReading:
             _half(
                 results,
                 "CEE for regression",
-                "cross-entropy comes closer to the true angle, which it needs in bins, than MSE on a regression head does",
+                "cross-entropy on the angle in bins comes closer to the true angle than MSE on a regression head",
                 ANGLE_ERROR,
                 [item for item in binned if item.description.name in ("cross-entropy", "cee-softmax")],
                 direct,

@@ -15,7 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from training.comparisons import Comparison, Ranking, compare, planned_comparisons, rank
-from training.figures import Palette, confusion_contender, confusion_counts, draw_figures, residual_counts
+from training.figures import draw_figures
+from training.figures.drawing import Palette
+from training.figures.tasks import confusion_contender, confusion_counts, residual_counts
 from training.files import write_text_atomically
 from training.measures import (
     ACCURACY,
@@ -81,10 +83,10 @@ def write_report(results: Results, run_directory: Path) -> Path:
         CannotWriteError: a file could not be written.
     """
     path = run_directory / "report.html"
-    drawings = draw_figures(results, run_directory / "figures")
     planned = planned_comparisons(results)
     tasks = tasks_of(results)
     rankings = {task: rank(results, task) for task in tasks}
+    drawings = draw_figures(results, rankings, run_directory / "figures")
     page = _template().render(
         results=results,
         answer=answer(planned),

@@ -35,10 +35,8 @@ from training.results import (
     Misread,
     ObjectiveDescription,
     ObjectiveRun,
-    ParityRecord,
     PerImage,
     RateSource,
-    RecoveryCurve,
     RecoveryExperiment,
     Results,
     write_results,
@@ -364,9 +362,7 @@ class Study:
         return [objective for objective in self._objectives.get("digit", []) if objective.head == "classification"]
 
     def _recovery(self) -> RecoveryExperiment | None:
-        keys = [
-            (seed, objective.name) for seed in self.config.run_seeds for objective in self._recovery_objectives()
-        ]
+        keys = [(seed, objective.name) for seed in self.config.run_seeds for objective in self._recovery_objectives()]
         curves = [self._curves[key] for key in keys if key in self._curves]
         if not curves:
             return None
