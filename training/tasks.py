@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.data import Images
+from training.errors import StudyError
 from training.questions import TaskName
 from training.randomness import generator
 
@@ -125,7 +126,13 @@ def angle_data(upright: TaskData, limit: float) -> TaskData:
 
 
 def hold_out(data: TaskData) -> TaskData:
-    """The last sixth of the training images kept apart, to choose by; the test images are not for that."""
+    """The last sixth of the training images kept apart, to choose by; the test images are not for that.
+
+    Raises:
+        StudyError: there are fewer than two images to divide.
+    """
+    if len(data.train_images) < 2:
+        raise StudyError("there is one training image, and none to keep apart; give a higher --train-limit")
     kept = len(data.train_images) - max(1, len(data.train_images) // VALIDATION_SHARE)
     return replace(
         data,
