@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,7 +93,11 @@ def _run(config: Config, arguments: Sequence[str]) -> int:
             config = replace(config, seeds=seeds)
         if earlier is not None and earlier.complete and len(config.run_seeds) == earlier.config["seeds"]:
             _say(f"{folder.path} is complete; there is nothing to go on with")
-            return _conclude(earlier, folder)
+            with ExitStack() as stack:
+                # On read-only media nobody else writes either.
+                with suppress(CannotWriteError):
+                    stack.enter_context(folder.held())
+                return _conclude(earlier, folder)
     _check_packages(config)
     for task in config.task_names:
         select_objectives(config.objectives, task, every=config.all)

@@ -73,12 +73,11 @@ class Half:
 
 def _in_words(item: Comparison) -> str:
     first, second = phrase(item.first), phrase(item.second)
-    if item.verdict in ("ahead", "behind"):
-        words = item.measure.ahead if item.verdict == "ahead" else item.measure.behind
-        return f"{first} is {item.text} {words} {second}"
     if item.verdict == "equal":
         return f"{first} and {second} are equal ({item.text})"
-    return f"{first} and {second} differ by {item.text}, {item.missing}"
+    leads = (item.difference > 0) == item.measure.higher_is_better
+    told = f"{first} is {item.text} {item.measure.ahead if leads else item.measure.behind} {second}"
+    return told if item.verdict in ("ahead", "behind") else f"{told}, which is not decided ({item.missing})"
 
 
 @dataclass(frozen=True)

@@ -263,6 +263,25 @@ def test_a_complete_run_can_be_looked_at_on_read_only_media(tiny_run: Path, tmp_
             path.chmod(0o755)
 
 
+@pytest.mark.usefixtures("no_report")
+def test_resuming_a_complete_run_removes_what_a_killed_report_left(tiny_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (folder / ".lock").write_text("process 1 on another machine")
+    (folder / "figures" / ".answer.png.x.unfinished").write_text("half")
+    assert main(["--resume", str(folder)]) == 0
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_complete_run_is_not_written_to_while_another_process_does(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    with RunFolder(folder).held():
+        assert main(["--resume", str(folder)]) == 2
+    assert "is being worked on by process" in capsys.readouterr().err
+
+
 def test_a_complete_run_is_shown_where_its_report_cannot_be_written_again(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,7 @@ def gradient(results: Results, palette: Palette, *, logarithmic: bool) -> tuple[
     lowest = 1.0
     for curve in experiment.curves:
         color = palette.color(curve.objective)
-        largest = max(curve.theory_gradient, default=0.0)
+        largest = max((*curve.theory_gradient, *curve.theory_gradient_one_rival), default=0.0)
         if largest <= 0:
             continue
         unit = 1.0 if logarithmic else largest
