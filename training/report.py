@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from training.comparisons import Comparison, Ranking, compare, planned_comparisons, rank
+from training.experiments import RECOVERY_IMAGES
 from training.figures import draw_figures
 from training.figures.drawing import Palette
 from training.figures.tasks import confusion_contender, confusion_counts, residual_counts
@@ -482,8 +483,8 @@ def _captions(results: Results) -> dict[str, str]:
     if experiment:
         captions["recovery-accuracy"] = (
             f"Every network was pushed to answer {experiment.wrong_class} with a margin of {experiment.margin:g} and "
-            "then trained. Thick: mean over seeds; thin: each seed. A flat line is a network that does not get away "
-            "from its mistake."
+            f"then trained; accuracy on the first {min(results.test_images, RECOVERY_IMAGES):,} test images. Thick: "
+            "mean over seeds; thin: each seed. A flat line is a network that does not get away from its mistake."
         )
     return captions
 

@@ -121,7 +121,7 @@ def answer(planned: Sequence[Comparison]) -> Answer:
     if head is not None:
         parts += _head_parts(head)
         claims += _as_claims(head)
-        numbers.append(_key_number(head, "digits read right"))
+        numbers += _key_numbers(head, "digits read right")
     if loss is not None:
         joint = ", and " if parts else ""
         if loss.verdict in ("ahead", "behind"):
@@ -133,11 +133,11 @@ def answer(planned: Sequence[Comparison]) -> Answer:
             parts += [joint, "the losses on it differ by less than 0.2 points"]
         else:
             parts += [joint, f"between the losses on it nothing is decided ({loss.missing})"]
-        numbers.append(_key_number(loss, "digits read right"))
+        numbers += _key_numbers(loss, "digits read right")
     if quantity is not None:
         parts += ["; " if parts else "", *_quantity_parts(quantity)]
         claims += _as_claims(quantity)
-        numbers.append(_key_number(quantity, "closer to the true angle"))
+        numbers += _key_numbers(quantity, "closer to the true angle")
     if not parts:
         return Answer(Statement(("No comparison of this run is finished, so there is nothing to conclude yet.",)), ())
     first = parts[0]
@@ -208,7 +208,10 @@ def _quantity_parts(item: Comparison) -> list[Part]:
     ]
 
 
-def _key_number(item: Comparison, what: str) -> KeyNumber:
+def _key_numbers(item: Comparison, what: str) -> list[KeyNumber]:
+    """The number of a comparison; none where nothing could be compared."""
+    if item.by_seed is None:
+        return []
     better, worse = (item.second, item.first) if item.verdict == "behind" else (item.first, item.second)
     if item.verdict in ("ahead", "behind"):
         meaning = f"{'more ' if item.measure is ACCURACY else ''}{what} with {phrase(better)} than with {phrase(worse)}"
@@ -216,7 +219,7 @@ def _key_number(item: Comparison, what: str) -> KeyNumber:
         meaning = f"between {phrase(better)} and {phrase(worse)}: equal within {_margin(item.measure)}"
     else:
         meaning = f"between {phrase(better)} and {phrase(worse)}: not decided, {item.missing}"
-    return KeyNumber(item.text, meaning, item)
+    return [KeyNumber(item.text, meaning, item)]
 
 
 def _margin(measure: Measure) -> str:
@@ -259,16 +262,9 @@ def planned_statements(planned: Sequence[Comparison], task: TaskName) -> list[St
             )
         if item.verdict == "none":
             statements.append(
-                Statement(("Not compared with ", reference, ": ", mention(item.first), f". {_why(item)}"))
+                Statement(("Not compared with ", reference, ": ", mention(item.first), f"; {item.missing}."))
             )
     return statements
-
-
-def _why(item: Comparison) -> str:
-    for contender in (item.first, item.second):
-        if contender.diverged:
-            return f"It diverged from {contender.diverged} of {len(contender.runs)} seeds."
-    return "One seed has no spread, so nothing is claimed."
 
 
 def ranking_statement(ranking: Ranking, task: TaskName) -> Statement:
@@ -360,8 +356,12 @@ def gradient_statements(experiment: GradientExperiment | None) -> list[Statement
         )
         inside, shown = _between_the_extremes(curves)
         ending = (
-            f". {inside:,} of the {shown:,} images shown lie between the formula's two extremes: the rest of the "
-            "probability spread evenly over the wrong classes, or all of it on one."
+            "."
+            if not shown
+            else (
+                f". {inside:,} of the {shown:,} images shown lie between the formula's two extremes: the rest of the "
+                "probability spread evenly over the wrong classes, or all of it on one."
+            )
         )
         statements.append(Statement((opening, *measured, ending)))
     return statements

@@ -251,7 +251,7 @@ def test_diverged_runs_are_marked(written):
     text = Page(written("diverged").read_text(encoding="utf-8")).text
     assert "Some trainings diverged cross-entropy (digit, seed 1)" in text
     assert "diverged in 3 of 3" in text
-    assert "It diverged from 1 of 3 seeds" in text or "It diverged from 3 of 3 seeds" in text
+    assert "diverged from 1 of 3 seeds" in text or "diverged from 3 of 3 seeds" in text
 
 
 def test_failed_parity_is_loud(written):
