@@ -16,7 +16,7 @@ from training.measures import (
     contenders,
     main_measure,
 )
-from training.questions import TaskName
+from training.questions import HARDEST, TaskName
 from training.results import Results
 from training.sentences import phrase, recovered_text
 
@@ -164,6 +164,12 @@ class Advice:
     figure: str
 
 
+_HARDER_SITUATIONS: dict[TaskName, str] = {
+    "label-noise-40": "A category, and many labels are wrong",
+    "few-images-100": "A category, and few images",
+}
+
+
 def advise(results: Results, planned: Sequence[Comparison], rankings: Mapping[str, Ranking | None]) -> list[Advice]:
     """What to use when: one line for each situation that the run has a figure for."""
     digit = {item.description.name: item for item in contenders(results, "digit") if item.runs}
@@ -199,6 +205,18 @@ def advise(results: Results, planned: Sequence[Comparison], rankings: Mapping[st
                 f"{_lead(ranking, angle.get(('regression-mse', 'direct')))}",
             )
         )
+    for task, situation in _HARDER_SITUATIONS.items():
+        ranking = rankings.get(task)
+        if ranking is not None and ranking.others:
+            among = {item.description.name: item for item in contenders(results, task) if item.runs}
+            lines.append(
+                Advice(
+                    situation,
+                    _head_and_loss(ranking.best),
+                    f"accuracy {ACCURACY.value(ranking.best.summary(ACCURACY))} {HARDEST[task]}; "
+                    f"{_lead(ranking, among.get('cross-entropy'))}",
+                )
+            )
     if results.recovery_experiment is not None:
         curves = results.recovery_experiment.curves
         told = [

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from training.comparisons import Comparison, Ranking, compare, planned_comparisons, rank
-from training.experiments import RECOVERY_IMAGES
+from training.experiments import recovery_stride
 from training.figures import draw_figures
 from training.figures.drawing import Palette
 from training.figures.tasks import confusion_contender, confusion_counts, residual_counts
@@ -114,6 +114,7 @@ def write_report(results: Results, run_directory: Path) -> Path:
         setting=_setting(results),
         machine=_machine(results),
         tables=[_table(results, task) for task in tasks],
+        tasks=tasks,
         extra_tasks=[task for task in tasks if task not in ("digit", "angle")],
         tuning=results.tuning,
         parity=[(record, holds(record)) for record in results.parity],
@@ -481,9 +482,10 @@ def _captions(results: Results) -> dict[str, str]:
             captions[f"confusion-{head}"] = _confusion_sentence(contender)
     experiment = results.recovery_experiment
     if experiment:
+        every = recovery_stride(results.test_images)
         captions["recovery-accuracy"] = (
             f"Every network was pushed to answer {experiment.wrong_class} with a margin of {experiment.margin:g} and "
-            f"then trained; accuracy on the first {min(results.test_images, RECOVERY_IMAGES):,} test images. Thick: "
+            f"then trained; accuracy on {-(-results.test_images // every):,} test images. Thick: "
             "mean over seeds; thin: each seed. A flat line is a network that does not get away from its mistake."
         )
     return captions

@@ -41,7 +41,7 @@ from training.results import (
     Results,
     write_results,
 )
-from training.tasks import Task, TaskData, build_task, digit_data, digit_task, task_data
+from training.tasks import Task, TaskData, build_task, digit_data, digit_task, images_per_epoch, task_data
 from training.workers import Workers, default_workers
 
 LogEpoch = Callable[[EpochRecord], None]
@@ -445,13 +445,13 @@ class Study:
         )
 
     def _remaining_steps(self) -> int:
-        """The updates that are ahead, of all networks together, as if every task had as many images as the digits."""
+        """The updates that are ahead, of all networks together."""
         digits = 0 if self._digits is None else len(self._digits.train_images)
-        epochs = sum(
-            self.config.epochs_for(key[0]) - (len(self._runs[key].epochs) if key in self._runs else 0)
-            for key in self._keys()
-        )
-        steps = epochs * -(-digits // self.config.batch_size)
+        steps = 0
+        for key in self._keys():
+            done = len(self._runs[key].epochs) if key in self._runs else 0
+            steps_per_epoch = -(-images_per_epoch(key[0], digits) // self.config.batch_size)
+            steps += (self.config.epochs_for(key[0]) - done) * steps_per_epoch
         steps += sum(len(seeds) for _, seeds in self._recovery_stacks()) * self.config.recovery_steps
         return steps + (len(self._parity_keys()) - len(self._parity)) * self.config.parity_steps
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from training.comparisons import Comparison, Ranking
 from training.figures.drawing import INK, WIDTH, Palette
 from training.measures import Contender
-from training.questions import TaskName
+from training.questions import HARDEST, TaskName
 
 _MOST_ROWS = 9
 
@@ -20,7 +20,9 @@ _ANSWERED: dict[TaskName, str] = {"digit": "points fewer digits read right", "an
 
 def heads_by_losses(rankings: Mapping[str, Ranking | None], palette: Palette) -> tuple[Figure, str] | None:
     """Heads by losses, each with its distance to the best of its task: the picture of the first screen."""
-    panels = [(ranking, unit) for task, unit in _ANSWERED.items() if (ranking := rankings.get(task)) and ranking.others]
+    harder = {task: f"points fewer digits read right\n{condition}" for task, condition in HARDEST.items()}
+    units = _ANSWERED if _ANSWERED.keys() & rankings.keys() else harder
+    panels = [(ranking, unit) for task, unit in units.items() if (ranking := rankings.get(task)) and ranking.others]
     if not panels:
         return None
     rows = [len(_shown(ranking)) for ranking, _ in panels]

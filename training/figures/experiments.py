@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from training.figures.drawing import (
     INK,
@@ -225,7 +225,7 @@ def conditions(results: Results, question: Question, palette: Palette) -> tuple[
             capsize=3,
             label=points[0][1].description.title,
         )
-        errors += means
+        errors += [*means, *(np.array(means) - spread[0]), *(np.array(means) + spread[1])]
         told.append(
             f"{points[0][1].description.title}: "
             + ", ".join(f"{percent(float(f'{m:.3g}'))} at {x:g}" for (x, _), m in zip(summaries, means, strict=True))
@@ -259,14 +259,14 @@ def calibration(results: Results, palette: Palette) -> tuple[Figure, str] | None
         axes.plot([before], [y], color=color, marker=marker, markersize=7, markerfacecolor=PAPER, linestyle="none")
         axes.plot([after], [y], color=color, marker=marker, markersize=7, linestyle="none")
         axes.annotate(
-            f"{item.description.title} (T = {chosen:.2f})", (0, y + 0.2), xycoords=("axes fraction", "data"), fontsize=9
+            f"{item.short} (T = {chosen:.2f})", (0.01, y + 0.2), xycoords=("axes fraction", "data"), fontsize=9
         )
-        told.append(f"{item.description.title}: {percent(float(f'{before:.2g}'))} to {percent(float(f'{after:.2g}'))}")
+        numbers = " to ".join(percent(float(f"{error:.2g}")) for error in (before, after))
+        axes.annotate(numbers, (1, y + 0.2), xycoords=("axes fraction", "data"), fontsize=9, ha="right")
+        told.append(f"{item.description.title}: {numbers}")
     axes.set_ylim(-0.5, len(rows) - 0.1)
     axes.set_yticks([])
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(percent))
+    format_error_axis(axes, "x", "digit", [error for _, *errors, _ in rows for error in errors])
     axes.set_title("Does one number put the probabilities right?")
     axes.set_xlabel(f"{CALIBRATION_ERROR.name}; hollow: as trained, filled: outputs divided by T")
     return figure, "Calibration error before and after temperature scaling. " + "; ".join(told) + "."
