@@ -12,6 +12,7 @@ import pytest
 from training.compare import main
 from training.config import read_config
 from training.data import FILES
+from training.measures import ACCURACY, CALIBRATION_ERROR, ROOT_MEAN_SQUARED_ERROR, contenders
 from training.results import Results, read_results
 
 from .conftest import without_times
@@ -306,10 +307,17 @@ def test_numbers_fit_a_narrow_terminal(results: Results) -> None:
 
     from training.table import print_table
 
-    for width in (40, 50, 80):
+    for width in (40, 50, 80, 120):
         screen = StringIO()
         print_table(results, Console(file=screen, width=width))
         lines = screen.getvalue().splitlines()
         assert max(map(len, lines)) <= width
+        # Nothing is cut off: every number of every objective is there to its last letter.
+        words = " ".join(screen.getvalue().replace("\N{NO-BREAK SPACE}", " ").split())
+        for item in contenders(results, "digit"):
+            for measure in (ACCURACY, ROOT_MEAN_SQUARED_ERROR, CALIBRATION_ERROR):
+                if item.summary(measure).values:
+                    text = " ".join(measure.format(item.summary(measure)).replace("\N{NO-BREAK SPACE}", " ").split())
+                    assert text in words, (width, text)
         for name in OBJECTIVES["digit"]:
             assert any(line.strip().startswith(name) for line in lines), (width, name)
