@@ -65,9 +65,8 @@ def test_equals_one_process(processes: int, names: tuple[str, ...], tmp_path: Pa
     assert all(process.returncode == 0 for process in started), errors
 
 
-@pytest.mark.parametrize(
-    ("name", "processes"), [("classes.py", 2), pytest.param("rows_and_classes.py", 4, marks=thorough)]
-)
+@thorough
+@pytest.mark.parametrize(("name", "processes"), [("classes.py", 2), ("rows_and_classes.py", 4)])
 def test_programs_of_the_docs(name: str, processes: int, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/distributed.md").read_text(encoding="utf-8"), re.DOTALL)
     (program,) = (block for block in blocks if block.startswith(f"# {name}"))
