@@ -560,6 +560,7 @@ class TestThreadsAndProcesses:
             """
         )
 
+    @pytest.mark.thorough
     def test_data_parallel(self, tmp_path: Path) -> None:
         """Two processes with half of the batch each have the gradients of one with all of it."""
         script = """

@@ -66,6 +66,7 @@ def test_make_docs_runs_what_is_tested_here() -> None:
     assert "-m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs" in makefile
 
 
+@pytest.mark.thorough
 def test_a_warning_is_an_error(tmp_path: Path) -> None:
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("reference", "*.md", "images"))
     (tmp_path / "docs" / "index.md").write_text("# Page\n\n[nowhere](nowhere.md)\n", encoding="utf-8")

@@ -311,6 +311,7 @@ class TestInstalled:
         code = "from torchlosses import kernels; kernels.use('native').__enter__(); print(kernels.INSTRUCTION_SET)"
         assert run_in(tmp_path, site, code).split() != ["None"]
 
+    @pytest.mark.thorough
     def test_every_module_can_be_imported(self, site: Path, tmp_path: Path) -> None:
         code = """
 import importlib, pkgutil, torchlosses
@@ -337,6 +338,7 @@ print("done")
 """
         assert run_in(tmp_path, site, code).strip().endswith("done")
 
+    @pytest.mark.thorough
     def test_trains_without_the_checkout(self, site: Path, tmp_path: Path) -> None:
         code = """
 import torch, torchlosses

@@ -133,6 +133,7 @@ def test_committed_page_claims_no_card_that_is_not_in_its_figures() -> None:
     assert card is None or card["card"] in page
 
 
+@pytest.mark.thorough
 def test_a_loss_is_audited_on_the_device_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU stands for a card."""
     subject = next(subject for subject in SUBJECTS if subject.name == "torch.nn.MSELoss")

@@ -486,10 +486,15 @@ class TestDevice:
 
 
 class TestLanguageModelling:
-    @pytest.mark.parametrize("skip", [["derivatives"], pytest.param([], marks=pytest.mark.thorough)])
-    def test_a_sound_loss(self, skip: list[str]) -> None:
+    PART = (
+        *("values.float16", "values.float16_range", "values.confident_tail", "laws.labels_are_shifted", "errors"),
+        *("laws.ignored_row_may_hold_anything", "laws.reductions_agree", "transforms.per_sample_gradients"),
+    )
+
+    @pytest.mark.parametrize("only", [PART, pytest.param(None, marks=pytest.mark.thorough)])
+    def test_a_sound_loss(self, only: tuple[str, ...] | None) -> None:
         """What fails is what fails of torch's cross-entropy on any rows."""
-        report = check_loss(next_token(F.cross_entropy), kind="language modelling", skip=skip)
+        report = check_loss(next_token(F.cross_entropy), kind="language modelling", only=only)
         found = {result.check for result in report.failures}
         assert found == {
             "values.float16",

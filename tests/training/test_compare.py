@@ -102,6 +102,7 @@ def test_the_options_are_kept(tiny_run: Path, results: Results) -> None:
     assert "--batch-size 10" in results.command
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("no_report")
 def test_the_builtin_losses_give_the_same_study(
     tiny_arguments: tuple[str, ...], results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
