@@ -24,7 +24,15 @@ import torchlosses.functional as F
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-WITH_FORMULAS = ("mse", "cross_entropy", "linear_cross_entropy", "linear_kl_div", "cee", "normalizer", "reference/losses")
+WITH_FORMULAS = (
+    "mse",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "linear_kl_div",
+    "cee",
+    "normalizer",
+    "reference/losses",
+)
 
 pytest.importorskip("sphinx", reason="the site is built by the extra 'docs'")
 pytest.importorskip("myst_parser", reason="the site is built by the extra 'docs'")
