@@ -779,19 +779,19 @@ class TestModes:
         tensors, logits = student(), normal(3, ROWS, CLASSES, seed=9)
         x = normal(3, ROWS, FEATURES, seed=8)
         pair = logits.log_softmax(-1).topk(K, -1)
-        for given in (lambda i: {"teacher_logits": logits[i]}, lambda i: {"teacher_top_k": (pair[0][i], pair[1][i])}):
+        rows: tuple[Any, ...]
+        for rows in ((logits,), (pair.values, pair.indices)):
 
-            def one(x: Tensor, *teacher: Tensor) -> Tensor:
-                named: dict[str, Any] = (
-                    {"teacher_logits": teacher[0]} if len(teacher) == 1 else {"teacher_top_k": teacher}
-                )
-                return linear_kl_div(x, tensors["student_weight"], **named)
+            def given(*teacher: Any) -> dict[str, Any]:
+                return {"teacher_logits": teacher[0]} if len(teacher) == 1 else {"teacher_top_k": teacher}
 
-            rows = (logits,) if "teacher_logits" in given(0) else tuple(pair)
+            def one(x: Tensor, *teacher: Any, given: Any = given) -> Tensor:
+                return linear_kl_div(x, tensors["student_weight"], **given(*teacher))
+
             found = torch.func.vmap(torch.func.grad_and_value(one))(x, *rows)
             for i in range(3):
                 leaf = x[i].clone().requires_grad_()
-                truth = textbook(leaf, tensors["student_weight"], **given(i))
+                truth = textbook(leaf, tensors["student_weight"], **given(*(of_rows[i] for of_rows in rows)))
                 assert_close(found[1][i], truth)
                 assert_close(found[0][i], torch.autograd.grad(truth, leaf)[0])
 
