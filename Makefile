@@ -7,6 +7,8 @@ ARGS ?=
 
 ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
+# Neighbouring tests share compiled graphs, built wheels and audits, so each process takes a run of them.
+IN_TWO := --numprocesses 2 --dist worksteal
 READY := $(ENVIRONMENT)/.ready
 
 .PHONY: compare setup test test-all test-large test-torch test-gpu sanitize-gpu bench-gpu sweep-transformers sanitize integrations lint docs wheel headers bench report-card example-lm clean
@@ -17,11 +19,11 @@ compare: $(READY)
 setup: $(READY)
 
 test: $(READY)
-	$(RUN) -m pytest --numprocesses 2 -m "not large and not thorough" $(ARGS)
+	$(RUN) -m pytest $(IN_TWO) -m "not large and not thorough" $(ARGS)
 
-# Whole grids where `make test` runs a part, and CONTRIBUTING.md as a newcomer walks it.
+# Whole grids where `make test` runs a part: CONTRIBUTING.md says which.
 test-all: $(READY)
-	$(RUN) -m pytest --numprocesses 2 -m "not large" $(ARGS)
+	$(RUN) -m pytest $(IN_TWO) -m "not large" $(ARGS)
 
 # More than 2^31 elements: 12 GiB of memory.
 test-large: $(READY)
@@ -38,7 +40,7 @@ test-torch: $(READY)
 	$(TORCH_ENVIRONMENT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(TORCH_ENVIRONMENT)/constraints.txt \
 	  "torch==$(VERSION)" numpy setuptools expecttest hypothesis mpmath pytest pytest-xdist
 	$(TORCH_ENVIRONMENT)/bin/python -m torchlosses.kernels
-	$(TORCH_ENVIRONMENT)/bin/python -m pytest --numprocesses 2 -m "not large and not thorough" $(TORCH_TESTS) $(ARGS)
+	$(TORCH_ENVIRONMENT)/bin/python -m pytest $(IN_TWO) -m "not large and not thorough" $(TORCH_TESTS) $(ARGS)
 
 # The tests of the compiled operators, with every access to memory and every undefined operation watched.
 SANITIZED := build/sanitize/library
@@ -74,6 +76,7 @@ bench-gpu: $(READY)
 # Every causal language model of Transformers, tiny, with lazy logits: the table of docs/language_models.md.
 sweep-transformers: $(READY) $(ENVIRONMENT)/.transformers
 	$(RUN) -m benchmarks.transformers_sweep $(ARGS)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.report)
 
 lint: $(READY)
 	$(RUN) -m ruff check .
@@ -108,6 +111,9 @@ headers: $(READY)
 
 bench: $(READY)
 	$(RUN) -m benchmarks.run $(ARGS)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.curves)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.arguments)
+	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.import_time)
 	$(if $(strip $(ARGS)),,$(RUN) -m benchmarks.report)
 
 example-lm: $(READY)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 import pytest
+
+# For the processes that tests start: several of them run at once, and small tensors gain nothing from threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 collect_ignore = []
 if find_spec("transformers") is None or find_spec("peft") is None or find_spec("accelerate") is None:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from benchmarks.curves import CLASSES, DRAWN, FEATURES, LOSSES, ROWS
 from benchmarks.goals import GOALS
 from benchmarks.lookup import Lookup, Subject
 from benchmarks.results import Results
@@ -17,22 +18,19 @@ from training.figures import COLORS, DOTS_PER_INCH, INK, STYLE
 from training.files import atomic_path
 
 WIDTH = 7.2
-CURVE_ROWS = 1024
-CURVE_CLASSES = 1000
-LINEAR_CURVE = (256, 512)  # rows, features
+LARGE = (1024, 32000)
 _LOOK = {
     "native": (COLORS[0], "o"),
     "inplace": (COLORS[2], "^"),
     "eager": (COLORS[3], "D"),
     "torch": (COLORS[5], "s"),
     "compiled": (COLORS[1], "v"),
-    "clone": (INK, ""),
+    "copy": (INK, ""),
     "products": (INK, ""),
     "chunked": (COLORS[4], "P"),
 }
-_LIMITS = ("clone", "products")
+_LIMITS = ("copy", "products")
 _OTHER_LOOK = (INK, "x")
-_FEWEST_POINTS = 3
 
 
 def draw_figures(results: Results, folder: Path) -> list[Path]:
@@ -40,9 +38,6 @@ def draw_figures(results: Results, folder: Path) -> list[Path]:
     lookup = Lookup(results)
     planned: dict[str, Callable[[Lookup], Figure | None]] = {
         "benchmark-speed": _speed,
-        "benchmark-classes": lambda found: _curve(found, "cross_entropy", (CURVE_ROWS, None)),
-        "benchmark-rows": lambda found: _curve(found, "cross_entropy", (None, CURVE_CLASSES)),
-        "benchmark-linear": lambda found: _curve(found, "linear_cross_entropy", (*LINEAR_CURVE, None)),
         "benchmark-memory": _memory,
     }
     written = []
@@ -102,55 +97,71 @@ def _plain_ticks(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _curve(lookup: Lookup, loss: str, shape: tuple[int | None, ...]) -> Figure | None:
-    """The time along the one dimension of `shape` that is left open, with the quartiles as a band."""
-    along = shape.index(None)
-    subjects = sorted(
-        (
-            subject
-            for subject in lookup.timed("all")
-            if subject.loss == loss
-            and subject.dtype == "float32"
-            and subject.passes == "forward+backward"
-            and len(subject.shape) == len(shape)
-            and all(fixed in (None, extent) for fixed, extent in zip(shape, subject.shape, strict=True))
-        ),
-        key=lambda subject: subject.shape[along],
-    )
-    if len(subjects) < _FEWEST_POINTS:
+def draw_growth(results: Results, folder: Path) -> list[Path]:
+    """Draw how the time of each loss grows, and return the files."""
+    lookup = Lookup(results)
+    written = []
+    with mpl.rc_context(STYLE):
+        for loss in LOSSES:
+            figure = _growth(lookup, loss)
+            if figure is not None:
+                written.append(folder / growth_name(loss))
+                with atomic_path(written[-1]) as path:
+                    figure.savefig(path, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return written
+
+
+def growth_name(loss: str) -> str:
+    """The file of a loss's picture."""
+    return f"growth-{loss}.png"
+
+
+def _growth(lookup: Lookup, loss: str) -> Figure | None:
+    """The time by the number of classes and by the number of rows, with the quartiles as a band."""
+    subjects = [subject for subject in lookup.timed("all") if subject.loss == loss]
+    by_classes = [subject for subject in subjects if subject.shape[0] == ROWS]
+    by_rows = [subject for subject in subjects if subject.shape[-1] == CLASSES]
+    if not by_classes and not by_rows:
         return None
-    figure, axes = _new_figure(4.2)
-    for name in ("torch", "chunked", "compiled", "eager", "native", "clone", "products"):
-        _draw_curve(lookup, axes, subjects, name, along)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", " ")))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_locator(NullLocator())
-    names = ("rows", "features", "classes") if loss == "linear_cross_entropy" else ("rows", "classes")
-    axes.set_xlabel(names[along])
-    axes.set_ylabel("milliseconds a call")
-    fixed = ", ".join(f"{extent} {name}" for extent, name in zip(shape, names, strict=True) if extent is not None)
-    axes.set_title(f"{loss}, forward and backward, {fixed}, float32")
-    axes.legend(loc="upper left")
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    columns = "classes" if loss in ("cross_entropy", "cee_loss", "linear_cross_entropy") else "columns"
+    for axes, along, some, title in (
+        (left, -1, by_classes, f"{columns}, at {ROWS} rows"),
+        (right, 0, by_rows, f"rows, at {CLASSES} {columns}"),
+    ):
+        for name in DRAWN:
+            _draw_growth(lookup, axes, sorted(some, key=lambda subject: subject.shape[along]), name, along)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
+        axes.set_xlabel(title)
+    left.set_ylabel("milliseconds a call")
+    features = f", {FEATURES} features" if loss == "linear_cross_entropy" else ""
+    figure.suptitle(f"{loss}, forward and backward, float32{features}", fontsize="medium")
+    handles, labels = (left if by_classes else right).get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 
-def _draw_curve(lookup: Lookup, axes: Axes, subjects: list[Subject], name: str, along: int) -> None:
+def _short(value: float) -> str:
+    return f"{value:g}" if value < 1000 else f"{value / 1000:g}k"
+
+
+def _draw_growth(lookup: Lookup, axes: Axes, subjects: list[Subject], name: str, along: int) -> None:
     timings = [timing for subject in subjects if (timing := lookup.timing("all", subject, name)) is not None]
     if not timings:
         return
     places = [timing.shape[along] for timing in timings]
     color, marker = _LOOK[name]
-    line = "--" if name in _LIMITS else "-"
-    title = _title(lookup, name)
-    medians = [timing.median * 1e3 for timing in timings]
-    axes.plot(places, medians, color=color, marker=marker, markersize=6, linestyle=line, label=title)
-    low, high = (
-        [value * 1e3 for value in (getattr(timing, edge) for timing in timings)]
-        for edge in ("lower_quartile", "upper_quartile")
+    medians, low, high = (
+        [getattr(timing, edge) * 1e3 for timing in timings] for edge in ("median", "lower_quartile", "upper_quartile")
     )
+    line, title = "--" if name in _LIMITS else "-", _title(lookup, name)
+    axes.plot(places, medians, color=color, marker=marker, markersize=5, linestyle=line, label=title)
     axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
 
 
@@ -159,7 +170,7 @@ def _memory(lookup: Lookup) -> Figure | None:
     subjects = [
         subject
         for subject in lookup.weighed()
-        if subject.loss == "cross_entropy" and subject.dtype == "float32" and subject.shape == (CURVE_ROWS, 32000)
+        if subject.loss == "cross_entropy" and subject.dtype == "float32" and subject.shape == LARGE
     ]
     if not subjects:
         return None
@@ -178,7 +189,7 @@ def _memory(lookup: Lookup) -> Figure | None:
     axes.grid(visible=False, axis="y")
     axes.set_xlim(right=max(units for _, _, units, _ in rows) * 1.12 + 0.05)
     axes.set_xlabel("peak extra memory, in tensors of the size of the logits")
-    axes.set_title(f"cross_entropy {CURVE_ROWS}×32000, float32")
+    axes.set_title(f"cross_entropy {LARGE[0]}×{LARGE[1]}, float32")
     return figure
 
 

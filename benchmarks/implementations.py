@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 import torchlosses
 from benchmarks.cases import BOTH, TOGETHER, Case
-from benchmarks.problems import PROBLEMS
+from benchmarks.problems import PROBLEMS, gradient_along_a_direction
 from benchmarks.results import Passes
 from torchlosses import kernels
 
@@ -60,7 +60,7 @@ class Implementation:
     def serves(self, case: Case, passes: Passes) -> bool:
         """Whether it can be measured on this."""
         available = self.backend is None or self.backend in kernels.available()
-        asked = case.loss in self.losses and passes in self.passes and self.name not in case.without
+        asked = case.loss in self.losses and passes in self.passes and case.asks_for(self.name)
         return asked and available
 
     def around(self) -> AbstractContextManager[object]:
@@ -115,7 +115,8 @@ class Limit:
 
     def serves(self, case: Case) -> bool:
         """Whether it says something about this: of a large input, a step that does not depend on the size does not."""
-        return case.loss in self.losses and (self.largest is None or math.prod(case.shape) <= self.largest)
+        fits = self.largest is None or math.prod(case.shape) <= self.largest
+        return case.loss in self.losses and fits and case.asks_for(self.name)
 
 
 def _exp_in_place(input: Tensor, *_: Tensor) -> Call:
@@ -168,12 +169,18 @@ def _three_products(input: Tensor, linear_weight: Tensor, target: Tensor) -> Cal
     return Call(run)
 
 
-OURS = {loss: getattr(torchlosses, loss) for loss in PROBLEMS}
+HESSIAN = "cross_entropy_hessian"
+OURS = {
+    loss: gradient_along_a_direction(torchlosses.cross_entropy) if loss == HESSIAN else getattr(torchlosses, loss)
+    for loss in PROBLEMS
+}
 # In a linear loss the products take the time, whatever runs beside them.
 WITHOUT_PRODUCTS = {name: loss for name, loss in OURS.items() if name != "linear_cross_entropy"}
 CHUNKED = {"linear_cross_entropy": partial(F.linear_cross_entropy, options=nn.LinearCrossEntropyOptions())}
 IN_PLACE = {"cross_entropy": partial(torchlosses.cross_entropy, inplace_backward=True)}
 BUILTIN = {loss: problem.builtin for loss, problem in PROBLEMS.items()}
+# What AOTAutograd compiles has one derivative.
+COMPILED = {loss: builtin for loss, builtin in BUILTIN.items() if loss != HESSIAN}
 
 IMPLEMENTATIONS = (
     Implementation("native", "torchlosses", OURS, backend="native"),
@@ -181,11 +188,12 @@ IMPLEMENTATIONS = (
     Implementation("eager", "torchlosses, eager backend", WITHOUT_PRODUCTS, backend="eager"),
     Implementation("torch", "torch", BUILTIN),
     Implementation("chunked", "torch, chunked", CHUNKED),
-    Implementation("compiled", "torch.compile", BUILTIN, compiled=True),
+    Implementation("compiled", "torch.compile", COMPILED, compiled=True),
 )
 
 CLASSIFICATION = ("cross_entropy", "cee_loss")
-EVERY = (*CLASSIFICATION, "mse_loss")
+OF_PAIRS = ("mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits")
+EVERY = (*CLASSIFICATION, *OF_PAIRS)
 
 LIMITS = (
     Limit("clone", "`input.clone()`", EVERY, lambda x, *_: Call(x.clone)),
@@ -200,7 +208,7 @@ LIMITS = (
     Limit(
         "dot",
         "`torch.dot(input, target)`",
-        ("mse_loss",),
+        OF_PAIRS,
         lambda x, target: Call(partial(torch.dot, x.flatten(), target.flatten())),
     ),
     Limit("read", "`torch.dot(input, input)`", EVERY, _read),

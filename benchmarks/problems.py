@@ -72,9 +72,37 @@ def linear_then_cross_entropy(input: Tensor, linear_weight: Tensor, target: Tens
     return F.cross_entropy(F.linear(input, linear_weight), target)
 
 
+def _logits_and_labels(shape: tuple[int, ...], dtype: torch.dtype, generator: Generator) -> tuple[Tensor, Tensor]:
+    logits = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    return logits, torch.randint(2, shape, generator=generator).to(dtype)
+
+
+def _logits_indices_and_direction(
+    shape: tuple[int, ...], dtype: torch.dtype, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    logits, indices = _logits_and_indices(shape, dtype, generator)
+    return logits, indices, torch.randn(shape, generator=generator).to(dtype)
+
+
+def gradient_along_a_direction(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The derivative of a loss along a direction; the gradient of that is a Hessian-vector product."""
+
+    def along(input: Tensor, target: Tensor, direction: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(loss(input, target), input, create_graph=True)
+        return torch.sum(gradient * direction)
+
+    return along
+
+
 PROBLEMS = {
     "cross_entropy": Problem(_logits_and_indices, F.cross_entropy),
+    "cross_entropy_hessian": Problem(
+        _logits_indices_and_direction, gradient_along_a_direction(F.cross_entropy), terms=lambda shape: shape[1]
+    ),
     "mse_loss": Problem(_predictions_and_values, F.mse_loss),
+    "huber_loss": Problem(_predictions_and_values, F.huber_loss),
+    "smooth_l1_loss": Problem(_predictions_and_values, F.smooth_l1_loss),
+    "binary_cross_entropy_with_logits": Problem(_logits_and_labels, F.binary_cross_entropy_with_logits),
     "cee_loss": Problem(_probabilities_and_indices, textbook_cross_entropy_error),
     "linear_cross_entropy": Problem(
         _features_and_weights,

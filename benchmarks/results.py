@@ -6,7 +6,7 @@ Times are in seconds a call, memory in bytes. The worker fills these records, th
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -114,19 +114,48 @@ class Results(Record):
         return self.implementations.get(name) or self.limits.get(name, name)
 
 
-def write_results(results: Results, path: Path) -> None:
+class ImportTimes(Record):
+    """Seconds that `import torch` took in each of some processes, and `import torchlosses` behind it."""
+
+    started: str
+    command: str
+    environment: Environment
+    torch: list[float]
+    torchlosses: list[float]
+
+
+class TrainingCurves(Record):
+    """The loss of each step of `examples.language_model`: trained plainly, lean, and lean without the normaliser."""
+
+    started: str
+    command: str
+    torch_version: str
+    plain: list[float]
+    lean: list[float]
+    naive: list[float]
+
+
+Kind = TypeVar("Kind", bound=Record)
+
+
+def write_results(results: Record, path: Path) -> None:
     """Write `results` so that `path` never holds half a file."""
     write_text_atomically(path, results.model_dump_json(indent=1) + "\n")
 
 
 def read_results(path: Path) -> Results:
+    """Read and check what `python -m benchmarks.run` wrote; see `read_record`."""
+    return read_record(path, Results)
+
+
+def read_record(path: Path, kind: type[Kind]) -> Kind:
     """Read and check what `write_results` wrote.
 
     Raises:
         BenchmarkError: The file is missing or holds something else; the message names the first field that is wrong.
     """
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BenchmarkError(
             f"{path} cannot be read ({error.strerror}); `python -m benchmarks.run` writes results"

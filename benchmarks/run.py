@@ -31,6 +31,9 @@ PROGRAM = "python -m benchmarks.run"
 FOLDER = Path(__file__).parent / "results"
 FULL = FOLDER / "full.json"
 QUICK = FOLDER / "quick.json"
+# What the other commands write.
+CURVES, IMPORT_TIME, ARGUMENTS = (FOLDER / f"{name}.json" for name in ("curves", "import_time", "arguments"))
+NORMALIZER, TRANSFORMERS = FOLDER / "normalizer.json", FOLDER / "transformers.json"
 USAGE_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
 _QUICK_SECONDS = 0.2
@@ -45,7 +48,7 @@ SettingName = Literal["all", "single", "pages"]
 class Options:
     """Measure the losses beside torch's and beside the limits of the machine, and write the results as JSON.
 
-    Everything takes about 15 minutes on two cores, on a machine that does nothing else. Start with --quick for a first
+    Everything takes about 7 minutes on two cores, on a machine that does nothing else. Start with --quick for a first
     look.
     """
 
@@ -55,7 +58,7 @@ class Options:
     """Only these losses."""
     settings: tuple[SettingName, ...] = ("all", "single", "pages")
     """Only these settings: all threads, a single one, all with huge pages for every allocation; all with --quick."""
-    seconds: Annotated[float, tyro.conf.arg(help_behavior_hint="(default: 2; 0.2 with --quick)")] = 2.0
+    seconds: Annotated[float, tyro.conf.arg(help_behavior_hint="(default: 1; 0.2 with --quick)")] = 1.0
     """How long to take times of one case; large inputs get 5 to 7 rounds, however long they take."""
     memory: bool = True
     """Whether to measure the peak memory too."""
@@ -123,7 +126,7 @@ def measure(cases: Sequence[Case], options: Options, command: str, console: Cons
     with bar:
         task = bar.add_task("measuring", total=sum(len(case.passes) for job in jobs for case in job.cases))
         for job in jobs:
-            for step in _steps(job):
+            for step in run_job(job):
                 timings += step.timings
                 peaks += step.memory
                 bar.advance(task)
@@ -142,7 +145,7 @@ def measure(cases: Sequence[Case], options: Options, command: str, console: Cons
     )
 
 
-def _steps(job: Job) -> Iterator[Step]:
+def run_job(job: Job) -> Iterator[Step]:
     """What a worker with this job finishes, as it finishes it."""
     from benchmarks.worker import JOB, Step
 

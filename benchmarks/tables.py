@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import SETTINGS
+from benchmarks.curves import LOSSES
+from benchmarks.figures import growth_name
 from benchmarks.goals import GOALS, MEMORY_GOALS, Goal, MemoryGoal, Reached
+from benchmarks.implementations import OF_PAIRS
 from benchmarks.lookup import Lookup, Subject
-from benchmarks.results import Results, Timing
+from benchmarks.results import ImportTimes, Results, Timing, TrainingCurves
 
 NOTHING = "—"
 MEGABYTE = 1e6
@@ -28,9 +32,9 @@ NEAREST_LIMIT = {
 # to fresh memory, which costs least in huge pages; that of a batch that fits the cache costs less than the calls.
 LEAST = {
     ("cross_entropy", "forward"): (("all", "read"),),
-    ("cross_entropy", "forward+backward"): (("all", "read"), ("pages", "clone")),
+    ("cross_entropy", "forward+backward"): (("pages", "clone"),),
     ("mse_loss", "forward"): (("all", "dot"),),
-    ("mse_loss", "forward+backward"): (("all", "dot"), ("all", "read"), ("pages", "clone")),
+    **dict.fromkeys(((loss, "forward+backward") for loss in OF_PAIRS), (("all", "read"), ("pages", "clone"))),
     ("linear_cross_entropy", "forward+backward"): (("all", "products"),),
 }
 LEAST_OF_SMALL = (("all", "function"),)
@@ -180,7 +184,7 @@ def _missed(lookup: Lookup) -> str:
 def _least(lookup: Lookup, goal: Goal) -> tuple[float | None, str]:
     """The time of the steps that the goal's case cannot do without, and their names."""
     subject = goal.subject
-    wanted = LEAST[subject.loss, subject.passes]
+    wanted = LEAST.get((subject.loss, subject.passes), ())
     if lookup.timing("all", subject, "function") is not None and subject.passes == "forward+backward":
         wanted = LEAST_OF_SMALL
     total, names = 0.0, []
@@ -194,7 +198,7 @@ def _least(lookup: Lookup, goal: Goal) -> tuple[float | None, str]:
             return None, ""
         total += found.median
         names.append(lookup.results.title(name) + (" in huge pages" if setting == "pages" else ""))
-    return total, " + ".join(names)
+    return (total or None), " + ".join(names)
 
 
 def _goal_title(goal: Goal, results: Results) -> str:
@@ -267,6 +271,57 @@ def _times(lookup: Lookup, setting: str) -> str:
         lookup.results.implementations,
         lambda subject, name: duration(lookup.timing(setting, subject, name), spread=True),
     )
+
+
+def arguments_table(results: Results) -> str:
+    """What a call holds beyond its inputs, by what is asked of it."""
+    lookup = Lookup(results)
+    rows = [
+        (
+            f"`{subject.loss}`",
+            *(
+                NOTHING if (peak := lookup.memory("all", subject, name)) is None else f"{peak.units:.1f}"
+                for name in ("native", "torch")
+            ),
+        )
+        for subject in lookup.weighed()
+    ]
+    shape = "×".join(map(str, lookup.weighed()[0].shape))
+    return _markdown((f"forward and backward, {shape} float32", "torchlosses", "torch"), rows)
+
+
+def growth(results: Results) -> str:
+    """The pictures of the losses that have any point, and what they were measured with."""
+    measured = {timing.loss for timing in results.timings}
+    pictures = [f"![Time of {loss} by its size](images/{growth_name(loss)})" for loss in LOSSES if loss in measured]
+    made = f"{results.started[:10]}, commit {(results.environment.commit or 'not known')[:12]}"
+    return "\n\n".join([*pictures, f"Measured with `{results.command}`, {made}, {results.settings[0].title}."])
+
+
+def import_table(found: ImportTimes) -> str:
+    """What an import costs, beside torch's own."""
+    rows = []
+    for name, samples in (("`import torch`", found.torch), ("`import torchlosses` after it", found.torchlosses)):
+        lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
+        rows.append((name, f"{median * 1e3:.0f} ms", f"{lower * 1e3:.0f} to {upper * 1e3:.0f} ms"))
+    made = f"{found.started[:10]}, commit {(found.environment.commit or 'not known')[:12]}"
+    table = _markdown(("", "median", "quartiles"), rows)
+    return f"{table}\n\n`{found.command}`, {made}, {len(found.torch)} processes one after the other."
+
+
+def training_curves_table(found: TrainingCurves) -> str:
+    """The loss of a training with and without the normaliser, beside that of one process."""
+    steps = len(found.plain)
+    shown = sorted({*range(0, steps, max(1, steps // 5)), steps - 1})
+    rows = []
+    for step in shown:
+        cells = [f"{step + 1}", f"{found.plain[step]:.9f}"]
+        for curve in (found.lean, found.naive):
+            difference = abs(found.plain[step] - curve[step])
+            cells += [f"{curve[step]:.9f}", "0" if difference == 0 else f"{difference:.1e}"]
+        rows.append(cells)
+    columns = ("step", "one process", "with `normalizer=`", "difference", "naive (`--naive`)", "difference")
+    return _markdown(columns, rows, left=0)
 
 
 def _limits(lookup: Lookup) -> str:

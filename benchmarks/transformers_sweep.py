@@ -1,6 +1,6 @@
 """`make sweep-transformers`: every causal language model of Transformers, tiny, with its own loss and with lazy logits.
 
-    python -m benchmarks.transformers_sweep                    # all; writes the table of docs/language_models.md
+    python -m benchmarks.transformers_sweep                    # all; writes benchmarks/results/transformers.json
     python -m benchmarks.transformers_sweep --only gemma       # those with this in their name; nothing is written
 
 A model of each type is made from its configuration, with every size small. Loss and gradients in training mode, loss
@@ -26,10 +26,12 @@ from rich.progress import track
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from benchmarks.report import fill
+from benchmarks.report import PROGRAM as REPORT
+from benchmarks.results import write_results
+from benchmarks.run import TRANSFORMERS
+from benchmarks.transformers_table import Model, Sweep
 from torchlosses.integrations.transformers import Explanation, apply, explain, remove
 
-PAGE = Path(__file__).parents[1] / "docs" / "language_models.md"
 TOLERANCE = 1e-5
 # Models of at least so many types must be built, or the sweep has lost its way.
 FEWEST = 140
@@ -228,38 +230,35 @@ def sweep(models: Iterable[tuple[type, type[nn.Module]]]) -> list[Comparison | S
     return results
 
 
-def table(results: list[Comparison | Skipped]) -> str:
-    """The document's part: what each model's loss is computed from."""
-    compared = [result for result in results if isinstance(result, Comparison)]
-    fused = sum(result.explanation.fused is True for result in compared)
-    lines = [
-        f"Transformers {transformers.__version__}: {len(compared)} types were built and agree, {fused} of them without "
-        f"logits. The largest difference of a loss is {max(result.loss for result in compared):.0e}, that of a "
-        f"gradient {max(result.gradient for result in compared):.0e}.",
-        "",
-        "| model | head | scale | soft cap | fused |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for result in compared:
+def record(results: list[Comparison | Skipped]) -> Sweep:
+    """What is stored of the results."""
+    models = []
+    for result in results:
+        if isinstance(result, Skipped):
+            continue
         explanation = result.explanation
         losses = explanation.losses[:1] if explanation.fused else ()
-        scale, cap = (losses[0].scale, losses[0].soft_cap) if losses else (1.0, None)
-        why = "yes" if explanation.fused else "; ".join(f"{name}: {why}" for name, why in explanation.fallbacks.items())
-        head = (explanation.head or "").split(" ")[0]
-        factor = "" if scale == 1.0 else f"{scale:.4g}"
-        lines.append(f"| {result.model} | `{head}` | {factor} | {'' if cap is None else f'{cap:g}'} | {why} |")
-    skipped = [result for result in results if isinstance(result, Skipped)]
-    if skipped:
-        lines += ["", "Not built tiny, or not run on words alone:", ""]
-        lines += [f"- {result.model}: {result.reason}" for result in skipped]
-    return "\n".join(lines)
+        models.append(
+            Model(
+                name=result.model,
+                head=(explanation.head or "").split(" ")[0],
+                scale=losses[0].scale if losses else 1.0,
+                soft_cap=losses[0].soft_cap if losses else None,
+                fallbacks=explanation.fallbacks,
+                loss=result.loss,
+                gradient=result.gradient,
+                logits=result.logits,
+            )
+        )
+    skipped = {result.model: result.reason for result in results if isinstance(result, Skipped)}
+    return Sweep(transformers=transformers.__version__, models=models, skipped=skipped)
 
 
 def main() -> int:
     """Run the command; 1 where a model does not agree, or too few could be built."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.transformers_sweep", description=__doc__)
     parser.add_argument("--only", metavar="PART", default="", help="models whose name holds this; nothing is written")
-    parser.add_argument("--output", type=Path, default=PAGE, metavar="FILE", help="the document with the table")
+    parser.add_argument("--output", type=Path, default=TRANSFORMERS, metavar="FILE", help="where to write")
     arguments = parser.parse_args()
 
     console = Console(stderr=True)
@@ -280,10 +279,8 @@ def main() -> int:
     if arguments.only or problems:
         console.print("Nothing was written.")
     else:
-        text = arguments.output.read_text(encoding="utf-8")
-        filled = fill(text, {"model-types": table(results)}, arguments.output.name)
-        arguments.output.write_text(filled, encoding="utf-8")
-        console.print(f"{len(compared)} models agree. Wrote the table of {arguments.output}.")
+        write_results(record(results), arguments.output)
+        console.print(f"{len(compared)} models agree. Wrote {arguments.output}; `{REPORT}` makes the table from it.")
     return 1 if problems else 0
 
 

@@ -12,7 +12,10 @@ from torchlosses import kernels
 
 # torch.func and torch.compile script some of torch's own functions when they are first used.
 TORCH_WARNINGS = (
-    r"ignore:`torch\.jit\.script` is deprecated\. Please switch to `torch\.compile` or `torch\.export`\.",
+    r"ignore:`torch\.jit\.script(_method)?` is deprecated\. Please switch to `torch\.compile` or `torch\.export`\.",
+    # torch 2.10, of the first profile and the first program loaded in a process.
+    r"ignore:Warning. Profiler clears events at the end of each cycle",
+    r"ignore:The given buffer is not writable:UserWarning:torch",
 )
 
 

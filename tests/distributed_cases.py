@@ -27,6 +27,8 @@ from torchlosses import (
     cross_entropy,
     huber_loss,
     linear_cross_entropy,
+    linear_log_probs,
+    log_probs,
     mse_loss,
     smooth_l1_loss,
 )
@@ -40,13 +42,14 @@ from torchlosses.distributed import (
 ROWS, FEATURES, CLASSES = 6, 3, 7
 
 
-def main(rank: int, processes: int, folder: str) -> None:
-    """Run every check, and leave behind what went wrong."""
+def main(rank: int, processes: int, folder: str, *names: str) -> None:
+    """Run every check, or those of these names, and leave behind what went wrong."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     try:
         for check in CHECKS:
-            check(rank, processes)
+            if not names or check.__name__ in names:
+                check(rank, processes)
     except BaseException:
         Path(folder, f"failure-{rank}").write_text(traceback.format_exc(), encoding="utf-8")
         sys.exit(1)
@@ -418,6 +421,12 @@ def compare_dtensors(function: Any, tensors: dict[str, Tensor], lie: dict[str, A
         assert_close(gathered(gradient), right, msg=lambda message, name=name: f"{function} {name} {lie}: {message}")
 
 
+def weighed_log_probs(input: Tensor, *, target: Tensor, **operands: Tensor) -> Tensor:
+    """Log-probability and entropy of each row, of logits or of a linear layer's."""
+    found = linear_log_probs(input, target=target, **operands) if operands else log_probs(input, target, dim=1)
+    return 2 * found.log_probability - 3 * found.entropy
+
+
 def check_every_loss_of_dtensors(rank: int, processes: int) -> None:
     """Rows and classes split over one dimension of a mesh or two, in every loss, evenly or not."""
     one, two = init_device_mesh("cpu", (processes,)), None
@@ -460,6 +469,10 @@ def check_every_loss_of_dtensors(rank: int, processes: int) -> None:
             for of_layer in each:
                 compare_dtensors(linear_cross_entropy, biased, {"input": lie, "linear_weight": of_layer}, mesh)
             compare_dtensors(linear_cross_entropy, layer, {"linear_weight": lie}, mesh, reduction="none")
+            of_logits = {"input": logits, "target": indices}
+            compare_dtensors(weighed_log_probs, of_logits, {"input": lie, "target": rows}, mesh)
+            compare_dtensors(weighed_log_probs, {"input": images, "target": of_images}, {"input": lie}, mesh)
+            compare_dtensors(weighed_log_probs, biased, {"input": lie, "linear_weight": each[0]}, mesh)
     if two is not None:
         # Rows split over one dimension and the classes of the layer over the other.
         lie = {"input": [Shard(0), Replicate()], "target": [Shard(0), Replicate()]}

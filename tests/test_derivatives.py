@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import torchlosses
 from tests.cases import CASES, CASES_WITH_BUILTIN, CLASSES, Case, identifier
+from tests.turns import in_turn
+from torchlosses import kernels
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -78,8 +81,14 @@ def _polynomial_mse(input: Tensor, target: Tensor, weight: Tensor | None = None,
     return squares.sum() / denominator if reduction == "mean" else squares.sum()
 
 
-@pytest.mark.parametrize("transform", NESTED.values(), ids=NESTED.keys())
-@pytest.mark.parametrize("case", _SCALAR, ids=identifier)
+@pytest.mark.parametrize(
+    ("each_backend", "case", "transform"),
+    in_turn(
+        kernels.available(),
+        {f"{case.name}-{name}": (case, NESTED[name]) for case, name in itertools.product(_SCALAR, NESTED)},
+    ),
+    indirect=["each_backend"],
+)
 def test_torch_func_equals_the_builtin(case: Case, transform) -> None:
     tensors = case.tensors()
     builtin = case.builtin if case.ours is not torchlosses.mse_loss else _polynomial_mse

@@ -29,15 +29,25 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import sys
 import tests.distributed_cases as cases
-cases.main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+cases.main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
 """
+thorough = pytest.mark.thorough
+# What is more with four: a mesh of two dimensions, and groups of several processes.
+OF_FOUR = ("check_every_loss_of_dtensors", "check_groups")
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 4])
-def test_equals_one_process(processes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("processes", "names"),
+    [
+        (2, ()),
+        (4, OF_FOUR),
+        *(pytest.param(count, (), marks=thorough, id=f"{count}-all") for count in (1, 3, 4)),
+    ],
+)
+def test_equals_one_process(processes: int, names: tuple[str, ...], tmp_path: Path) -> None:
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(processes), str(tmp_path)],
+            [sys.executable, "-c", SCRIPT, str(rank), str(processes), str(tmp_path), *names],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -55,7 +65,9 @@ def test_equals_one_process(processes: int, tmp_path: Path) -> None:
     assert all(process.returncode == 0 for process in started), errors
 
 
-@pytest.mark.parametrize(("name", "processes"), [("classes.py", 2), ("rows_and_classes.py", 4)])
+@pytest.mark.parametrize(
+    ("name", "processes"), [("classes.py", 2), pytest.param("rows_and_classes.py", 4, marks=thorough)]
+)
 def test_programs_of_the_docs(name: str, processes: int, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/distributed.md").read_text(encoding="utf-8"), re.DOTALL)
     (program,) = (block for block in blocks if block.startswith(f"# {name}"))

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torchlosses
 from tests.oracles import cross_entropy_denominator, cross_entropy_rows
+from tests.turns import in_turn
 from torchlosses import LinearCrossEntropyLoss, linear_cross_entropy
 from torchlosses.testing.checks.cost import peak_bytes
 
@@ -496,6 +497,16 @@ class TestStatistics:
         assert statistics.correct.any()
         assert not any(field.requires_grad for field in statistics)
 
+    @kinds
+    def test_the_z_loss_is_what_it_adds_to_the_loss(self, kind: str) -> None:
+        leaves = choose(tensors(kind), "linear_bias", "sample_weight")
+        options: dict[str, Any] = {"reduction": "none", "block_rows": BLOCK, "return_stats": True}
+        without, zeros = linear_cross_entropy(**leaves, **options)
+        found, statistics = linear_cross_entropy(**leaves, **options, z_loss=0.1)
+        assert_close(statistics.z_loss, (found - without).detach())
+        assert statistics.z_loss.any()
+        assert not zeros.z_loss.any()
+
     def test_shape_of_the_rows_and_rows_of_weight_0(self) -> None:
         leaves = choose(tensors(batch=(2, 3)))
         weight = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
@@ -680,15 +691,21 @@ def small(kind: str, *names: str) -> dict[str, Any]:
 
 
 class TestDerivatives:
-    @kinds
     @pytest.mark.parametrize(
-        ("reduction", "names", "options"),
-        [
-            ("mean", ("linear_bias",), {}),
-            ("sum", ("weight",), {"label_smoothing": 0.2, "z_loss": 0.1}),
-            ("none", ("sample_weight",), {"logit_softcap": 1.5}),
-            ("mean", ("weight", "sample_weight"), {"label_smoothing": 0.2, "z_loss": 0.1, "logit_softcap": 1.5}),
-        ],
+        ("kind", "reduction", "names", "options"),
+        in_turn(
+            ("index", "probability", "ignored"),
+            {
+                "bias": ("mean", ("linear_bias",), {}),
+                "weight": ("sum", ("weight",), {"label_smoothing": 0.2, "z_loss": 0.1}),
+                "sample_weight": ("none", ("sample_weight",), {"logit_softcap": 1.5}),
+                "all": (
+                    "mean",
+                    ("weight", "sample_weight"),
+                    {"label_smoothing": 0.2, "z_loss": 0.1, "logit_softcap": 1.5},
+                ),
+            },
+        ),
     )
     def test_gradcheck(self, kind: str, reduction: Any, names: tuple[str, ...], options: dict[str, Any]) -> None:
         leaves = small(kind, *names)
@@ -891,16 +908,17 @@ class TestGraph:
 
 class TestCompile:
     @pytest.mark.parametrize(
-        "options",
-        [
-            {},
-            {"reduction": "none", "logit_softcap": 2.0},
-            {"reduction": "sum", "return_stats": True, "z_loss": 0.1},
-        ],
-        ids=["mean", "none", "statistics"],
+        ("kind", "options"),
+        in_turn(
+            ("probability", "ignored"),
+            {
+                "mean": ({},),
+                "none": ({"reduction": "none", "logit_softcap": 2.0},),
+                "statistics": ({"reduction": "sum", "return_stats": True, "z_loss": 0.1},),
+            },
+        ),
     )
-    @pytest.mark.parametrize("kind", ["ignored", "probability"])
-    def test_one_graph(self, options: dict[str, Any], kind: str) -> None:
+    def test_one_graph(self, kind: str, options: dict[str, Any]) -> None:
         torch._dynamo.reset()
         leaves = choose(tensors(kind), "linear_bias", "sample_weight")
 
@@ -996,10 +1014,11 @@ class TestPrecision:
         for ours, theirs in zip(errors["ours"], errors["torch"], strict=True):
             assert ours <= theirs + unit
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-    def test_the_weight_gradient_is_summed_in_float32(self, dtype: torch.dtype) -> None:
+    @pytest.mark.parametrize(
+        ("dtype", "rows"), [(torch.bfloat16, 1024), pytest.param(torch.float16, 4096, marks=pytest.mark.thorough)]
+    )
+    def test_the_weight_gradient_is_summed_in_float32(self, dtype: torch.dtype, rows: int) -> None:
         """Many blocks of one row: in bfloat16, sums stop growing when a part is below half a unit in the last place."""
-        rows = 4096
         x = torch.ones(rows, 1, dtype=dtype)
         weight = torch.zeros(2, 1, dtype=dtype, requires_grad=True)
         target = torch.zeros(rows, dtype=torch.int64)

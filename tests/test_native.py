@@ -22,6 +22,7 @@ from torch.testing import assert_close
 import torchlosses
 from tests import oracles
 from tests.test_operators import CALLS, DTYPES, LAYOUTS, REDUCTIONS, result_of
+from tests.turns import in_turn
 from torchlosses import kernels
 from torchlosses.kernels import eager
 
@@ -63,9 +64,14 @@ def compared(output: Any) -> list[Tensor]:
 
 
 class TestEqualsEager:
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize("layout", LAYOUTS)
-    @pytest.mark.parametrize("loss", CALLS)
+    @pytest.mark.parametrize(
+        ("dtype", "loss", "layout"),
+        in_turn(
+            DTYPES,
+            {f"{loss}-{layout}": (loss, layout) for loss, layout in itertools.product(CALLS, LAYOUTS)},
+            count=2,
+        ),
+    )
     def test_layouts(self, loss: str, layout: str, dtype: torch.dtype) -> None:
         relative, absolute = TOLERANCES[dtype]
         for shape, reduction in zip(SHAPES, itertools.cycle(REDUCTIONS), strict=False):
@@ -238,21 +244,18 @@ def in_place_of(operator: Any) -> Any:
 
 
 class TestInstructionSets:
-    @pytest.mark.parametrize("name", ["avx2", "baseline"])
-    def test_each_equals_eager(self, name: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "part"),
+        [
+            ("avx2", "not thorough"),
+            *(pytest.param(name, "not large", marks=pytest.mark.thorough) for name in ("avx2", "baseline")),
+        ],
+    )
+    def test_each_equals_eager(self, name: str, part: str) -> None:
         """The processor chooses one of them; the others run here in a process that is told to."""
+        chosen = ["-m", part, "-k", "TestEqualsEager or TestGradientAlong or named"]
         run = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                __file__,
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                "-k",
-                "TestEqualsEager or TestGradientAlong or named",
-            ],
+            [sys.executable, "-m", "pytest", __file__, "-n0", "-q", "-p", "no:cacheprovider", *chosen],
             env={**os.environ, "TORCHLOSSES_INSTRUCTION_SET": name},
             capture_output=True,
             text=True,
@@ -404,9 +407,16 @@ def two_threads() -> Iterator[None]:
 
 
 class TestThreads:
-    @pytest.mark.parametrize("shape", [(300, 2000), (12, 20000), (3, 21, 5000)], ids=str)
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    @pytest.mark.parametrize("loss", CALLS)
+    @pytest.mark.parametrize(
+        ("dtype", "loss", "shape"),
+        in_turn(
+            (torch.float32, torch.bfloat16),
+            {
+                f"{loss}-{shape}": (loss, shape)
+                for loss, shape in itertools.product(CALLS, ((300, 2000), (12, 20000), (3, 21, 5000)))
+            },
+        ),
+    )
     @pytest.mark.usefixtures("two_threads")
     def test_their_number_does_not_change_a_bit(self, loss: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         for operator, arguments in CALLS[loss](shape, dtype, "mean"):
@@ -443,11 +453,16 @@ class TestThreads:
         "call",
         [
             "cross_entropy(x, y)",
-            "cee_loss(p, y)",
             "mse_loss(x, p)",
-            "huber_loss(x, p)",
-            "smooth_l1_loss(x, p)",
-            "binary_cross_entropy_with_logits(x, p)",
+            *(
+                pytest.param(call, marks=pytest.mark.thorough)
+                for call in (
+                    "cee_loss(p, y)",
+                    "huber_loss(x, p)",
+                    "smooth_l1_loss(x, p)",
+                    "binary_cross_entropy_with_logits(x, p)",
+                )
+            ),
         ],
     )
     def test_a_forked_process(self, call: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import torchlosses
+from tests.turns import in_turn
+from torchlosses import kernels
 from torchlosses._declare import LIBRARY, Loss
 from torchlosses.binary_cross_entropy import BinaryCrossEntropy
 from torchlosses.cee import TextbookCrossEntropy
@@ -118,6 +121,13 @@ CALLS: dict[str, Callable[..., Iterator[Call]]] = {
 }
 
 
+every_loss_in_turn = pytest.mark.parametrize(
+    ("each_backend", "loss"),
+    in_turn(kernels.available(), {loss: (loss,) for loss in CALLS}),
+    indirect=["each_backend"],
+)
+
+
 def result_of(operator: Any, arguments: Any) -> Any:
     """What an operator returns, or what it leaves in a copy of the input that it writes over."""
     if not operator.name().endswith("_"):
@@ -142,33 +152,53 @@ class TestRegistration:
             for operator, _ in calls((4, 3), torch.float32, "mean")
         }
         defined = {name.removeprefix("torchlosses::").partition(".")[0] for name in LIBRARY._op_defs}
-        linear = {"linear_cross_entropy", "linear_cross_entropy_backward", "scaled_gradient"}
-        assert checked | linear == {
+        linear = {f"linear_{name}{end}" for name in ("cross_entropy", "log_probs") for end in ("", "_backward")}
+        assert checked | linear | {"scaled_gradient"} == {
             # Those over processes have tests of their own.
             name
             for name in defined
             if not name.startswith(("eager_", "class_parallel")) and not name.endswith("_processes")
         }
 
-    @pytest.mark.parametrize("reduction", REDUCTIONS)
-    @pytest.mark.parametrize("shape", SHAPES, ids=str)
-    @pytest.mark.parametrize("loss", CALLS)
+    @pytest.mark.parametrize(
+        ("each_backend", "loss", "shape", "reduction"),
+        in_turn(
+            kernels.available(),
+            {
+                f"{loss}-{shape}-{reduction}": (loss, shape, reduction)
+                for loss, shape, reduction in itertools.product(CALLS, SHAPES, REDUCTIONS)
+                # opcheck takes two nan for different, and the mean of nothing is nan.
+                if reduction != "mean" or math.prod(shape)
+            },
+            lambda loss, shape, reduction: shape == (4, 3) or reduction == ("sum", "none")[len(shape) % 2],
+        ),
+        indirect=["each_backend"],
+    )
     def test_opcheck(self, loss: str, shape: tuple[int, ...], reduction: str) -> None:
         """Schema, autograd registration, fake tensors, and static and dynamic tracing, as torch.library checks them."""
-        if reduction == "mean" and not math.prod(shape):
-            pytest.skip("opcheck takes two nan for different, and the mean of nothing is nan")
         # Tracing is slow, and shapes, reductions and options do not interact.
-        every = shape == (4, 3) and reduction == "mean"
-        for operator, arguments in list(CALLS[loss](shape, torch.float32, reduction))[:: 1 if every else 5]:
+        for operator, arguments in list(CALLS[loss](shape, torch.float32, reduction))[::5]:
             torch.library.opcheck(operator, arguments)
 
-    @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+    @pytest.mark.thorough
     @pytest.mark.parametrize("loss", CALLS)
+    def test_opcheck_of_every_call(self, loss: str) -> None:
+        for operator, arguments in CALLS[loss]((4, 3), torch.float32, "mean"):
+            torch.library.opcheck(operator, arguments)
+
+    @pytest.mark.parametrize(
+        ("each_backend", "loss", "dtype"),
+        in_turn(
+            kernels.available(),
+            {f"{loss}-{dtype}": (loss, dtype) for loss, dtype in itertools.product(CALLS, DTYPES[1:])},
+        ),
+        indirect=["each_backend"],
+    )
     def test_opcheck_of_other_dtypes(self, loss: str, dtype: torch.dtype) -> None:
         for operator, arguments in list(CALLS[loss]((4, 3), dtype, "none"))[::3]:
             torch.library.opcheck(operator, arguments)
 
-    @pytest.mark.parametrize("loss", CALLS)
+    @every_loss_in_turn
     def test_opcheck_of_strided_inputs(self, loss: str) -> None:
         for operator, arguments in list(CALLS[loss]((4, 3, 2), torch.float32, "none"))[::3]:
             strided = tuple(
@@ -203,7 +233,8 @@ class TestRegistration:
 
 class TestDerivativesOfAnOperator:
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # from opcheck itself
-    @pytest.mark.parametrize("loss", CALLS)
+    @pytest.mark.usefixtures("each_backend")
+    @every_loss_in_turn
     def test_opcheck_where_it_is_differentiated(self, loss: str) -> None:
         for operator, arguments in list(CALLS[loss]((4, 3), torch.float64, "sum"))[::2]:
             leaves = [

@@ -446,7 +446,8 @@ class TestStatistics:
             log_probability = log_p.gather(1, target.clamp(min=0).unsqueeze(1)).squeeze(1)
             correct = y.argmax(1) == target
         assert isinstance(statistics, RowStatistics)
-        expected = (y.logsumexp(1), log_probability, correct, -(log_p.exp() * log_p).sum(1))
+        entropy, z_loss = -(log_p.exp() * log_p).sum(1), torch.zeros_like(log_probability)
+        expected = (y.logsumexp(1), log_probability, correct, entropy, z_loss)
         for found, field in zip(statistics, expected, strict=True):
             assert not found.requires_grad
             assert found.shape == (2, 7)
@@ -466,6 +467,36 @@ class TestStatistics:
         for field in statistics:
             assert not field[1:3].any()
         assert (statistics.entropy[[0, 3]] > 0).all()
+
+    @pytest.mark.parametrize("kind", ["index", "probability"])
+    def test_the_z_loss_is_what_it_adds_to_the_loss(self, kind: str) -> None:
+        """Row by row, whatever takes a row out of the sum; and of the sum, in the mean's denominator."""
+        logits, target = random(ROWS, CLASSES), indices(ROWS)
+        weight = torch.linspace(0, 1.5, CLASSES, dtype=torch.float64)
+        target[1], target[3], target[4] = -100, 0, 2
+        if kind == "probability":
+            target = random(ROWS, CLASSES).softmax(1)
+            target[3] = 0
+        samples = torch.linspace(0, 2, ROWS, dtype=torch.float64)
+        logits[0], logits[2, 0] = math.nan, -math.inf
+        given: dict[str, Any] = {"weight": weight, "sample_weight": samples, "return_stats": True, "logit_scale": 0.5}
+        for reduction in ("none", "sum", "mean"):
+            options = {**given, "reduction": reduction}
+            without, zeros = cross_entropy(logits, target, **options)
+            found, statistics = cross_entropy(logits, target, z_loss=0.1, **options)
+            assert not zeros.z_loss.any()
+            difference = statistics.z_loss
+            if reduction != "none":
+                denominator = torch.ones((), dtype=torch.float64)
+                if reduction == "mean":
+                    counts = target != -100 if kind == "index" else torch.ones(ROWS, dtype=torch.bool)
+                    of_rows = weight[target.masked_fill(~counts, 0)] if kind == "index" else torch.ones_like(samples)
+                    denominator = (samples * of_rows * counts).sum()
+                difference = difference.sum() / denominator
+            assert_close((found - without)[without.isfinite()], difference[without.isfinite()])
+        assert not statistics.z_loss[[0, 3]].any()
+        assert statistics.z_loss[4] > 0
+        assert_close(statistics.z_loss[4], 0.1 * samples[4] * (0.5 * logits[4]).logsumexp(0).square())
 
     def test_nothing_is_correct_of_nan(self) -> None:
         for value in (math.nan, math.inf, -math.inf):

@@ -51,11 +51,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clone
 
 
-@pytest.fixture(scope="module")
-def built(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist of the clone, and the wheel that was built from it."""
+@pytest.fixture(scope="module", params=["-O0", pytest.param("", marks=pytest.mark.thorough, id="optimised")])
+def built(request: pytest.FixtureRequest, clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist of the clone, and the wheel that was built from it; in `make test` with what compiles fastest."""
     out = tmp_path_factory.mktemp("built")
-    build(clone, out)
+    build(clone, out, CXXFLAGS=f"{os.environ.get('CXXFLAGS', '')} {request.param}")
     return out
 
 
@@ -162,9 +162,12 @@ class TestSourceDistribution:
         made = {name for name in files if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name}
         assert files - made <= set(tracked_files())
 
-    def test_its_tests_run(self, sdist: Path) -> None:
-        """All are collected, so that none lacks a file, and a few run."""
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", "-k", "test_textbook"]
+    @pytest.mark.parametrize(
+        "chosen", [["tests/test_textbook.py"], pytest.param(["-k", "test_textbook"], marks=pytest.mark.thorough)]
+    )
+    def test_its_tests_run(self, sdist: Path, chosen: list[str]) -> None:
+        """A few; to choose them by name all are collected, so that none lacks a file."""
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", *chosen]
         done = subprocess.run(command, cwd=sdist, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert re.search(r"\d+ passed", done.stdout)
@@ -209,7 +212,10 @@ class TestBuild:
 
     @pytest.mark.parametrize(
         ("compiler", "reason"),
-        [("no-such-cache c++", "'no-such-cache', which was not found"), ("false", "failed with status 1")],
+        [
+            ("no-such-cache c++", "'no-such-cache', which was not found"),
+            pytest.param("false", "failed with status 1", marks=pytest.mark.thorough),
+        ],
     )
     def test_an_install_that_falls_back_says_so_when_it_is_imported(
         self, clone: Path, library: Path, compiler: str, reason: str

@@ -20,6 +20,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 import torchlosses
+from tests.turns import in_turn
+from torchlosses import kernels
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -105,6 +107,13 @@ def numbered(found: Iterator[Any], at_least: int) -> list[Any]:
     return every
 
 
+every_function_in_turn = pytest.mark.parametrize(
+    ("each_backend", "name"),
+    in_turn(kernels.available(), {name: (name,) for name in FUNCTIONS}),
+    indirect=["each_backend"],
+)
+
+
 class TestFunctions:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("name", FUNCTIONS)
@@ -130,7 +139,7 @@ class TestFunctions:
             with pytest.raises(case.error_type, match=case.error_regex):
                 FUNCTIONS[name][0](sample.input, *sample.args, **sample.kwargs)
 
-    @pytest.mark.parametrize("name", FUNCTIONS)
+    @every_function_in_turn
     def test_gradcheck(self, name: str) -> None:
         for call, arguments, fast in calls(name):
             assert gradcheck(
@@ -142,7 +151,7 @@ class TestFunctions:
                 fast_mode=fast,
             )
 
-    @pytest.mark.parametrize("name", FUNCTIONS)
+    @every_function_in_turn
     def test_gradgradcheck(self, name: str) -> None:
         for call, arguments, fast in calls(name):
             assert gradgradcheck(call, arguments, check_fwd_over_rev=True, check_batched_grad=True, fast_mode=fast)
@@ -194,7 +203,11 @@ class TestModules:
             compared += 1
         assert compared >= 8
 
-    @pytest.mark.parametrize("module", MODULES)
+    @pytest.mark.parametrize(
+        ("each_backend", "module"),
+        in_turn(kernels.available()[::-1], {module.__name__: (module,) for module in MODULES}),
+        indirect=["each_backend"],
+    )
     def test_gradcheck(self, module: type[nn.Module]) -> None:
         checked = 0
         for sample in module_samples(module, torch.float64):

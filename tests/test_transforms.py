@@ -1,8 +1,9 @@
 """Every way PyTorch has to a derivative, for every loss, against the loss's formula in plain PyTorch operations.
 
 A way is a function of a loss and its tensors. What it gives for ours must be what plain autograd, or the same
-transform, gives for the formula. `make test` runs each way with each loss once; all reductions and backends are marked
-`thorough`.
+transform, gives for the formula. `make test` runs each way with each problem, and all reductions
+where they are marked `thorough`; for the slow ways the reductions and backends take turns, and in `make test` the
+problems of one family too.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torchlosses
 from tests.transform_cases import CLASSES, FEATURES, INDEX, PROBLEMS, ROWS, Problem
+from tests.turns import in_turn
 from torchlosses import kernels
 
 Function = Callable[..., Tensor]
@@ -213,7 +215,7 @@ def traced_step(tracing_mode: Any) -> Any:
 
 def jit_traced(loss: Function, values: Values) -> Any:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`torch.jit.trace", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="`torch.jit.trace")
         # Sizes are compared in Python, as in torch's own losses.
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python", module="torchlosses")
         traced: Any = torch.jit.trace(loss, tuple(0.5 * v for v in values))
@@ -315,20 +317,20 @@ QUICK: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "vmap(grad)": (mapped_gradients, mapped_gradients),
     "vmap(hessian)": (mapped_hessian, mapped_hessian),
     "vmap over leaves": (mapped_over_leaves, mapped_over_leaves_in_steps),
-    "linearize": (linearized, directional),
     "checkpoint": (checkpointed(False), plain_gradients),
     "reentrant checkpoint": (checkpointed(True), plain_gradients),
     "saved-tensor hooks": (with_saved_tensor_hooks, second_gradients),
     "functionalize": (functionalized(value), value),
     "functionalize(grad)": (functionalized(gradients), gradients),
-    "make_fx of a step": (traced_step("real"), plain_gradients),
-    "make_fx of a step, fake": (traced_step("fake"), plain_gradients),
-    "make_fx of a step, symbolic": (traced_step("symbolic"), plain_gradients),
     "dispatch mode": (under(Passing), second_gradients),
     "function mode": (under(PassingFunctions), second_gradients),
     "default device": (under_a_default_device, second_gradients),
 }
 SLOW: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "linearize": (linearized, directional),
+    "make_fx of a step": (traced_step("real"), plain_gradients),
+    "make_fx of a step, fake": (traced_step("fake"), plain_gradients),
+    "make_fx of a step, symbolic": (traced_step("symbolic"), plain_gradients),
     "jit.trace": (jit_traced, plain_gradients),
     "export": (exported_training(), plain_training),
     "export, strict": (exported_training(strict=True), plain_training),
@@ -352,18 +354,34 @@ WAYS = {**QUICK, **SLOW}
 SEVERAL_REDUCTIONS = ("cross_entropy-options", "mse_loss-weights", "linear_cross_entropy")
 
 
+def family(problem: Problem) -> str:
+    """Losses with one declaration: those of single elements, and each loss of rows."""
+    loss = problem.name.partition("-")[0]
+    return loss if loss in ("cross_entropy", "cee_loss", "linear_cross_entropy") else "elementwise"
+
+
 def cases() -> Iterator[Any]:
-    for number, (problem, way) in enumerate(itertools.product(PROBLEMS, WAYS)):
-        backends = kernels.available()
-        for reduction, backend in itertools.product(problem.reductions, backends):
-            everyday = reduction == "mean" or (problem.name in SEVERAL_REDUCTIONS and way in QUICK)
-            if way in SLOW:
-                # The backends differ in what runs inside of an operator, which these ways do not see.
-                everyday = everyday and backend == backends[number % len(backends)]
-            marks = () if everyday else (pytest.mark.thorough,)
-            yield pytest.param(
-                backend, problem, way, reduction, id=f"{problem.name}-{way}-{reduction}-{backend}", marks=marks
-            )
+    backends = kernels.available()
+    families: dict[str, list[Problem]] = {}
+    for problem in PROBLEMS:
+        families.setdefault(family(problem), []).append(problem)
+    for (place, problem), (number, way) in itertools.product(enumerate(PROBLEMS), enumerate(WAYS)):
+        chosen = list(itertools.product(problem.reductions, backends))
+        everyday = [
+            (reduction, backend)
+            for reduction, backend in chosen
+            if reduction == "mean" or problem.name in SEVERAL_REDUCTIONS
+        ]
+        if way in SLOW:
+            # These see neither what runs inside of an operator nor how its result is made.
+            reduction = problem.reductions[(number + place) % len(problem.reductions)]
+            chosen = [(reduction, backends[number % len(backends)])]
+            relatives = families[family(problem)]
+            everyday = chosen if problem is relatives[number // len(backends) % len(relatives)] else []
+        for reduction, backend in chosen:
+            marks = () if (reduction, backend) in everyday else (pytest.mark.thorough,)
+            name = f"{problem.name}-{way}-{reduction}-{backend}"
+            yield pytest.param(backend, problem, way, reduction, id=name, marks=marks)
 
 
 @pytest.mark.parametrize(("each_backend", "problem", "way", "reduction"), list(cases()), indirect=["each_backend"])
@@ -452,7 +470,16 @@ class Recording(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@every_problem
+@pytest.mark.parametrize(
+    ("each_backend", "problem"),
+    in_turn(
+        kernels.available(),
+        {problem.name: (problem,) for problem in PROBLEMS},
+        # The linear loss of every option takes ten times as long as the others.
+        lambda problem: not problem.name.startswith("linear_cross_entropy-"),
+    ),
+    indirect=["each_backend"],
+)
 @pytest.mark.usefixtures("each_backend")
 def test_an_operator_called_directly_is_differentiated(problem: Problem) -> None:
     """Both operators of a loss, against finite differences, in every mode that gradcheck knows."""

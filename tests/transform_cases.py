@@ -189,6 +189,27 @@ def _kl_div(
     return _reduced(losses * weights, reduction, weights.sum())
 
 
+def _log_probs(logits: Tensor, target: Tensor, *, reduction: str) -> Tensor:
+    """Log-probability and entropy of each row, with a factor each."""
+    log_p = logits.log_softmax(1)
+    counted = (target != -100).to(logits.dtype)
+    own = log_p.gather(1, target.masked_fill(target == -100, 0).unsqueeze(1)).squeeze(1)
+    return _reduced((0.7 * (log_p.exp() * log_p).sum(1) - 2 * own) * counted, reduction)
+
+
+def _linear_log_probs(input: Tensor, linear_weight: Tensor, linear_bias: Tensor, **others: Any) -> Tensor:
+    others.pop("block_rows")
+    return _log_probs(input @ linear_weight.t() + linear_bias, **others)
+
+
+def _one_number_a_row(function: Callable[..., torchlosses.LogProbs]) -> Callable[..., Tensor]:
+    def call(*tensors: Tensor, reduction: str, **others: Any) -> Tensor:
+        found = function(*tensors, **others)
+        return _reduced(-2 * found.log_probability - 0.7 * found.entropy, reduction)
+
+    return call
+
+
 def _with_low_rank(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def call(a: Tensor, b: Tensor, **others: Any) -> Tensor:
         return function(low_rank=(a, b, 0.5), **others)
@@ -314,5 +335,21 @@ PROBLEMS = [
             "divergence": "reverse",
             "block_rows": 3,
         },
+    ),
+    Problem(
+        "log_probs",
+        _one_number_a_row(torchlosses.log_probs),
+        _log_probs,
+        {"logits": _logits},
+        {"target": IGNORED},
+        reductions=("mean",),
+    ),
+    Problem(
+        "linear_log_probs",
+        _one_number_a_row(torchlosses.linear_log_probs),
+        _linear_log_probs,
+        {**_product, "linear_bias": normal(CLASSES)},
+        {"target": IGNORED, "block_rows": 3},
+        reductions=("mean",),
     ),
 ]

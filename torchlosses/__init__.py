@@ -10,6 +10,7 @@ from torchlosses.cross_entropy import CrossEntropyLoss, cross_entropy
 from torchlosses.huber import HuberLoss, SmoothL1Loss, huber_loss, smooth_l1_loss
 from torchlosses.linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from torchlosses.linear_kl_div import LinearKLDivLoss, linear_kl_div
+from torchlosses.log_probs import LogProbs, linear_log_probs, log_probs
 from torchlosses.mse import MSELoss, mse_loss
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "HuberLoss",
     "LinearCrossEntropyLoss",
     "LinearKLDivLoss",
+    "LogProbs",
     "MSELoss",
     "RowStatistics",
     "SmoothL1Loss",
@@ -29,6 +31,8 @@ __all__ = [
     "huber_loss",
     "linear_cross_entropy",
     "linear_kl_div",
+    "linear_log_probs",
+    "log_probs",
     "mse_loss",
     "smooth_l1_loss",
 ]

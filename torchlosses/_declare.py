@@ -43,7 +43,9 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
@@ -53,7 +55,7 @@ from torch.autograd import Function, forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._pytree import tree_map_only
 
-from torchlosses import kernels
+from torchlosses import _flops, kernels
 from torchlosses._rows import compute_dtype, mean_of, part_of_mean
 
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
@@ -61,6 +63,7 @@ _below_autograd: Any = torch._C._AutoDispatchBelowAutograd
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+overrides_enabled: Callable[[], bool] = torch._C._is_torch_function_enabled
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
 _is_excluded: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_excluded
 _frames: Any = torch._C._dynamo.eval_frame  # type: ignore[attr-defined]
@@ -79,6 +82,9 @@ _SCHEMA_TYPES = {
     torch.dtype: "ScalarType",
 }
 
+# For so few numbers the dispatcher takes longer than the arithmetic.
+FEW = 1 << 17
+
 # Tensors of several processes, by the name of their class, and who computes a loss of them: loaded when one is seen.
 _TAKEN_OVER = {"DTensor": "torchlosses.distributed._dtensors"}
 
@@ -87,6 +93,52 @@ if (_former := getattr(torch.ops.torchlosses, "library_in_use", None)) is not No
     _former._destroy()
 LIBRARY = torch.library.Library("torchlosses", "FRAGMENT")
 torch.ops.torchlosses.library_in_use = LIBRARY  # type: ignore[assignment]
+
+
+_is_forked = False
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def threads_are_gone() -> bool:
+    """In a forked process: threads of the parent do not exist in it, and PyTorch would wait for them for ever."""
+    return _is_forked and torch.get_num_threads() > 1
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Nothing is waited for with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _returning(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What autograd or the dispatcher calls, so that it returns in a forked process too."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        if not threads_are_gone():
+            return function(*arguments)
+        with one_thread():
+            return function(*arguments)
+
+    return call
+
+
+def ragged_dimension(nested: Tensor) -> int:
+    """The dimension of a jagged tensor along which its parts differ in size."""
+    return nested._ragged_idx  # type: ignore[attr-defined]
 
 
 def recording() -> bool:
@@ -181,6 +233,8 @@ class Loss:
         elementwise: Whether a row is an element: all tensors then have the shape of the first.
         kernels: What runs where no other backend does.
         check: Looks at the values, where looking is free; (*tensors, options).
+        flops: The operations of the matrix products of one of its operators, where it has some; (shapes of the
+            tensors, options).
         counted: Which rows count in a mean; None where all do; (*tensors, options).
         denominator: What a mean divides by where rows have weights; None where it is the number of rows that count.
         scales: Whether gradients that came along with the loss are multiplied by an incoming gradient other than 1,
@@ -199,6 +253,7 @@ class Loss:
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     check: Callable[..., None] = staticmethod(_nothing)
+    flops: Callable[..., int] | None = None
     counted: Callable[..., Tensor | None] = staticmethod(_nothing)
     denominator: Callable[..., Tensor | None] = staticmethod(_nothing)
 
@@ -212,10 +267,20 @@ class Loss:
         """Whether the caller wants to see it."""
         return False
 
+    @staticmethod
+    def shown(state: Tensor, tensors: Sequence[Any], options: Any) -> Tensor:
+        """What the caller sees of it."""
+        return state
+
     @classmethod
     def rows(cls, input: Tensor) -> Sequence[int]:
         """The shape of the rows."""
         return input.shape if cls.elementwise else [*input.shape[:1], *input.shape[2:]]
+
+    @classmethod
+    def results(cls, input: Tensor) -> Sequence[int]:
+        """The shape of what `forward` gives: one loss a row, or several numbers where the classes were."""
+        return cls.rows(input)
 
     # What follows is the same for all losses.
 
@@ -225,6 +290,7 @@ class Loss:
     backward_operator: Any
     backward_operator_: Any
     _direct: Any
+    _of_few: Any
 
     def __init_subclass__(cls, abstract: bool = False) -> None:
         """Make the operators, unless what is declared is what several losses share."""
@@ -263,9 +329,15 @@ class Loss:
                 None,
                 None,
             )
+        if cls.flops is not None:
+            flops, of_loss = cls.flops, getattr(torch.ops.torchlosses, cls.name)
+            of_gradients = getattr(torch.ops.torchlosses, f"{cls.name}_backward")
+            _flops.register(of_loss, lambda *a, **_: flops(a[: n - 1], cls.options(*a[n:])))
+            _flops.register(of_gradients, lambda *a, **_: flops(a[1:n], cls.options(*a[1 + m :])))
         for suffix, key, kernel in kernels._in_triton(cls):
             LIBRARY.impl(f"{cls.name}{suffix}", _undisturbed(kernel), key)
         cls._direct = _direct_function(cls)
+        cls._of_few = _function_of_few(cls)
 
     @classmethod
     def apply(cls, *tensors: Any, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
@@ -285,18 +357,44 @@ class Loss:
         if not _is_plain(tensors[0]):
             bits = cls._wanted(arguments, options) if cls.scales and torch.compiler.is_compiling() else 0
             output = cls.operator(*arguments, *options._replace(gradients=bits))
-            return output[0], output[-1] if shows_state else None
+            return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
         try:
             if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
                 output = cls._direct(*arguments, options)
-                return output if shows_state else (output, None)
-            with _below_autograd():
-                output = cls.operator(*arguments, *options._replace(gradients=0))
+                if not shows_state:
+                    return output, None
+            else:
+                with _below_autograd():
+                    output = cls.operator(*arguments, *options._replace(gradients=0))
         except (IndexError, ValueError):
             # A compiled kernel says in one sentence what it objects to; the check says where, and what to do.
             cls.check(*tensors, options)
             raise
-        return output[0], output[-1] if shows_state else None
+        return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
+
+    @classmethod
+    def apply_plain(cls, input: Tensor, target: Tensor, options: Any) -> Tensor:
+        """The loss of two tensors of the CPU and nothing else: a few rows of the commonest kind go a shorter way."""
+        few = kernels.few.get(cls.name)
+        if (
+            few is not None
+            and 0 < input.numel() <= FEW
+            and type(target) is Tensor
+            and not target.requires_grad
+            and options.reduction != "none"
+            and _is_plain(input)
+            and input.is_contiguous()
+            and target.is_contiguous()
+            and not (input.is_neg() or target.is_neg())
+        ):
+            followed = torch.is_grad_enabled() and input.requires_grad
+            along = followed and options.gradients and not saved_tensors_have_hooks()
+            gradient = torch.empty_like(input) if along else None
+            loss = few(input, target, options, 1.0, gradient)
+            if loss is not None:
+                return cls._of_few(input, target, (options, loss, gradient)) if followed else loss
+        nothing = (None,) * (cls.count - 3)
+        return cls.apply(input, target, *nothing, normalizer=None, options=options)[0]
 
     @classmethod
     def _wanted(cls, arguments: Sequence[Any], options: Any) -> int:
@@ -329,7 +427,7 @@ class Loss:
         elif cls.elementwise:
             loss = torch.empty_like(input, dtype=options.dtype)
         else:
-            loss = input.new_empty(rows, dtype=options.dtype)
+            loss = input.new_empty(cls.results(input), dtype=options.dtype)
         gradients = (
             torch.empty_like(tensors[i]) if options.gradients >> i & 1 else input.new_empty(0)
             for i in range(cls.derived)
@@ -439,7 +537,7 @@ class Loss:
         front = cls._front(own, dims, info.batch_size)
         flat = cls._flat(front)
         input = front[0]
-        shape = input.shape if cls.elementwise else (*input.shape[:2], *input.shape[3:])
+        shape = (info.batch_size, *cls.results(input[0]))
         row_dtype = options.dtype if options.reduction == "none" else compute_dtype(*own)
         unreduced = options._replace(reduction="none", dtype=row_dtype, gradients=0)
         losses, *others = cls.operator(*flat, None, *unreduced)
@@ -471,7 +569,7 @@ class Loss:
         normalizer = own.pop()
         front = cls._front(own, dims[1:], info.batch_size)
         input = front[0]
-        shape = input.shape if cls.elementwise else (*input.shape[:2], *input.shape[3:])
+        shape = (info.batch_size, *cls.results(input[0]))
         grad = front_of(grad_output, dims[0], info.batch_size)
         if options.reduction == "mean":
             if normalizer is not None:
@@ -587,6 +685,9 @@ def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Autocast chose the dtype of the loss before the operator ran; it must not change the operator's own steps."""
 
     def call(*arguments: Any) -> Any:
+        if threads_are_gone():
+            with one_thread():
+                return call(*arguments)
         device = arguments[0].device.type
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return kernel(*arguments)
@@ -668,7 +769,7 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
 
     methods = {
         "forward": forward,
-        "backward": backward,
+        "backward": _returning(backward),
         "jvp": jvp,
         "_compiled_autograd_key": Function._compiled_autograd_key,
     }
@@ -750,8 +851,49 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
             gradients[0] = _in_place(loss, grad_output, tensors, state, options)
         return *gradients, None
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(_returning(backward))}
     # Past Function.apply, which asks once more for torch.func.
+    function: Any = super(Function, type(loss.name, (Function,), methods))
+    return function.apply
+
+
+def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
+    """For a few rows, whose loss and gradient are there by now: the least that autograd needs."""
+    absent = (None,) * (loss.count - 2)
+
+    def forward(ctx: Any, input: Tensor, target: Tensor, found: tuple[Any, Tensor, Tensor | None]) -> Tensor:
+        ctx.options, result, gradient = found
+        ctx.gradients = None if gradient is None else (gradient,)
+        ctx.save_for_backward(input, target)
+        return result
+
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        # Also where they are not needed: autograd checks here that they are still what they were.
+        input, target = ctx.saved_tensors
+        ready, ctx.gradients = ctx.gradients, None
+        options = ctx.options
+        if (
+            not torch.is_grad_enabled()
+            and _is_plain(grad_output)
+            and not _functorch.is_legacy_batchedtensor(grad_output)
+        ):
+            incoming = grad_output.item()
+            if ready is not None and incoming == 1:
+                return ready[0], None, None
+            gradient = torch.empty_like(input) if ready is None else ready[0]
+            few = kernels.few.get(loss.name)
+            if few is not None and few(input, target, options, incoming, gradient) is not None:
+                return gradient, None, None
+        options = options._replace(gradients=0)
+        tensors = (input, target, *absent)
+        state = ()
+        if loss.keeps:
+            with torch.no_grad():
+                state = loss.operator(*tensors, *options)[-1:]
+        needed = (True, *(False,) * (loss.count - 1))
+        return _returning(loss._gradients)(grad_output, tensors, state, options, needed)[0], None, None
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = super(Function, type(loss.name, (Function,), methods))
     return function.apply
 
@@ -786,6 +928,9 @@ def saved_tensors_have_hooks() -> bool:
 def _number(value: float, like: Tensor) -> Tensor:
     """A number as a tensor; float32 would lose its digits."""
     dtype = torch.float32 if like.device.type == "mps" else torch.float64
+    if torch.compiler.is_compiling():
+        # The compiler makes inputs of the numbers that enter arithmetic; of others it makes constants, a graph each.
+        return like.new_ones((), dtype=dtype) * value
     return like.new_full((), value, dtype=dtype)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, result_dtype
+from torchlosses._declare import Loss, result_dtype
 from torchlosses._rows import compute_dtype, wide_sum
 
 
@@ -76,10 +76,10 @@ def call(
     if gradient not in _validation.GRADIENTS:
         _validation.check_gradient_option(gradient)
     along = int(gradient == "forward")
-    if weight is sample_weight is normalizer is None and empty == "nan" and _are_alike(input, target):
+    if weight is sample_weight is normalizer is None and empty == "nan" and are_alike(input, target):
         # The commonest call: nothing is left to check or to convert.
         options = loss.options(reduction, math.nan, input.dtype, along, *own)
-        return loss.apply(input, target, None, None, normalizer=None, options=options)[0]
+        return loss.apply_plain(input, target, options)
     _validation.check_broadcast_option(broadcast)
     normalizer = _validation.check_normalizer(normalizer, reduction)
     empty = _validation.check_empty(empty)
@@ -110,7 +110,7 @@ def call(
     return loss.apply(input, target, weight, sample_weight, normalizer=normalizer, options=options)[0]
 
 
-def _are_alike(input: Tensor, target: Tensor) -> bool:
+def are_alike(input: Tensor, target: Tensor) -> bool:
     """Two tensors of one shape and dtype on the CPU. A small batch takes less time than the other checks."""
     return (
         isinstance(input, Tensor)
@@ -119,6 +119,7 @@ def _are_alike(input: Tensor, target: Tensor) -> bool:
         and target.is_cpu
         and (input.dtype is torch.float32 or input.dtype is torch.float64)
         and input.dtype is target.dtype
+        and not (input.is_nested or target.is_nested)
         and input.shape == target.shape
-        and not autocast_enabled(input.device)
+        and not torch.is_autocast_enabled("cpu")
     )

@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 
+import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+from typing_extensions import TypeVar
 
 from torchlosses import _validation
+from torchlosses._declare import one_thread, overrides_enabled, threads_are_gone
+from torchlosses._nested import any_nested, over_values
+
+
+def intercepted(*tensors: Any) -> bool:
+    """Whether `overridden` sees to the call: a subclass or a mode takes it over, or the process is a forked one."""
+    return has_torch_function_variadic(*tensors) or threads_are_gone()
 
 
 def overridden(function: Callable[..., Any], tensors: tuple[Any, ...], arguments: Mapping[str, Any]) -> Any:
-    """What a subclass or a mode makes of a call: it is given every argument, by name."""
+    """What is made of a call by a subclass or a mode, which is given every argument by name, or a forked process."""
+    if threads_are_gone():
+        with one_thread():
+            return function(**arguments)
+    if any_nested(tensors):
+        return over_values(function, arguments)
+    if torch.compiler.is_compiling() and not overrides_enabled():
+        # The compiler asks also where a subclass has taken over already, and calls back.
+        return function(**{name: _without_overrides(value) for name, value in arguments.items()})
     return handle_torch_function(function, tensors, **arguments)
+
+
+def _without_overrides(value: Any) -> Any:
+    return torch.ops.aten.alias.default(value) if isinstance(value, Tensor) else value
 
 
 def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -23,18 +44,42 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-class LossModule:
+# Tensors are buffers; the rest is not supported, or becomes options of other names.
+_NOT_KEPT = {"weight", "pos_weight", "size_average", "reduce", "options"}
+# What a call gives: with `return_stats` a pair.
+Result = TypeVar("Result", default=Tensor)
+
+
+class LossModule(Generic[Result]):
     """A module that keeps options of its function as attributes of the same names.
 
     Attributes:
         function: The loss.
-        kept: The names of the options, in the order in which `repr` shows them.
+        kept: The names of the options, which the constructor and the function both take, in the constructor's order.
         shown: Those that `repr` shows also where they have their default values.
     """
 
     function: Callable[..., Any]
     kept: tuple[str, ...]
     shown: tuple[str, ...] = ("reduction",)
+
+    if TYPE_CHECKING:
+        # That of torch.nn.Module takes and gives anything.
+        def __call__(
+            self,
+            input: Tensor,
+            target: Tensor,
+            *,
+            normalizer: Tensor | float | None = None,
+            sample_weight: Tensor | None = None,
+        ) -> Result: ...
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """What a loss of its own keeps; its subclasses may have another constructor."""
+        super().__init_subclass__(**arguments)
+        if "function" in vars(cls):
+            taken = inspect.signature(cls.function).parameters.keys() - _NOT_KEPT
+            cls.kept = tuple(name for name in inspect.signature(cls).parameters if name in taken)
 
     def keep(self, **options: Any) -> None:
         """Check options, and keep them."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchlosses._declare import transforms_active
+from torchlosses.kernels.eager import check_dense
 
 REDUCTIONS = ("none", "mean", "sum")
 BROADCASTS = ("warn", "error", "allow")
@@ -61,8 +62,19 @@ def check_legacy_arguments(size_average: object, reduce: object) -> None:
         )
 
 
+# Which of these types torch raises depends on its version, and on where it notices.
+
+
 class OptionError(ValueError, RuntimeError):
-    """An option has a value that it cannot have, where torch raises one or the other of the two."""
+    """An option has a value that it cannot have."""
+
+
+class ShapeError(ValueError, RuntimeError, IndexError):
+    """The dimensions do not fit."""
+
+
+class WrongTypeError(TypeError, AttributeError):
+    """An argument has a type that it cannot have, such as no tensor."""
 
 
 def check_label_smoothing(label_smoothing: float) -> float:
@@ -73,14 +85,17 @@ def check_label_smoothing(label_smoothing: float) -> float:
 
 
 def check_ignore_index(ignore_index: int) -> int:
-    if isinstance(ignore_index, int):
-        return ignore_index
     try:
-        return operator.index(ignore_index)
+        if isinstance(ignore_index, bool):
+            raise TypeError
+        ignore_index = operator.index(ignore_index)
     except TypeError:
         raise TypeError(
             f"ignore_index must be an int, but got {ignore_index!r}; to ignore no row, leave it at its default of -100."
         ) from None
+    if not -(2**63) <= ignore_index < 2**63:
+        raise OptionError(f"ignore_index must be a class index or another int of 64 bits, but got {ignore_index}.")
+    return ignore_index
 
 
 def check_delta(delta: float) -> float:
@@ -112,7 +127,7 @@ def check_binary(function: str, input: Tensor, target: Tensor) -> None:
         )
     check_floating_input(function, input)
     if target.dtype not in _FLOATS:
-        raise RuntimeError(
+        raise NotImplementedError(
             f"{function}: expected a floating-point target, got {_name(target.dtype)}: call .to(input.dtype)."
         )
 
@@ -148,15 +163,31 @@ def check_gradient_option(gradient: str) -> Any:
 def check_tensors(function: str, **arguments: object) -> None:
     for name, argument in arguments.items():
         if not isinstance(argument, Tensor):
-            raise TypeError(f"{function}: {name} must be a Tensor, but got {type(argument).__name__}.")
+            raise WrongTypeError(f"{function}: {name} must be a Tensor, but got {type(argument).__name__}.")
+        if argument.is_nested:
+            check_jagged(function, name, argument)
+        check_dense(function, name, argument)
+
+
+def check_jagged(function: str, name: str, tensor: Tensor) -> None:
+    """A nested tensor is one that the loss can take."""
+    if tensor.layout is not torch.jagged:
+        raise NotImplementedError(
+            f"{function}: {name} is a nested tensor of strided layout, which has no sizes. Make it with "
+            "layout=torch.jagged, or give .to_padded_tensor(...) and a sample_weight of 0 for the padding."
+        )
+    if function == "linear_cross_entropy":
+        raise NotImplementedError(
+            f"{function}: {name} is a nested tensor: give the values, linear_cross_entropy(input.values(), "
+            "linear_weight, target.values())."
+        )
 
 
 def check_same_device(function: str, input: Tensor, **others: Tensor | None) -> None:
     for name, other in others.items():
         if other is None:
             continue
-        if not isinstance(other, Tensor):
-            check_tensors(function, **{name: other})
+        check_tensors(function, **{name: other})
         if other.device != input.device:
             raise RuntimeError(
                 f"{function}: expected input and {name} on the same device, but input is on {input.device} and {name} "
@@ -224,7 +255,7 @@ def check_element_weight(function: str, input: Tensor, weight: Tensor) -> None:
 def check_classification_shapes(function: str, input: Tensor, target: Tensor) -> None:
     """Input (C), (N, C) or (N, C, d1, ...); target of the same shape, or of that shape without the class dimension."""
     if input.dim() == 0:
-        raise RuntimeError(
+        raise ShapeError(
             f"{function}: expected input of shape (C), (N, C) or (N, C, d1, ...), but got a tensor without dimensions."
         )
     if target.shape == input.shape:
@@ -232,7 +263,7 @@ def check_classification_shapes(function: str, input: Tensor, target: Tensor) ->
     if input.dim() == 1:
         if target.dim() == 0 or tuple(target.shape) == (1,):
             return
-        raise ValueError(
+        raise ShapeError(
             "For 1D input, 1D target must have size 1, "
             f"but got target size: {tuple(target.shape)} for input of {input.shape[0]} classes."
         )

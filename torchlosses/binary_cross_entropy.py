@@ -28,12 +28,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _validation
 from torchlosses._declare import result_dtype
-from torchlosses._elementwise import Elementwise, weighted
-from torchlosses._module import LossModule, overridden
+from torchlosses._elementwise import Elementwise, are_alike, weighted
+from torchlosses._module import LossModule, intercepted, overridden
 from torchlosses._rows import compute_dtype, wide_sum
 
 
@@ -188,17 +187,23 @@ def binary_cross_entropy_with_logits(
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.2.
     """
     tensors = (input, target, weight, pos_weight, sample_weight)
-    if has_torch_function_variadic(*tensors):
+    if intercepted(*tensors):
         arguments = {name: value for name, value in locals().items() if name != "tensors"}
         return overridden(binary_cross_entropy_with_logits, tensors, arguments)
     name = "binary_cross_entropy_with_logits"
-    reduction, empty = _validation.check_reduction(reduction), _validation.check_empty(empty)
+    reduction = _validation.check_reduction(reduction)
     gradient = _validation.check_gradient_option(gradient)
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
     if ignore_index is not None:
         ignore_index = _validation.check_ignore_index(ignore_index)
     label_smoothing = _validation.check_label_smoothing(label_smoothing)
+    along = int(gradient == "forward")
+    if weight is pos_weight is sample_weight is normalizer is None and empty == "nan" and are_alike(input, target):
+        # The commonest call: nothing is left to check or to convert.
+        options = Options(reduction, math.nan, input.dtype, along, ignore_index, label_smoothing)
+        return BinaryCrossEntropy.apply_plain(input, target, options)
+    empty = _validation.check_empty(empty)
     normalizer = _validation.check_normalizer(normalizer, reduction)
     _validation.check_tensors(name, input=input, target=target)
     others = {"target": target, "weight": weight, "pos_weight": pos_weight, "sample_weight": sample_weight}
@@ -220,7 +225,7 @@ def binary_cross_entropy_with_logits(
         reduction,
         0.0 if empty == "zero" else math.nan,
         result_dtype(None, dtype, input.device),
-        int(gradient == "forward"),
+        along,
         ignore_index,
         label_smoothing,
     )
@@ -229,7 +234,7 @@ def binary_cross_entropy_with_logits(
     )[0]
 
 
-class BCEWithLogitsLoss(LossModule, nn.BCEWithLogitsLoss):
+class BCEWithLogitsLoss(LossModule[Tensor], nn.BCEWithLogitsLoss):
     r"""Binary cross-entropy on logits as a module: :func:`binary_cross_entropy_with_logits` with its options kept.
 
     .. math:: \text{loss}_i = -w_i \left(q_i\, t_i \log \sigma(x_i) + (1 - t_i) \log \sigma(-x_i)\right)
@@ -270,7 +275,6 @@ class BCEWithLogitsLoss(LossModule, nn.BCEWithLogitsLoss):
 
     __constants__ = ("reduction",)
     function = staticmethod(binary_cross_entropy_with_logits)
-    kept = ("reduction", "ignore_index", "label_smoothing", "empty", "gradient")
 
     def __init__(
         self,

@@ -23,11 +23,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _validation
 from torchlosses._declare import Loss, recording, result_dtype
-from torchlosses._module import LossModule, overridden
+from torchlosses._module import LossModule, intercepted, overridden
 from torchlosses._rows import compute_dtype, from_rows, indices_to_rows, per_class, row_shape, to_rows, wide_sum
 
 
@@ -186,7 +185,7 @@ def cee_loss(
 
     Source: K. Saito, *Deep Learning from Scratch* (2016), section 4.2.2.
     """
-    if has_torch_function_variadic(input, target, sample_weight):
+    if intercepted(input, target, sample_weight):
         return overridden(cee_loss, (input, target, sample_weight), locals())
     reduction, empty = _validation.check_reduction(reduction), _validation.check_empty(empty)
     gradient = _validation.check_gradient_option(gradient)
@@ -216,7 +215,7 @@ def cee_loss(
     return from_rows(loss, input) if reduction == "none" else loss
 
 
-class CEELoss(LossModule, nn.Module):
+class CEELoss(LossModule[Tensor], nn.Module):
     r"""The textbook cross-entropy error as a module: :func:`torchlosses.cee_loss` with its options kept, in nats.
 
     .. math:: \text{loss}_n = -\sum_c t_{nc} \log(p_{nc} + \delta)
@@ -254,7 +253,6 @@ class CEELoss(LossModule, nn.Module):
 
     __constants__ = ("delta", "reduction", "validate_args")
     function = staticmethod(cee_loss)
-    kept = ("delta", "reduction", "validate_args", "empty", "gradient")
     shown = ("delta", "reduction", "validate_args")
 
     def __init__(

@@ -27,28 +27,42 @@ rest, two numbers a row, are what the forward keeps for a backward that comes la
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, exponential, may_look, replaced, result_dtype
-from torchlosses._module import LossModule, overridden
-from torchlosses._options import RowStatistics, row_statistics, statistics_of
+from torchlosses._module import LossModule, Result, intercepted, overridden
+from torchlosses._options import (
+    FOUND,
+    FurtherOptions,
+    RowStatistics,
+    row_statistics,
+    statistics_of,
+    with_z_loss,
+)
 from torchlosses._rows import (
+    RowWeights,
     along_classes,
+    class_indices_denominator,
     compute_dtype,
+    dot,
+    finite_where,
     from_rows,
     indices_to_rows,
     per_class,
+    probabilities_denominator,
     row_shape,
-    soft_cap,
-    soft_cap_slope,
+    scaled_and_capped,
+    times_slope,
     to_rows,
-    wide_sum,
+    with_classes_second,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Options(NamedTuple):
@@ -81,7 +95,7 @@ class CrossEntropy(Loss):
     ) -> tuple[Tensor, Tensor]:
         """The rows' losses; and their maximum, rest and, where they are asked for, statistics."""
         shares = _Shares(input, target, weight, sample_weight, options)
-        y = _logits(input, shares.compute, options)
+        y = scaled_and_capped(input.to(shares.compute), options)
         maximum = y.detach().amax(1, keepdim=True)
         y, hidden = shares.hide(y, maximum)
         if hidden is not None:
@@ -98,12 +112,12 @@ class CrossEntropy(Loss):
         if options.z_loss:
             log_sum_exp = (maximum + log_sum).masked_fill(shares.total == 0, 0)
             losses = losses + options.z_loss * log_sum_exp.square()
-        losses = shares.weighted(losses).squeeze(1)
+        losses = shares.weighted(losses, shares.total, shares.hidden).squeeze(1)
         state = [maximum, rest.detach()]
         if options.statistics:
             of_rows = maximum.squeeze(1), rest.detach().squeeze(1)
             found = row_statistics(y.detach(), shares.target.squeeze(1) if shares.indices else target, *of_rows)
-            without = shares.without_trace()
+            without = shares.without_trace(shares.total)
             state += [field.to(losses.dtype).unsqueeze(1).masked_fill(without, 0) for field in found]
         return losses, torch.cat([field.movedim(1, 0) for field in state])
 
@@ -118,29 +132,28 @@ class CrossEntropy(Loss):
     ) -> Tensor:
         """The gradient by the logits; `grad_output` is one number, or one a row."""
         shares = _Shares(input, target, weight, sample_weight, options)
-        y = _logits(input, shares.compute, options)
-        y, _ = shares.hide(y, None)
-        g = shares.incoming(per_class(grad_output))
+        y, _ = shares.hide(scaled_and_capped(input.to(shares.compute), options), None)
+        g = shares.incoming(per_class(grad_output), shares.total, shares.hidden)
         p = torch.softmax(y, 1)
         drawn: Tensor | None = None
         if options.z_loss:
             drawn = (2 * options.z_loss * torch.logsumexp(y, 1, keepdim=True)).masked_fill(shares.total == 0, 0)
-        gradient = shares.gradient(p, drawn, g)
-        if options.logit_softcap is not None:
-            gradient = gradient * soft_cap_slope(_scaled(input, shares.compute, options), options.logit_softcap)
-        if options.logit_scale != 1:
-            gradient = gradient * options.logit_scale
-        return gradient
+        return times_slope(shares.gradient(p, drawn, g), input.to(shares.compute), options)
 
     @staticmethod
     def state_fields(options: Options) -> int:
         """Maximum and rest, and the statistics."""
-        return 2 + len(RowStatistics._fields) if options.statistics else 2
+        return 2 + FOUND if options.statistics else 2
 
     @staticmethod
     def shows_state(options: Options) -> bool:
         """For its statistics."""
         return options.statistics
+
+    @staticmethod
+    def shown(state: Tensor, tensors: Any, options: Options) -> Tensor:
+        """The fields of `RowStatistics`."""
+        return with_z_loss(state, tensors[-1], options.z_loss)
 
     @staticmethod
     def check(input: Tensor, target: Tensor, *others: Any) -> None:
@@ -169,50 +182,7 @@ class CrossEntropy(Loss):
         )
 
 
-def probabilities_denominator(classes: int, sample_weight: Tensor | None) -> Tensor | None:
-    """Σ_n s_n; None where rows have no weights. Without classes there is no row."""
-    if sample_weight is None:
-        return None
-    return wide_sum(sample_weight) if classes else sample_weight.new_zeros(())
-
-
-def class_indices_denominator(
-    target: Tensor, weight: Tensor | None, sample_weight: Tensor | None, ignore_index: int, compute: torch.dtype
-) -> Tensor | None:
-    """Σ_n s_n w_{y_n} over the rows that are not ignored; None where rows have no weights."""
-    if weight is None and sample_weight is None:
-        return None
-    ignored = target == ignore_index
-    of_rows: Tensor | None = None
-    if weight is not None:
-        # Without a class there is no row that could take its weight.
-        wide = weight.to(compute)
-        # An index out of range is the operator's to name.
-        safe = target.masked_fill(ignored, 0).clamp(0, max(0, wide.shape[0] - 1))
-        of_rows = wide[safe] if wide.shape[0] else wide.sum()
-    if sample_weight is not None:
-        of_rows = sample_weight if of_rows is None else of_rows * sample_weight
-    assert of_rows is not None
-    return wide_sum(of_rows.masked_fill(ignored, 0))
-
-
-def _scaled(input: Tensor, compute: torch.dtype, options: Options) -> Tensor:
-    x = input.to(compute)
-    return x if options.logit_scale == 1 else x * options.logit_scale
-
-
-def _logits(input: Tensor, compute: torch.dtype, options: Options) -> Tensor:
-    """y: scaled, and capped."""
-    x = _scaled(input, compute, options)
-    return x if options.logit_softcap is None else soft_cap(x, options.logit_softcap)
-
-
-def _finite_where(share: Tensor, values: Tensor) -> Tensor:
-    """0 in place of ±inf where the share is 0: 0 · ∞ = 0."""
-    return values.masked_fill((share == 0) & values.isinf(), 0)
-
-
-class _Shares:
+class _Shares(RowWeights):
     """The target's share a of each class, and what is a sum over the classes with it."""
 
     def __init__(
@@ -248,16 +218,9 @@ class _Shares:
             self.share = share if weight is None else share * weight
             self.total = self.share.sum(1, keepdim=True)
 
-    def without_trace(self) -> Tensor:
-        """Rows that are ignored or have no weight, (rows, 1)."""
-        without = self.total == 0
-        if self.sample_weight is not None:
-            without = without | (self.sample_weight == 0)
-        return without if self.ignored is None else without | self.ignored
-
     def hide(self, y: Tensor, maximum: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The logits, with zeros in rows that leave no trace and are not finite; and which these are."""
-        without = self.without_trace()
+        without = self.without_trace(self.total)
         # Where looking is free and nobody follows, most batches need no further pass.
         if may_look(y) and not bool(without.any()):
             return y, None
@@ -268,14 +231,13 @@ class _Shares:
 
     def dot(self, shifted: Tensor) -> Any:
         """Σ_c a_c (x_c - m), of class indices without the target's own part. A class without a share has no effect."""
-        # What has no share has no effect, also where it is infinite; its share has a derivative where it is finite.
         if not self.indices:
-            return (self.share * _finite_where(self.share, shifted)).sum(1, keepdim=True)
+            return dot(self.share, shifted)
         if not self.smooth:
             return None
         if self.weight is None:
             return self.smooth * shifted.sum(1, keepdim=True)
-        return self.smooth * (self.weight * _finite_where(self.weight, shifted)).sum(1, keepdim=True)
+        return self.smooth * dot(self.weight, shifted)
 
     def losses(self, log_sum: Tensor, at_target: Tensor, dot: Any) -> Tensor:
         """Σ_c a_c (-log p_c)."""
@@ -283,29 +245,9 @@ class _Shares:
             return self.total * log_sum - dot
         cost = log_sum - at_target
         if isinstance(self.own, Tensor):
-            cost = _finite_where(self.own, cost)
+            cost = finite_where(self.own, cost)
         losses = self.own * cost
         return losses if dot is None else losses + (self.all_smooth * log_sum - dot)
-
-    def weighted(self, losses: Tensor) -> Tensor:
-        """Times the sample weights; 0 where a row leaves no trace."""
-        if self.sample_weight is not None:
-            # The derivative by a weight of 0 is the loss, if there is one.
-            without = (self.sample_weight == 0) & losses.isfinite().logical_not()
-            losses = losses.masked_fill(without if self.hidden is None else without | self.hidden, 0)
-            losses = losses * self.sample_weight
-        without = (self.total == 0) & losses.isfinite().logical_not()
-        return losses.masked_fill(without if self.ignored is None else without | self.ignored, 0)
-
-    def incoming(self, g: Tensor) -> Tensor:
-        """g s, and 0 for rows that leave no trace."""
-        without = self.without_trace()
-        g = g.masked_fill(without & g.isfinite().logical_not(), 0)
-        if self.sample_weight is not None:
-            g = g * self.sample_weight
-        if self.hidden is not None:
-            g = g.masked_fill(self.hidden, 0)
-        return g if self.ignored is None else g.masked_fill(self.ignored, 0)
 
     def gradient(self, p: Tensor, drawn: Tensor | None, g: Tensor) -> Tensor:
         """g ((A + drawn) p - a), with the digits that the difference of two numbers close to each other loses."""
@@ -385,6 +327,31 @@ def cross_entropy(
     inplace_backward: bool = False,
     gradient: _validation.Gradient = "forward",
 ) -> tuple[Tensor, RowStatistics]: ...
+
+
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: None = None,
+    ignore_index: int = -100,
+    reduce: None = None,
+    reduction: _validation.Reduction = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    dim: int = 1,
+    normalizer: Tensor | float | None = None,
+    sample_weight: Tensor | None = None,
+    empty: _validation.Empty = "nan",
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    loss_dtype: torch.dtype | None = None,
+    return_stats: bool,
+    inplace_backward: bool = False,
+    gradient: _validation.Gradient = "forward",
+) -> Tensor | tuple[Tensor, RowStatistics]: ...
 
 
 def cross_entropy(
@@ -495,7 +462,7 @@ def cross_entropy(
     C. Szegedy et al., *Rethinking the Inception Architecture for Computer Vision* (2016), section 7; the z-loss from
     A. Chowdhery et al., *PaLM* (2022), section 5; the soft cap from Gemma Team, *Gemma 2* (2024), section 2.
     """
-    if has_torch_function_variadic(input, target, weight, sample_weight):
+    if intercepted(input, target, weight, sample_weight):
         return overridden(cross_entropy, (input, target, weight, sample_weight), locals())
     # A call of its own for every check would take longer than a small batch.
     if reduction not in _validation.REDUCTIONS:
@@ -504,7 +471,7 @@ def cross_entropy(
         _validation.check_gradient_option(gradient)
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
-    if type(ignore_index) is not int:
+    if type(ignore_index) is not int or ignore_index != -100:
         ignore_index = _validation.check_ignore_index(ignore_index)
     if type(label_smoothing) is not float or label_smoothing != 0.0:
         label_smoothing = _validation.check_label_smoothing(label_smoothing)
@@ -515,7 +482,7 @@ def cross_entropy(
         weight is normalizer is sample_weight is logit_softcap is loss_dtype is None
         and empty == "nan"
         and dim == 1
-        and not (z_loss or return_stats)
+        and not (z_loss or return_stats or inplace_backward)
         and logit_scale == 1
         and type(target) is Tensor
         and isinstance(input, Tensor)
@@ -523,15 +490,14 @@ def cross_entropy(
         and target.is_cpu
         and ((dtype := input.dtype) is torch.float32 or dtype is torch.float64)
         and target.dtype is torch.int64
+        and not (input.is_nested or target.is_nested)
         and target.dim() == 1
         and input.dim() == 2
         and input.size(0) == target.size(0)
     ):
         # The commonest call: nothing is left to check or to convert.
         options = Options(reduction, math.nan, dtype, gradients, ignore_index, label_smoothing)
-        if inplace_backward:
-            options = options._replace(inplace_backward=True)
-        return CrossEntropy.apply(input, target, None, None, normalizer=None, options=options)[0]
+        return CrossEntropy.apply_plain(input, target, options)
     normalizer = _validation.check_normalizer(normalizer, reduction)
     empty = _validation.check_empty(empty)
     z_loss = _validation.check_z_loss(z_loss)
@@ -541,7 +507,8 @@ def cross_entropy(
     _validation.check_tensors("cross_entropy", input=input, target=target)
     _validation.check_same_device("cross_entropy", input, target=target, weight=weight, sample_weight=sample_weight)
     if dim != 1:
-        input, target = _with_classes_second(input, target, dim)
+        classes = _validation.check_dimension("cross_entropy", input, dim)
+        input, target = with_classes_second(input, target, classes)
     _validation.check_classification_shapes("cross_entropy", input, target)
     _validation.check_floating_input("cross_entropy", input)
     _validation.check_cross_entropy_target(input, target, ignore_index)
@@ -551,9 +518,8 @@ def cross_entropy(
         _validation.check_class_weight(input, target, weight, autocast_enabled(input.device))
         dtype = torch.promote_types(dtype, weight.dtype)
     wide = compute_dtype(input, None if indices else target, weight)
-    if weight is not None:
-        # Numerator and denominator share one wide weight, so that its gradient is rounded once.
-        weight = weight.to(wide)
+    # Numerator and denominator share one wide weight, so that its gradient is rounded once.
+    weight = None if weight is None else weight.to(wide)
     if sample_weight is not None:
         shape = row_shape(input)
         _validation.check_sample_weight("cross_entropy", sample_weight, shape)
@@ -579,20 +545,15 @@ def cross_entropy(
         loss = from_rows(loss, input)
     if state is None:
         return loss
-    return loss, statistics_of(from_rows(field, input) for field in state[2:].unbind())
+    return loss, statistics_of(from_rows(field, input) for field in state.unbind())
 
 
-def _with_classes_second(input: Tensor, target: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Views in which the classes stand where they are looked for; class indices have no such dimension."""
-    classes = _validation.check_dimension("cross_entropy", input, dim)
-    if input.dim() < 2:
-        return input, target
-    if target.shape == input.shape:
-        target = target.movedim(classes, 1)
-    return input.movedim(classes, 1), target
+class _FurtherOptions(FurtherOptions, total=False):
+    dim: int
+    inplace_backward: bool
 
 
-class CrossEntropyLoss(LossModule, nn.CrossEntropyLoss):
+class CrossEntropyLoss(LossModule[Result], nn.CrossEntropyLoss):
     r"""Cross-entropy on logits as a module: :func:`torchlosses.cross_entropy` with its options kept, in nats.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -644,21 +605,49 @@ class CrossEntropyLoss(LossModule, nn.CrossEntropyLoss):
 
     __constants__ = ("ignore_index", "reduction", "label_smoothing", "inplace_backward")
     function = staticmethod(cross_entropy)
-    kept = (
-        "ignore_index",
-        "reduction",
-        "label_smoothing",
-        "dim",
-        "empty",
-        "z_loss",
-        "logit_scale",
-        "logit_softcap",
-        "loss_dtype",
-        "return_stats",
-        "inplace_backward",
-        "gradient",
-    )
     shown = ("ignore_index", "reduction", "label_smoothing")
+
+    @overload
+    def __init__(
+        self: CrossEntropyLoss[Tensor],
+        weight: Tensor | None = None,
+        size_average: None = None,
+        ignore_index: int = -100,
+        reduce: None = None,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        return_stats: Literal[False] = False,
+        **options: Unpack[_FurtherOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: CrossEntropyLoss[tuple[Tensor, RowStatistics]],
+        weight: Tensor | None = None,
+        size_average: None = None,
+        ignore_index: int = -100,
+        reduce: None = None,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        return_stats: Literal[True],
+        **options: Unpack[_FurtherOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: CrossEntropyLoss[Tensor | tuple[Tensor, RowStatistics]],
+        weight: Tensor | None = None,
+        size_average: None = None,
+        ignore_index: int = -100,
+        reduce: None = None,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        return_stats: bool,
+        **options: Unpack[_FurtherOptions],
+    ) -> None: ...
 
     def __init__(
         self,
@@ -691,7 +680,7 @@ class CrossEntropyLoss(LossModule, nn.CrossEntropyLoss):
         *,
         normalizer: Tensor | float | None = None,
         sample_weight: Tensor | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, RowStatistics]:
         """The loss of logits against class indices or probabilities; see :func:`torchlosses.cross_entropy`."""
         return cross_entropy(
             input, target, self.weight, normalizer=normalizer, sample_weight=sample_weight, **self.options()

@@ -24,11 +24,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _elementwise, _validation
 from torchlosses._elementwise import Elementwise, elements, weighted
-from torchlosses._module import LossModule, overridden
+from torchlosses._module import LossModule, intercepted, overridden
 
 
 class HuberOptions(NamedTuple):
@@ -175,7 +174,7 @@ def huber_loss(
 
     Source: P. J. Huber, *Robust Estimation of a Location Parameter* (1964).
     """
-    if has_torch_function_variadic(input, target, weight, sample_weight):
+    if intercepted(input, target, weight, sample_weight):
         return overridden(huber_loss, (input, target, weight, sample_weight), locals())
     return _elementwise.call(
         Huber,
@@ -247,7 +246,7 @@ def smooth_l1_loss(
 
     Source: R. Girshick, *Fast R-CNN* (2015), section 2.3.
     """
-    if has_torch_function_variadic(input, target, sample_weight):
+    if intercepted(input, target, sample_weight):
         return overridden(smooth_l1_loss, (input, target, sample_weight), locals())
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
@@ -266,7 +265,7 @@ def smooth_l1_loss(
     )
 
 
-class HuberLoss(LossModule, nn.HuberLoss):
+class HuberLoss(LossModule[Tensor], nn.HuberLoss):
     r"""The Huber loss as a module: :func:`torchlosses.huber_loss` with its options kept.
 
     .. math:: \text{loss}_i = \begin{cases} \frac{1}{2} e_i^2 & |e_i| \le \delta \\
@@ -303,7 +302,6 @@ class HuberLoss(LossModule, nn.HuberLoss):
 
     __constants__ = ("reduction", "delta")
     function = staticmethod(huber_loss)
-    kept = ("reduction", "delta", "broadcast", "empty", "gradient")
     shown = ("reduction", "delta")
 
     def __init__(
@@ -331,7 +329,7 @@ class HuberLoss(LossModule, nn.HuberLoss):
         return huber_loss(input, target, normalizer=normalizer, sample_weight=sample_weight, **self.options())
 
 
-class SmoothL1Loss(LossModule, nn.SmoothL1Loss):
+class SmoothL1Loss(LossModule[Tensor], nn.SmoothL1Loss):
     r"""The smooth L1 loss as a module: :func:`torchlosses.smooth_l1_loss` with its options kept.
 
     .. math:: \text{loss}_i = \begin{cases} \frac{1}{2 \beta} e_i^2 & |e_i| < \beta \\
@@ -371,7 +369,6 @@ class SmoothL1Loss(LossModule, nn.SmoothL1Loss):
 
     __constants__ = ("reduction", "beta")
     function = staticmethod(smooth_l1_loss)
-    kept = ("reduction", "beta", "broadcast", "empty", "gradient")
     shown = ("reduction", "beta")
 
     def __init__(

@@ -26,83 +26,82 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_type_hints, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import has_torch_function
 
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, result_dtype
-from torchlosses._module import LossModule, overridden
-from torchlosses._options import RowStatistics, statistics_of
+from torchlosses._module import LossModule, Result, intercepted, overridden
+from torchlosses._options import FOUND, FurtherOptions, RowStatistics, statistics_of, with_z_loss
 from torchlosses._row_blocks import BlockFunction, over_row_blocks
-from torchlosses._rows import compute_dtype
-from torchlosses.cross_entropy import CrossEntropy, class_indices_denominator, probabilities_denominator
+from torchlosses._rows import class_indices_denominator, compute_dtype, probabilities_denominator
+from torchlosses.cross_entropy import CrossEntropy
 from torchlosses.kernels import linear
 from torchlosses.kernels.linear import default_block_rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _FUNCTION = "linear_cross_entropy"
 LowRank: TypeAlias = tuple[Tensor, Tensor, float]
 
+OPERANDS = ("input", "linear_weight", "linear_bias?", "low_rank_a?", "low_rank_b?")
 _FURTHER = {"product_dtype": torch.dtype, "low_rank_scale": float, "block_rows": torch.SymInt}
 _make_record: Any = NamedTuple
-# Those of the cross-entropy, passed on unread, and what the product needs.
-Options: Any = _make_record("Options", [*get_type_hints(CrossEntropy.options).items(), *_FURTHER.items()])
 
 
-class LinearCrossEntropy(Loss):
-    """The cross-entropy of x Wᵀ + b + r (x Aᵀ) Bᵀ; gradients by x, W, b, A and B."""
+def options_of_product(of_logits: Any) -> Any:
+    """The options of a loss of logits, passed on unread, and what the product needs."""
+    return _make_record("Options", [*get_type_hints(of_logits.options).items(), *_FURTHER.items()])
 
-    name = _FUNCTION
-    tensors = (
-        "input",
-        "linear_weight",
-        "linear_bias?",
-        "low_rank_a?",
-        "low_rank_b?",
-        "target",
-        "weight?",
-        "sample_weight?",
-    )
-    options = Options
+
+class LinearLoss(Loss, abstract=True):
+    """A loss of the logits x Wᵀ + b + r (x Aᵀ) Bᵀ; gradients by x, W, b, A and B.
+
+    Attributes:
+        of_logits: The loss, whose tensors behind its first follow the operands of the product.
+        split: Whether each process has some of the classes.
+    """
+
     shared = ("linear_weight", "linear_bias", "low_rank_a", "low_rank_b", "weight")
     derived = 5
     kernels = linear
     scales = True
-    of_logits: type[CrossEntropy] = CrossEntropy
-    split = False  # whether each process has some of the classes
+    of_logits: type[Loss]
+    split = False
 
     @classmethod
     def forward(cls, *tensors_and_options: Any) -> tuple[Tensor, Tensor]:
-        """The rows' losses and statistics, a block of rows at a time."""
+        """What the rows have, and the last fields of their state, a block of rows at a time."""
         *tensors, options = tensors_and_options
         inner, compute = cls._inner_of_block(tensors, options)
         fields = cls.state_fields(options)
 
-        def of_block(target: Tensor, sample_weight: Any, weight: Any, *operands: Any) -> tuple[Tensor, ...]:
-            sample_weight, *visible = cls._visible(target, sample_weight, weight, operands, options)
-            y = _logits(visible, options).to(compute)
-            losses, state = cls.of_logits.forward(y, target, weight, sample_weight, inner)
+        def of_block(*tensors: Any) -> tuple[Tensor, ...]:
+            operands, others = cls._visible(tensors, options)
+            y = _logits(operands, options).to(compute)
+            losses, state = cls.of_logits.forward(y, *others, inner)
             return losses, *(state[-fields:].unbind() if fields else ())
 
-        losses, *found = _over_row_blocks(of_block, tensors, options, (), 1 + fields, 0, fields)
+        losses, *found = cls._over_row_blocks(of_block, tensors, options, (), 1 + fields, 0, fields)
         return losses, torch.stack(found) if found else losses.new_empty((0, losses.shape[0]))
 
     @classmethod
     def backward(cls, grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
         """The gradients by x, W, b, A and B, a block of rows at a time."""
         *tensors, options = tensors_and_options
-        inner, compute = cls._inner_of_block(tensors, options._replace(statistics=False))
+        inner, compute = cls._inner_of_block(tensors, cls.of_gradient(options))
         scale, dtype = options.low_rank_scale, options.product_dtype
         wanted = [place for place in range(5) if options.gradients >> place & 1]
 
-        def of_block(g: Tensor, target: Tensor, sample_weight: Any, weight: Any, *operands: Any) -> tuple[Tensor, ...]:
-            sample_weight, *visible = cls._visible(target, sample_weight, weight, operands, options)
-            x, linear_weight, _, a, b = visible
-            y = _logits(visible, options).to(compute)
-            by_logits = cls.of_logits.backward(g, y, target, weight, sample_weight, inner)
+        def of_block(g: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
+            operands, others = cls._visible(tensors, options)
+            x, linear_weight, _, a, b = operands
+            y = _logits(operands, options).to(compute)
+            by_logits = cls.of_logits.backward(g, y, *others, inner)
             narrow = by_logits.to(dtype)
             found: list[Any] = [None] * 5
             if 0 in wanted:
@@ -119,9 +118,9 @@ class LinearCrossEntropy(Loss):
                 found[4] = scale * (narrow.t() @ (x @ a.t()))
             return tuple(found[place] for place in wanted)
 
-        grad_rows = grad_output.expand(tensors[0].shape[0])
+        grad_rows = grad_output.expand(cls.results(tensors[0]))
         rows = int(0 in wanted)
-        found = _over_row_blocks(of_block, tensors, options, (grad_rows,), rows, len(wanted) - rows, 0)
+        found = cls._over_row_blocks(of_block, tensors, options, (grad_rows,), rows, len(wanted) - rows, 0)
         gradients: list[Tensor | None] = [None] * 5
         for place, gradient in zip(wanted, found, strict=True):
             gradients[place] = cls.summed(gradient, options) if place in (0, 3) else gradient
@@ -129,34 +128,69 @@ class LinearCrossEntropy(Loss):
 
     @classmethod
     def inner(cls, options: Any) -> Any:
-        """The options of the cross-entropy."""
+        """The options of the loss of the logits."""
         inner = cls.of_logits.options
         return inner(*options[: len(inner._fields)])
 
     @classmethod
     def _inner_of_block(cls, tensors: Sequence[Any], options: Any) -> tuple[Any, torch.dtype]:
-        """The options of the cross-entropy of a block, and the dtype it is computed in."""
-        input, linear_weight, *_, target, weight, _ = tensors
-        compute = compute_dtype(input, linear_weight, target, weight)
+        """The options of the loss of a block's logits, and the dtype it is computed in."""
+        compute = compute_dtype(*tensors)
         return cls.inner(options)._replace(reduction="none", dtype=compute, gradients=0), compute
 
-    @classmethod
-    def _visible(
-        cls, target: Tensor, sample_weight: Any, weight: Any, operands: Sequence[Any], options: Any
-    ) -> list[Any]:
-        """The sample weights, and the operands in the dtype of the product.
+    @staticmethod
+    def of_gradient(options: Any) -> Any:
+        """The options without what a backward need not find."""
+        return options
 
-        Both with zeros in rows that leave no trace and are not finite.
+    @staticmethod
+    def without_trace(*tensors_and_options: Any) -> Tensor | None:
+        """Rows that are ignored or have no weight; None where it is known that there are none."""
+        raise NotImplementedError
+
+    @classmethod
+    def _visible(cls, tensors: Sequence[Any], options: Any) -> tuple[list[Any], list[Any]]:
+        """The operands in the dtype of the product, and the other tensors.
+
+        Operands and sample weights have zeros in rows that leave no trace and are not finite.
         """
-        x, linear_weight, linear_bias, a, b = operands
-        without = cls.without_trace(target, weight, sample_weight, options)
+        (x, linear_weight, linear_bias, a, b), others = tensors[: cls.derived], list(tensors[cls.derived :])
+        without = cls.without_trace(*others, options)
         if without is not None:
             hidden = without & x.isfinite().all(1).logical_not()
             x = x.masked_fill(hidden.unsqueeze(1), 0)
-            sample_weight = None if sample_weight is None else sample_weight.masked_fill(hidden, 0)
+            if cls.tensors[-1] == "sample_weight?" and others[-1] is not None:
+                others[-1] = others[-1].masked_fill(hidden, 0)
         x, a = cls.entering(x, options), None if a is None else cls.entering(a, options)
         operands = (x, linear_weight, linear_bias, a, b)
-        return [sample_weight, *(None if t is None else t.to(options.product_dtype) for t in operands)]
+        return [None if t is None else t.to(options.product_dtype) for t in operands], others
+
+    @classmethod
+    def _over_row_blocks(
+        cls,
+        of_block: Callable[..., tuple[Tensor, ...]],
+        tensors: Sequence[Any],
+        options: Any,
+        further: tuple[Tensor, ...],
+        row_outputs: int,
+        sum_outputs: int,
+        auxiliary: int,
+    ) -> tuple[Tensor, ...]:
+        """`of_block(*further, *tensors)` of some rows at a time; tensors that are None are so in each call."""
+        ordered = (*further, *tensors)
+        shared = {len(further) + place for place in cls._shared_places}
+        places = [place for place, tensor in enumerate(ordered) if tensor is not None]
+        with_rows = [place for place in places if place not in shared]
+        places = with_rows + [place for place in places if place in shared]
+
+        def call(*given: Tensor) -> tuple[Tensor, ...]:
+            arguments: list[Any] = [None] * len(ordered)
+            for place, tensor in zip(places, given, strict=True):
+                arguments[place] = tensor
+            return of_block(*arguments)
+
+        function = BlockFunction(call, len(with_rows), row_outputs, sum_outputs, auxiliary)
+        return over_row_blocks(function, options.block_rows, *(ordered[place] for place in places))
 
     @staticmethod
     def entering(tensor: Tensor, options: Any) -> Tensor:
@@ -170,13 +204,49 @@ class LinearCrossEntropy(Loss):
 
     @classmethod
     def rows(cls, input: Tensor) -> Sequence[int]:
-        """One loss a row of features."""
+        """A row of features each."""
         return input.shape[:1]
+
+    @classmethod
+    def flops(cls, tensors: Sequence[Any], options: Any) -> int:
+        """Of the logits, and of the gradients that are asked for; rows that leave no trace count like the others."""
+        (rows, features), (classes, _), _, a, _ = tensors[: cls.derived]
+        rank = 0 if a is None else a[0]
+        product, reduced, raised = rows * features * classes, rows * features * rank, rows * rank * classes
+        by_input, by_weight, _, by_a, by_b = (options.gradients >> place & 1 for place in range(cls.derived))
+        found = product + reduced + raised
+        found += by_input * (product + raised + reduced) + by_weight * product
+        # A and B have what A makes of the features, and B of the gradient.
+        return 2 * (found + by_a * (raised + reduced) + by_b * raised)
+
+    @staticmethod
+    def check(*tensors_and_options: Any) -> None:
+        """Class indices are in range."""
+        linear_weight, target, options = (tensors_and_options[place] for place in (1, len(OPERANDS), -1))
+        if target.dim() == 1 and target.device.type == "cpu":
+            _validation.check_indices_in_range(target, linear_weight.shape[0], options.ignore_index)
+
+
+Options = options_of_product(CrossEntropy)
+
+
+class LinearCrossEntropy(LinearLoss):
+    """The cross-entropy of x Wᵀ + b + r (x Aᵀ) Bᵀ."""
+
+    name = _FUNCTION
+    tensors = (*OPERANDS, "target", "weight?", "sample_weight?")
+    options = Options
+    of_logits = CrossEntropy
+
+    @staticmethod
+    def of_gradient(options: Any) -> Any:
+        """Without the statistics."""
+        return options._replace(statistics=False)
 
     @staticmethod
     def state_fields(options: Any) -> int:
         """The statistics."""
-        return len(RowStatistics._fields) if options.statistics else 0
+        return FOUND if options.statistics else 0
 
     @staticmethod
     def shows_state(options: Any) -> bool:
@@ -184,11 +254,9 @@ class LinearCrossEntropy(Loss):
         return options.statistics
 
     @staticmethod
-    def check(*tensors_and_options: Any) -> None:
-        """Class indices are in range."""
-        _, linear_weight, _, _, _, target, _, _, options = tensors_and_options
-        if target.dim() == 1 and target.device.type == "cpu":
-            _validation.check_indices_in_range(target, linear_weight.shape[0], options.ignore_index)
+    def shown(state: Tensor, tensors: Any, options: Any) -> Tensor:
+        """The fields of `RowStatistics`."""
+        return with_z_loss(state, tensors[-1], options.z_loss)
 
     @staticmethod
     def counted(*tensors_and_options: Any) -> Tensor | None:
@@ -225,33 +293,6 @@ def _logits(operands: Sequence[Any], options: Any) -> Tensor:
     x, linear_weight, linear_bias, a, b = operands
     y = F.linear(x, linear_weight, linear_bias)
     return y if a is None else y + options.low_rank_scale * F.linear(F.linear(x, a), b)
-
-
-def _over_row_blocks(
-    of_block: Callable[..., tuple[Tensor, ...]],
-    tensors: Sequence[Any],
-    options: Any,
-    further: tuple[Tensor, ...],
-    row_outputs: int,
-    sum_outputs: int,
-    auxiliary: int,
-) -> tuple[Tensor, ...]:
-    """`of_block` of (further, target, sample_weight, weight, operands), of which those that are None are not passed."""
-    input, *shared, target, weight, sample_weight = tensors
-    ordered = [*further, target, sample_weight, weight, input, *shared]
-    with_rows = [*range(len(further) + 2), len(further) + 3]
-    places = [place for place in with_rows if ordered[place] is not None]
-    rows = len(places)
-    places += [place for place in range(len(ordered)) if place not in with_rows and ordered[place] is not None]
-
-    def call(*given: Tensor) -> tuple[Tensor, ...]:
-        arguments: list[Any] = [None] * len(ordered)
-        for place, tensor in zip(places, given, strict=True):
-            arguments[place] = tensor
-        return of_block(*arguments)
-
-    function = BlockFunction(call, rows, row_outputs, sum_outputs, auxiliary)
-    return over_row_blocks(function, options.block_rows, *(ordered[place] for place in places))
 
 
 @overload
@@ -445,7 +486,7 @@ def linear_cross_entropy(
     Gemma Team, *Gemma 2* (2024), section 2.
     """
     tensors = (input, linear_weight, target, linear_bias, weight, sample_weight, *(low_rank or ())[:2])
-    if has_torch_function(tensors):
+    if intercepted(*tensors):
         arguments = {name: value for name, value in locals().items() if name != "tensors"}
         return overridden(linear_cross_entropy, tensors, arguments)
     _validation.check_reduction(reduction)
@@ -479,7 +520,7 @@ def linear_cross_entropy(
         weight = weight.to(compute)
     if sample_weight is not None:
         sample_weight = sample_weight.to(compute).expand(shape)
-    places = _each_place(input, linear_weight, linear_bias, target, sample_weight, indices)
+    places = each_place(input, linear_weight, linear_bias, target, sample_weight, indices)
     several = len(places) != 1
     if several and reduction == "mean" and normalizer is None:
         normalizer = _denominator(target, weight, sample_weight, shape, linear_weight, indices, ignore_index, compute)
@@ -581,14 +622,14 @@ def _block_rows(options: Any, block_rows: int | None) -> int | None:
     if options is None or block_rows is not None:
         return block_rows
     if not hasattr(options, "batch_chunk_size"):
-        raise TypeError(
+        raise _validation.WrongTypeError(
             f"options must be a torch.nn.LinearCrossEntropyOptions or None, but got {type(options).__name__}: "
             "use block_rows."
         )
     return options.batch_chunk_size
 
 
-def _each_place(
+def each_place(
     input: Tensor,
     linear_weight: Tensor,
     linear_bias: Tensor | None,
@@ -614,7 +655,11 @@ def _each_place(
     return [(rows, *others) for others in zip(weights, biases, targets.unbind(-1), samples, strict=True)]
 
 
-class LinearCrossEntropyLoss(LossModule, nn.Module):
+class _FurtherOptions(FurtherOptions, total=False):
+    block_rows: int | None
+
+
+class LinearCrossEntropyLoss(LossModule[Result], nn.Module):
     r"""A linear layer and the cross-entropy of its logits in one module, in nats: :func:`linear_cross_entropy`.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -673,23 +718,69 @@ class LinearCrossEntropyLoss(LossModule, nn.Module):
 
     __constants__ = ("ignore_index", "reduction", "label_smoothing", "num_classes", "out_features")
     function = staticmethod(linear_cross_entropy)
-    kept = (
-        "reduction",
-        "ignore_index",
-        "label_smoothing",
-        "dim",
-        "empty",
-        "z_loss",
-        "logit_scale",
-        "logit_softcap",
-        "loss_dtype",
-        "return_stats",
-        "block_rows",
-        "gradient",
-    )
     shown = ("reduction", "ignore_index", "label_smoothing")
 
     weight: Tensor | None
+
+    @overload
+    def __init__(
+        self: LinearCrossEntropyLoss[Tensor],
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        reduction: _validation.Reduction = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+        dim: int = -1,
+        return_stats: Literal[False] = False,
+        **further: Unpack[_FurtherOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: LinearCrossEntropyLoss[tuple[Tensor, RowStatistics]],
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        reduction: _validation.Reduction = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+        dim: int = -1,
+        return_stats: Literal[True],
+        **further: Unpack[_FurtherOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: LinearCrossEntropyLoss[Tensor | tuple[Tensor, RowStatistics]],
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        reduction: _validation.Reduction = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+        dim: int = -1,
+        return_stats: bool,
+        **further: Unpack[_FurtherOptions],
+    ) -> None: ...
 
     def __init__(
         self,
@@ -738,7 +829,7 @@ class LinearCrossEntropyLoss(LossModule, nn.Module):
         *,
         normalizer: Tensor | float | None = None,
         sample_weight: Tensor | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, RowStatistics]:
         """The loss of features against class indices or probabilities; see :func:`linear_cross_entropy`."""
         linear_weight, linear_bias = self.linear.weight, self.linear.bias
         if self.out_features:
@@ -756,8 +847,26 @@ class LinearCrossEntropyLoss(LossModule, nn.Module):
             **self.options(),
         )
 
+    @overload
     @classmethod
-    def of(cls, linear: nn.Linear, **options: Any) -> LinearCrossEntropyLoss:
+    def of(
+        cls, linear: nn.Linear, *, return_stats: Literal[False] = False, **options: Any
+    ) -> LinearCrossEntropyLoss[Tensor]: ...
+
+    @overload
+    @classmethod
+    def of(
+        cls, linear: nn.Linear, *, return_stats: Literal[True], **options: Any
+    ) -> LinearCrossEntropyLoss[tuple[Tensor, RowStatistics]]: ...
+
+    @overload
+    @classmethod
+    def of(
+        cls, linear: nn.Linear, *, return_stats: bool, **options: Any
+    ) -> LinearCrossEntropyLoss[Tensor | tuple[Tensor, RowStatistics]]: ...
+
+    @classmethod
+    def of(cls, linear: nn.Linear, **options: Any) -> Any:
         """The loss of an existing linear layer, whose weight and bias it shares; `options` as in the constructor."""
         module = cls(1, linear.out_features, device="meta", **options)
         module.linear = linear

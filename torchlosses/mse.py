@@ -21,11 +21,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import has_torch_function_variadic
 
 from torchlosses import _elementwise, _validation
 from torchlosses._elementwise import Elementwise, elements, weighted
-from torchlosses._module import LossModule, overridden
+from torchlosses._module import LossModule, intercepted, overridden
 
 
 class Options(NamedTuple):
@@ -134,7 +133,7 @@ def mse_loss(
     Source: C. F. Gauss, *Theoria motus corporum coelestium* (1809); K. Saito, *Deep Learning from Scratch*
     (2016), section 4.2.1, there with 1/2 in place of 1/n.
     """
-    if has_torch_function_variadic(input, target, weight, sample_weight):
+    if intercepted(input, target, weight, sample_weight):
         return overridden(mse_loss, (input, target, weight, sample_weight), locals())
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
@@ -152,7 +151,7 @@ def mse_loss(
     )
 
 
-class MSELoss(LossModule, nn.MSELoss):
+class MSELoss(LossModule[Tensor], nn.MSELoss):
     r"""Mean squared error as a module: :func:`torchlosses.mse_loss` with its options kept.
 
     .. math:: \text{loss} = \frac{1}{n} \sum_i (x_i - t_i)^2
@@ -192,7 +191,6 @@ class MSELoss(LossModule, nn.MSELoss):
 
     __constants__ = ("reduction", "broadcast")
     function = staticmethod(mse_loss)
-    kept = ("reduction", "broadcast", "empty", "gradient")
 
     def __init__(
         self,

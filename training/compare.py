@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +22,6 @@ from training.errors import CannotWriteError, StudyError
 from training.signals import StoppedBySignal, raising_signals
 
 if TYPE_CHECKING:
-    import torch
-
     from training.folders import RunFolder
     from training.results import Results
     from training.study import Study
@@ -78,6 +76,7 @@ def _accept_any_encoding() -> None:
 def _run(config: Config, arguments: Sequence[str]) -> int:
     # Imported only now: wrong options and --help are answered at once.
     from training.distributed import process_group
+    from training.environment import find_device
     from training.folders import RunFolder, create_folder, open_folder
     from training.objectives import select_objectives
     from training.progress import Display
@@ -94,11 +93,15 @@ def _run(config: Config, arguments: Sequence[str]) -> int:
             config = replace(config, seeds=seeds)
         if earlier is not None and earlier.complete and len(config.run_seeds) == earlier.config["seeds"]:
             _say(f"{folder.path} is complete; there is nothing to go on with")
-            return _conclude(earlier, folder)
+            with ExitStack() as stack:
+                # On read-only media nobody else writes either.
+                with suppress(CannotWriteError):
+                    stack.enter_context(folder.held())
+                return _conclude(earlier, folder)
     _check_packages(config)
     for task in config.task_names:
         select_objectives(config.objectives, task, every=config.all)
-    with process_group(_device(config)) as (device, processes):
+    with process_group(find_device(config.device)) as (device, processes):
         is_new = folder is None
         if folder is None:
             folder = RunFolder(processes.agree(lambda: create_folder(config).path))
@@ -175,17 +178,6 @@ def _check_packages(config: Config) -> None:
     compilers = [os.environ.get("CXX", "g++"), "g++", "clang++", "c++"]
     if config.compile and config.device == "cpu" and not any(map(shutil.which, compilers)):
         raise StudyError("--compile needs a C++ compiler on the CPU and none was found; install g++ or leave it out")
-
-
-def _device(config: Config) -> torch.device:
-    import torch
-
-    device = torch.device(config.device)
-    if device.type == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= found:
-            raise StudyError(f"--device {config.device}: PyTorch sees {found} GPU(s) here; --device cpu always works")
-    return device
 
 
 def _is_first_process() -> bool:

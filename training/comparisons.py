@@ -67,9 +67,14 @@ class Comparison:
 
     @property
     def missing(self) -> str:
-        """What it would take to decide an open comparison, in words."""
+        """What it would take to decide an open comparison, or why there is none, in words."""
         if self.by_seed is None:
-            return "nothing to compare"
+            lost = next((item for item in (self.first, self.second) if item.diverged), None)
+            return (
+                f"{lost.short} diverged from {lost.diverged} of {len(lost.runs)} seeds"
+                if lost
+                else "one seed has no spread"
+            )
         margin = self.measure.margin or 0.0
         image_half_width = math.inf if self.by_image is None else (self.by_image.upper - self.by_image.lower) / 2
         if self.seed_p_value <= SIGNIFICANCE or (

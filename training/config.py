@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -67,7 +67,7 @@ class Config:
     """How many times to repeat everything, each time from another seed; objectives are compared seed by seed."""
     first_seed: int = 0
     """The first of the seeds."""
-    stack: int = 3
+    stack: int = 6
     """How many seeds of an objective to train side by side, as one stack of networks."""
     epochs: Annotated[int | None, _hint("INT", "3 for the digit, 5 for the angle; 1 and 2 with --quick")] = None
     """Passes over the training images."""
@@ -113,24 +113,17 @@ class Config:
     """Use only the first so many test images."""
 
     def __post_init__(self) -> None:
-        for option, (least, most) in _BOUNDS.items():
-            value = getattr(self, option)
-            if value is not None and not least <= value <= most:
-                given = f"--{option.replace('_', '-')} must be at least {least:,} and at most {most:,}"
-                raise StudyError(f"{given}, not {value}")
+        check_bounds(self, BOUNDS)
+        check_choices(self.tasks, get_args(Question), self.device)
         if self.learning_rate is not None and not 0 < self.learning_rate <= MOST_LEARNING_RATE:
             limit = f"{MOST_LEARNING_RATE:,.0f}"
             raise StudyError(f"--learning-rate must be above 0 and at most {limit}, not {self.learning_rate}")
         if not 0 < self.angle_limit <= 180:
             raise StudyError(f"--angle-limit must be above 0 and at most 180 degrees, not {self.angle_limit}")
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise StudyError(f"--tasks must be one or several of {', '.join(get_args(Question))}, each once")
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise StudyError(f"--device must be cpu, cuda or cuda:<number>, not '{self.device}'")
-        if not re.fullmatch(r"[\w.+-]*", self.name) or self.name.startswith(".") or len(self.name) > 100:
-            raise StudyError(f"--name may hold up to 100 letters, digits, '-', '_', '+' and '.', and not '{self.name}'")
         if self.dataset == "own" and self.data_root is None:
             raise StudyError("--dataset own needs --data-root, the folder with your images")
+        if not re.fullmatch(r"[\w.+-]*", self.name) or self.name.startswith(".") or len(self.name) > 100:
+            raise StudyError(f"--name may hold up to 100 letters, digits, '-', '_', '+' and '.', and not '{self.name}'")
 
     def epochs_for(self, task: TaskName) -> int:
         """Passes over the training images for a task."""
@@ -157,7 +150,7 @@ class Config:
 
 MOST_LEARNING_RATE = 1e9
 # What fits into memory and ends: a stack of networks, a table of targets, a run.
-_BOUNDS = {
+BOUNDS = {
     "seeds": (1, 1000),
     "first_seed": (0, 1_000_000_000),
     "stack": (1, 64),
@@ -170,6 +163,24 @@ _BOUNDS = {
     "train_limit": (1, 1_000_000_000),
     "test_limit": (1, 1_000_000_000),
 }
+
+
+def check_bounds(options: object, bounds: Mapping[str, tuple[int, int]]) -> None:
+    """Raise StudyError, naming the option and its bounds, where one lies outside."""
+    for option, (least, most) in bounds.items():
+        value = getattr(options, option)
+        if value is not None and not least <= value <= most:
+            given = f"--{option.replace('_', '-')} must be at least {least:,} and at most {most:,}"
+            raise StudyError(f"{given}, not {value}")
+
+
+def check_choices(tasks: Sequence[str], allowed: Sequence[str], device: str) -> None:
+    """Raise StudyError where a task is given twice, or none is, or where there is no such kind of device."""
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise StudyError(f"--tasks must be one or several of {', '.join(allowed)}, each once")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise StudyError(f"--device must be cpu, cuda or cuda:<number>, not '{device}'")
+
 
 # What --quick changes beside the epochs.
 _QUICK: dict[str, Any] = {"seeds": 2, "train_limit": 20_000, "parity_steps": 100, "recovery_steps": 200}
@@ -188,13 +199,16 @@ def parse_options(kind: type[Options], program: str, arguments: Sequence[str], d
     complaint = StringIO()
     try:
         with redirect_stderr(complaint):
-            return tyro.cli(
+            options = tyro.cli(
                 kind, prog=program, args=list(arguments), default=default, config=(tyro.conf.FlagCreatePairsOff,)
             )
     except SystemExit as exit_request:
         if exit_request.code in (None, 0):
             raise
         raise StudyError(_in_one_line(complaint.getvalue(), program)) from None
+    if "--objectives" in arguments and not getattr(options, "objectives", None):
+        raise StudyError("--objectives needs a name or several; see --help, or leave it out")
+    return options
 
 
 def parse_config(arguments: Sequence[str]) -> Config:
@@ -207,8 +221,6 @@ def parse_config(arguments: Sequence[str]) -> Config:
     quick = "--quick" in arguments
     defaults = replace(Config(), **_QUICK) if quick else Config()
     config = parse_options(Config, PROGRAM, arguments, defaults)
-    if "--objectives" in arguments and not config.objectives:
-        raise StudyError("--objectives needs a name or several; see --help, or take --all")
     if config.resume is not None and {word.split("=")[0] for word in arguments if word.startswith("--")} - {
         "--resume",
         "--seeds",

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import torchlosses
+from training.errors import StudyError
 from training.results import Environment
 
 
@@ -27,6 +28,20 @@ def describe_environment(device: torch.device, processes: int, threads: int) -> 
         threads=threads,
         processes=processes,
     )
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        StudyError: it is a GPU that PyTorch does not see.
+    """
+    device = torch.device(name)
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            raise StudyError(f"--device {name}: PyTorch sees {found} GPU(s) here; --device cpu always works")
+    return device
 
 
 def processor() -> str:

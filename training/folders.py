@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from training.config import Config, as_json_object, read_config, write_config
-from training.errors import StudyError
+from training.errors import CannotWriteError, StudyError
 from training.files import remove_unfinished
 from training.questions import TaskName
 from training.results import Results, read_results
@@ -82,6 +82,7 @@ class RunFolder:
 
         Raises:
             StudyError: another process holds it; the message says which.
+            CannotWriteError: nothing can be written there.
         """
         if fcntl is None:
             yield
@@ -90,7 +91,7 @@ class RunFolder:
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise StudyError(f"{self.path} cannot be written to ({error.strerror})") from error
+            raise CannotWriteError(self.path, error, "go on in a copy of it, where there is room") from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,6 +155,11 @@ def open_folder(run: Path) -> tuple[RunFolder, Config, Results | None]:
         results = read_results(folder.results)
     except StudyError as error:
         raise StudyError(f"--resume: {error}") from error
+    begun_with = results.config["seeds"]
+    if isinstance(begun_with, int) and config.seeds < begun_with:
+        raise StudyError(
+            f"--resume: seeds is {config.seeds} in {folder.config}, but the run has {begun_with}; put that back"
+        )
     for setting, value in as_json_object(config).items():
         begun = results.config.get(setting)
         if setting not in _CHANGEABLE and begun != value:

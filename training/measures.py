@@ -93,7 +93,8 @@ def format_summary(summary: Summary, scale: float = 1.0, unit: str = "", decimal
     if not summary.finite:
         wrong = sum(not math.isfinite(value) for value in summary.values)
         return f"diverged in {wrong} of {summary.count}"
-    if summary.half_width is None:
+    # Seeds that all agree are no proof that others would.
+    if not summary.half_width:
         return f"{summary.mean * scale:.{decimals}f}{unit}"
     half_width = summary.half_width * scale
     decimals = _decimals(summary, scale, decimals)

@@ -21,7 +21,7 @@ import tyro
 
 from training.comparisons import Comparison, planned_comparisons, rank
 from training.config import PROGRAM as COMPARE
-from training.config import parse_options
+from training.config import Config, parse_options
 from training.errors import StudyError
 from training.files import write_bytes_atomically, write_text_atomically
 from training.learning_rates import read_tuning
@@ -139,10 +139,11 @@ def _comparison_table(planned: Sequence[Comparison]) -> str:
 
 def _source(results: Results) -> str:
     reading = read_source(results)
-    halves = " ".join(
-        f"“{half.sentence}”: {half.verdict}; {half.number}. {half.qualification}".strip() for half in reading.halves
+    halves = "\n".join(
+        f"- “{half.sentence}”, that is: {half.claim}. **{half.verdict.capitalize()}:** {half.number}."
+        for half in reading.halves
     )
-    return f"The source says “{SOURCE_SENTENCE}”. **Measured: {reading.verdict}.** {halves}"
+    return f"The source says “{SOURCE_SENTENCE}”. **Measured: {reading.verdict}.**\n\n{halves}"
 
 
 def _rates() -> str:
@@ -168,11 +169,12 @@ def _rates() -> str:
 
 
 def _setting(results: Results) -> str:
-    seeds = sorted({run.seed for run in results.runs})
+    seeds = results.config["seeds"]
+    command = COMPARE if seeds == Config().seeds else f"{COMPARE} --seeds {seeds}"
     environment = results.environment
     images = f"{results.train_images:,} training and {results.test_images:,} test images"
     return (
-        f"Measured with `{COMPARE} --seeds {len(seeds)}`: {images}, on {environment.processor} with torch "
+        f"Measured with `{command}`: {images}, on {environment.processor} with torch "
         f"{environment.torch}. Intervals are for 95 %; those of accuracies are for other seeds and other test images."
     )
 
@@ -224,7 +226,7 @@ def publish(options: Options) -> list[Path]:
         write_text_atomically(path, text)
     images = options.root / "docs" / "images"
     with tempfile.TemporaryDirectory() as folder:
-        draw_figures(results, Path(folder))
+        draw_figures(results, {task: rank(results, task) for task in tasks_of(results)}, Path(folder))
         for name in PICTURES:
             if (Path(folder) / f"{name}.png").exists():
                 shutil.copyfile(Path(folder) / f"{name}.png", images / f"{name}.png")

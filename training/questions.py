@@ -18,6 +18,13 @@ TaskName = Literal[
     "few-images-10000",
 ]
 
+# The conditions of the harder questions that a run is summed up by, and the words for them within a sentence.
+HARDEST: dict[TaskName, str] = {
+    "label-noise-40": "with 40 % of the training labels wrong",
+    "few-images-100": "from 100 training images",
+    "calibration": "with a sixth of the images kept apart",
+}
+
 # One task each, but for the questions that are asked under several conditions.
 TASKS_OF: dict[Question, tuple[TaskName, ...]] = {
     "digit": ("digit",),

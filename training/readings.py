@@ -16,7 +16,7 @@ from training.measures import (
     contenders,
     main_measure,
 )
-from training.questions import TaskName
+from training.questions import HARDEST, TaskName
 from training.results import Results
 from training.sentences import phrase, recovered_text
 
@@ -28,42 +28,56 @@ Verdict = Literal["confirmed", "refuted", "split", "not decided"]
 
 @dataclass(frozen=True)
 class Half:
-    """Half of the source's sentence: what it predicts here, the comparison that decides it, and the others."""
+    """Half of the source's sentence: the claim it makes here, the comparison that decides it, and the other forms.
+
+    A loss of one name comes in several forms, and a sentence that names only the loss claims something of each: of MSE
+    on raw outputs and on probabilities, of cross-entropy read by its expected value and by its most probable bin. To
+    show only the form that does best would confirm nearly any sentence, to show only the worst refute it. So a claim
+    that holds in one form and not in another is 'split', whichever of them is the better loss, and both forms are named
+    with their numbers. The form that did best on the validation images when the learning rates were tuned is named
+    first: the test images have no say in which.
+    """
 
     sentence: str
-    prediction: str
+    claim: str
     deciding: Comparison | None
     others: tuple[Comparison, ...]
 
     @property
+    def forms(self) -> list[Comparison]:
+        """Every form that was measured, the deciding one first."""
+        found = [self.deciding, *self.others] if self.deciding else []
+        return [item for item in found if item.by_seed is not None]
+
+    @property
     def verdict(self) -> Verdict:
-        """'confirmed' where the favoured is ahead, 'refuted' where it is not."""
-        if self.deciding is None:
-            return "not decided"
-        if self.deciding.verdict == "ahead":
-            return "confirmed"
-        return "refuted" if self.deciding.verdict in ("behind", "equal") else "not decided"
+        """'confirmed' where the favoured is ahead in every form, 'split' where in some.
+
+        Where it is ahead in none: 'refuted', or 'not decided' as long as one of them is open.
+        """
+        verdicts = [item.verdict for item in self.forms]
+        if "ahead" in verdicts:
+            return "confirmed" if set(verdicts) == {"ahead"} else "split"
+        return "refuted" if verdicts and "open" not in verdicts else "not decided"
 
     @property
     def number(self) -> str:
-        """The number that decides, in words."""
-        return "nothing was measured that could test it" if self.deciding is None else _in_words(self.deciding)
-
-    @property
-    def qualification(self) -> str:
-        """The other forms of the favoured loss in which it is not ahead, in words; empty where there are none."""
-        told = [_in_words(item) for item in self.others if item.verdict != "ahead" and item.by_seed is not None]
-        return f"In another form it is not ahead: {'; '.join(told)}." if told and self.verdict == "confirmed" else ""
+        """The numbers that decide, in words: of a split claim one for each side."""
+        if not self.forms:
+            return "nothing was measured that could test it"
+        told = _in_words(self.forms[0])
+        holds = self.forms[0].verdict == "ahead"
+        contrary = [_in_words(item) for item in self.forms if (item.verdict == "ahead") != holds]
+        return f"{told}; but {'; '.join(contrary)}" if self.verdict == "split" else told
 
 
 def _in_words(item: Comparison) -> str:
     first, second = phrase(item.first), phrase(item.second)
-    if item.verdict in ("ahead", "behind"):
-        words = item.measure.ahead if item.verdict == "ahead" else item.measure.behind
-        return f"{first} is {item.text} {words} {second}"
     if item.verdict == "equal":
         return f"{first} and {second} are equal ({item.text})"
-    return f"{first} and {second} differ by {item.text}, {item.missing}"
+    leads = (item.difference > 0) == item.measure.higher_is_better
+    told = f"{first} is {item.text} {item.measure.ahead if leads else item.measure.behind} {second}"
+    return told if item.verdict in ("ahead", "behind") else f"{told}, which is not decided ({item.missing})"
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ class SourceReading:
 
     @property
     def verdict(self) -> Verdict:
-        """'confirmed' or 'refuted' where both halves are, 'split' where they differ."""
+        """That of both halves where they agree, 'not decided' where one is not, else 'split'."""
         first, second = self.halves[0].verdict, self.halves[1].verdict
         if "not decided" in (first, second):
             return "not decided"
@@ -82,11 +96,7 @@ class SourceReading:
 
 
 def read_source(results: Results) -> SourceReading:
-    """Put the source's sentence to the test: on a category MSE should win, on a quantity cross-entropy should.
-
-    Either kind of loss comes in several forms. Each is represented by the form that did best on the validation images
-    when the learning rates were tuned, so that the test images have no say in what is compared on them.
-    """
+    """Put the source's sentence to the test: on a category MSE should win, on a quantity cross-entropy should."""
     digit = [item for item in contenders(results, "digit") if item.runs and item.description.head == "classification"]
     angle = [item for item in contenders(results, "angle", every_decoding=True) if item.runs]
     squared = [item for item in digit if item.description.family == "mean squared error"]
@@ -100,8 +110,7 @@ def read_source(results: Results) -> SourceReading:
             _half(
                 results,
                 "MSE is for classification",
-                "Then, on the digit, a classification head with MSE should be more accurate than one with the "
-                "textbook's cross-entropy error.",
+                "a classification head reads more digits right when it is trained with MSE than with CEE",
                 ACCURACY,
                 squared,
                 textbook,
@@ -110,8 +119,7 @@ def read_source(results: Results) -> SourceReading:
             _half(
                 results,
                 "CEE for regression",
-                "Then, on the angle, cross-entropy should come closer to the true angle than MSE on a regression head. "
-                "(A head of one output has no probabilities, so cross-entropy needs the angle in bins.)",
+                "cross-entropy on the angle in bins comes closer to the true angle than MSE on a regression head",
                 ANGLE_ERROR,
                 [item for item in binned if item.description.name in ("cross-entropy", "cee-softmax")],
                 direct,
@@ -124,7 +132,7 @@ def read_source(results: Results) -> SourceReading:
 def _half(
     results: Results,
     sentence: str,
-    prediction: str,
+    claim: str,
     measure: Measure,
     favoured: Sequence[Contender],
     others: Sequence[Contender],
@@ -138,7 +146,7 @@ def _half(
         choose = max if measure.higher_is_better else min
         usual = choose(scored, key=lambda item: scores[item.description.name]).key
     deciding = next((item for item in found if item.first.key == usual), found[0] if found else None)
-    return Half(sentence, prediction, deciding, tuple(item for item in found if item is not deciding))
+    return Half(sentence, claim, deciding, tuple(item for item in found if item is not deciding))
 
 
 def _validation_scores(results: Results, main_task: TaskName) -> dict[str, float]:
@@ -154,6 +162,12 @@ class Advice:
     situation: str
     take: str
     figure: str
+
+
+_HARDER_SITUATIONS: dict[TaskName, str] = {
+    "label-noise-40": "A category, and many labels are wrong",
+    "few-images-100": "A category, and few images",
+}
 
 
 def advise(results: Results, planned: Sequence[Comparison], rankings: Mapping[str, Ranking | None]) -> list[Advice]:
@@ -191,6 +205,18 @@ def advise(results: Results, planned: Sequence[Comparison], rankings: Mapping[st
                 f"{_lead(ranking, angle.get(('regression-mse', 'direct')))}",
             )
         )
+    for task, situation in _HARDER_SITUATIONS.items():
+        ranking = rankings.get(task)
+        if ranking is not None and ranking.others:
+            among = {item.description.name: item for item in contenders(results, task) if item.runs}
+            lines.append(
+                Advice(
+                    situation,
+                    _head_and_loss(ranking.best),
+                    f"accuracy {ACCURACY.value(ranking.best.summary(ACCURACY))} {HARDEST[task]}; "
+                    f"{_lead(ranking, among.get('cross-entropy'))}",
+                )
+            )
     if results.recovery_experiment is not None:
         curves = results.recovery_experiment.curves
         told = [

@@ -15,7 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from training.comparisons import Comparison, Ranking, compare, planned_comparisons, rank
-from training.figures import Palette, confusion_contender, confusion_counts, draw_figures, residual_counts
+from training.experiments import recovery_stride
+from training.figures import draw_figures
+from training.figures.drawing import Palette
+from training.figures.tasks import confusion_contender, confusion_counts, residual_counts
 from training.files import write_text_atomically
 from training.measures import (
     ACCURACY,
@@ -81,10 +84,10 @@ def write_report(results: Results, run_directory: Path) -> Path:
         CannotWriteError: a file could not be written.
     """
     path = run_directory / "report.html"
-    drawings = draw_figures(results, run_directory / "figures")
     planned = planned_comparisons(results)
     tasks = tasks_of(results)
     rankings = {task: rank(results, task) for task in tasks}
+    drawings = draw_figures(results, rankings, run_directory / "figures")
     page = _template().render(
         results=results,
         answer=answer(planned),
@@ -111,6 +114,7 @@ def write_report(results: Results, run_directory: Path) -> Path:
         setting=_setting(results),
         machine=_machine(results),
         tables=[_table(results, task) for task in tasks],
+        tasks=tasks,
         extra_tasks=[task for task in tasks if task not in ("digit", "angle")],
         tuning=results.tuning,
         parity=[(record, holds(record)) for record in results.parity],
@@ -478,10 +482,11 @@ def _captions(results: Results) -> dict[str, str]:
             captions[f"confusion-{head}"] = _confusion_sentence(contender)
     experiment = results.recovery_experiment
     if experiment:
+        every = recovery_stride(results.test_images)
         captions["recovery-accuracy"] = (
             f"Every network was pushed to answer {experiment.wrong_class} with a margin of {experiment.margin:g} and "
-            "then trained. Thick: mean over seeds; thin: each seed. A flat line is a network that does not get away "
-            "from its mistake."
+            f"then trained; accuracy on {-(-results.test_images // every):,} test images. Thick: "
+            "mean over seeds; thin: each seed. A flat line is a network that does not get away from its mistake."
         )
     return captions
 

@@ -21,7 +21,7 @@ from training.measures import (
     format_share,
     main_measure,
 )
-from training.questions import TaskName
+from training.questions import HARDEST, TaskName
 from training.results import GradientCurve, GradientExperiment, RecoveryCurve, RecoveryExperiment, Results
 from training.statistics import CONFIDENCE, SIGNIFICANCE, sign_flip_p_value
 
@@ -121,23 +121,26 @@ def answer(planned: Sequence[Comparison]) -> Answer:
     if head is not None:
         parts += _head_parts(head)
         claims += _as_claims(head)
-        numbers.append(_key_number(head, "digits read right"))
+        numbers += _key_numbers(head, "digits read right")
     if loss is not None:
-        joint = ", and " if parts else ""
+        losses = "the losses on it" if parts else "the losses on a classification head"
         if loss.verdict in ("ahead", "behind"):
-            better, worse = (loss.first, loss.second) if loss.verdict == "ahead" else (loss.second, loss.first)
-            opening = "of the losses on it, " if parts else "of the losses on a classification head, "
-            parts += [joint, opening, mention(better), f" is {loss.amount} {ACCURACY.ahead} ", mention(worse)]
-            claims.append(loss)
-        elif loss.verdict == "equal":
-            parts += [joint, "the losses on it differ by less than 0.2 points"]
-        else:
-            parts += [joint, f"between the losses on it nothing is decided ({loss.missing})"]
-        numbers.append(_key_number(loss, "digits read right"))
+            losses = f"of {losses}, "
+        parts += [", and " if parts else "", *_loss_parts(loss, losses)]
+        claims += _as_claims(loss)
+        numbers += _key_numbers(loss, "digits read right")
     if quantity is not None:
         parts += ["; " if parts else "", *_quantity_parts(quantity)]
         claims += _as_claims(quantity)
-        numbers.append(_key_number(quantity, "closer to the true angle"))
+        numbers += _key_numbers(quantity, "closer to the true angle")
+    if not parts:
+        for task, condition in HARDEST.items():
+            harder = loss_comparison(planned, task)
+            if harder is not None:
+                losses = "" if harder.verdict in ("ahead", "behind") else "the losses"
+                parts += [f"{'; ' if parts else ''}{condition}, ", *_loss_parts(harder, losses)]
+                claims += _as_claims(harder)
+                numbers += _key_numbers(harder, "digits read right", f"{condition}, ")
     if not parts:
         return Answer(Statement(("No comparison of this run is finished, so there is nothing to conclude yet.",)), ())
     first = parts[0]
@@ -151,12 +154,12 @@ def head_comparison(planned: Sequence[Comparison]) -> Comparison | None:
     return _find(planned, "digit", lambda item: item.first.description.name == "regression-mse")
 
 
-def loss_comparison(planned: Sequence[Comparison]) -> Comparison | None:
-    """Of the losses on a classification head of the digit, the one furthest from cross-entropy, decided ones first."""
+def loss_comparison(planned: Sequence[Comparison], task: TaskName = "digit") -> Comparison | None:
+    """Of the losses on a classification head for digits, the one furthest from cross-entropy, decided ones first."""
     found = [
         item
         for item in planned
-        if item.first.description.task == "digit"
+        if item.first.description.task == task
         and item.first.description.head == item.second.description.head == "classification"
         and item.by_seed is not None
     ]
@@ -193,6 +196,15 @@ def _head_parts(item: Comparison) -> list[Part]:
     return [f"for a category nothing is decided between the heads ({item.missing})"]
 
 
+def _loss_parts(item: Comparison, losses: str) -> list[Part]:
+    if item.verdict in ("ahead", "behind"):
+        better, worse = (item.first, item.second) if item.verdict == "ahead" else (item.second, item.first)
+        return [losses, mention(better), f" is {item.amount} {ACCURACY.ahead} ", mention(worse)]
+    if item.verdict == "equal":
+        return [f"{losses} differ by less than 0.2 points"]
+    return [f"between {losses} nothing is decided ({item.missing})"]
+
+
 def _quantity_parts(item: Comparison) -> list[Part]:
     if item.verdict in ("ahead", "behind"):
         better, worse = (item.first, item.second) if item.verdict == "ahead" else (item.second, item.first)
@@ -208,7 +220,10 @@ def _quantity_parts(item: Comparison) -> list[Part]:
     ]
 
 
-def _key_number(item: Comparison, what: str) -> KeyNumber:
+def _key_numbers(item: Comparison, what: str, condition: str = "") -> list[KeyNumber]:
+    """The number of a comparison; none where nothing could be compared."""
+    if item.by_seed is None:
+        return []
     better, worse = (item.second, item.first) if item.verdict == "behind" else (item.first, item.second)
     if item.verdict in ("ahead", "behind"):
         meaning = f"{'more ' if item.measure is ACCURACY else ''}{what} with {phrase(better)} than with {phrase(worse)}"
@@ -216,7 +231,7 @@ def _key_number(item: Comparison, what: str) -> KeyNumber:
         meaning = f"between {phrase(better)} and {phrase(worse)}: equal within {_margin(item.measure)}"
     else:
         meaning = f"between {phrase(better)} and {phrase(worse)}: not decided, {item.missing}"
-    return KeyNumber(item.text, meaning, item)
+    return [KeyNumber(item.text, condition + meaning, item)]
 
 
 def _margin(measure: Measure) -> str:
@@ -259,16 +274,9 @@ def planned_statements(planned: Sequence[Comparison], task: TaskName) -> list[St
             )
         if item.verdict == "none":
             statements.append(
-                Statement(("Not compared with ", reference, ": ", mention(item.first), f". {_why(item)}"))
+                Statement(("Not compared with ", reference, ": ", mention(item.first), f"; {item.missing}."))
             )
     return statements
-
-
-def _why(item: Comparison) -> str:
-    for contender in (item.first, item.second):
-        if contender.diverged:
-            return f"It diverged from {contender.diverged} of {len(contender.runs)} seeds."
-    return "One seed has no spread, so nothing is claimed."
 
 
 def ranking_statement(ranking: Ranking, task: TaskName) -> Statement:
@@ -360,8 +368,12 @@ def gradient_statements(experiment: GradientExperiment | None) -> list[Statement
         )
         inside, shown = _between_the_extremes(curves)
         ending = (
-            f". {inside:,} of the {shown:,} images shown lie between the formula's two extremes: the rest of the "
-            "probability spread evenly over the wrong classes, or all of it on one."
+            "."
+            if not shown
+            else (
+                f". {inside:,} of the {shown:,} images shown lie between the formula's two extremes: the rest of the "
+                "probability spread evenly over the wrong classes, or all of it on one."
+            )
         )
         statements.append(Statement((opening, *measured, ending)))
     return statements

@@ -35,15 +35,13 @@ from training.results import (
     Misread,
     ObjectiveDescription,
     ObjectiveRun,
-    ParityRecord,
     PerImage,
     RateSource,
-    RecoveryCurve,
     RecoveryExperiment,
     Results,
     write_results,
 )
-from training.tasks import Task, TaskData, build_task, digit_data, digit_task, task_data
+from training.tasks import Task, TaskData, build_task, digit_data, digit_task, images_per_epoch, task_data
 from training.workers import Workers, default_workers
 
 LogEpoch = Callable[[EpochRecord], None]
@@ -89,8 +87,9 @@ class Study:
             {(run.task, run.objective, run.seed): run for run in earlier.runs} if earlier else {}
         )
         self._gradient: GradientExperiment | None = earlier.gradient_experiment if earlier else None
-        self._recovery: RecoveryExperiment | None = earlier.recovery_experiment if earlier else None
-        self._parity: list[ParityRecord] = list(earlier.parity) if earlier else []
+        recovery = earlier.recovery_experiment if earlier else None
+        self._curves = {(curve.seed, curve.objective): curve for curve in recovery.curves} if recovery else {}
+        self._parity = {(record.loss, record.optimizer): record for record in earlier.parity} if earlier else {}
         self._misread: Misread | None = earlier.misread if earlier else None
         # A run goes on with the rates it was begun with, whatever was tuned since.
         self._tuning = earlier.tuning if earlier else read_tuning()
@@ -122,17 +121,25 @@ class Study:
             self._save(complete=False)
         self.display.expect(self._remaining_steps())
         order = sorted(self._tasks, key=lambda task: task.name not in _LONGEST_FIRST)
-        self._workers.run(
-            [
-                partial(self._train, objective, seeds, digits)
-                for task in order
-                for objective in self._objectives[task.name]
-                for seeds in self._stacks(objective)
-            ]
-        )
+        jobs = [
+            partial(self._train, objective, seeds, digits)
+            for task in order
+            for objective in self._objectives[task.name]
+            for seeds in self._stacks(objective)
+        ]
         if self.processes.is_first:
-            self._experiments(digits)
-            self._compare_with_builtin(digits)
+            # Short ones last: they fill the time in which a worker would wait for the other.
+            jobs += [partial(self._recover, objective, seeds, digits) for objective, seeds in self._recovery_stacks()]
+            jobs += [
+                partial(self._compare_with_builtin, loss, optimizer, digits)
+                for loss, optimizer in self._parity_keys()
+                if (loss, optimizer) not in self._parity
+            ]
+        self._workers.run(jobs)
+        if self.processes.is_first:
+            if self._gradient_keys():
+                self._gradient = self._gradient_experiment(digits)
+                self._save(complete=False)
             if self._misread is None and self._images is not None:
                 self._misread = find_misread(self.results(complete=True), self._images.test)
             self._save(complete=True)
@@ -166,8 +173,8 @@ class Study:
             tuning=self._tuning,
             misread=self._misread,
             gradient_experiment=self._gradient,
-            recovery_experiment=self._recovery,
-            parity=self._parity,
+            recovery_experiment=self._recovery(),
+            parity=[self._parity[key] for key in self._parity_keys() if key in self._parity],
         )
 
     def save_partial(self) -> Results | None:
@@ -258,7 +265,8 @@ class Study:
             progress = Progress(trainer.first_losses(data.train_images, targets), [[] for _ in seeds])
         epochs = progress.epochs
         steps = -(-len(data.train_images) // self.config.batch_size) * len(seeds)
-        told = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]}-{seeds[-1]}"
+        told = _told(seeds)
+        outputs: Tensor | None = None
         with ExitStack() as logs:
             log = [logs.enter_context(self._tensorboard(key)) for key in keys]
             for number in range(len(epochs[0]) + 1, wanted + 1):
@@ -278,7 +286,9 @@ class Study:
                     save_checkpoint(self.folder.checkpoint(task.name, objective.name, seeds), trainer, progress)
                     self._save(complete=False)
                 self._note_epoch(objective, told, [own[-1] for own in epochs], wanted)
-        self._finish(objective, keys, trainer, data, progress)
+        # Where the last epoch was trained before the run was interrupted, nothing has been predicted yet.
+        outputs = trainer.predict(data.test_images) if outputs is None else outputs
+        self._finish(objective, keys, trainer, data, progress, outputs)
         self.display.done()
 
     def _finish(
@@ -288,9 +298,9 @@ class Study:
         trainer: Trainer,
         data: TaskData,
         progress: Progress,
+        outputs: Tensor,
     ) -> None:
         first, epochs = progress.initial_losses, progress.epochs
-        outputs = trainer.predict(data.test_images)
         kept_apart = None if data.validation_images is None else trainer.predict(data.validation_images)
         for index, key in enumerate(keys):
             details = metrics.details(objective, outputs[index], data.test_values)
@@ -351,56 +361,44 @@ class Study:
     def _recovery_objectives(self) -> list[Objective]:
         return [objective for objective in self._objectives.get("digit", []) if objective.head == "classification"]
 
-    def _experiments(self, digits: TaskData) -> None:
-        if self._gradient_keys():
-            self.display.now("experiment · gradients at the logits")
-            self._gradient = self._gradient_experiment(digits)
-            self.display.done()
-            self._save(complete=False)
-        earlier = self._recovery.curves if self._recovery else []
-        stacks = self._recovery_stacks(earlier)
-        if stacks:
-            found = self._workers.run(
-                [partial(self._recovery_curves, objective, seeds, digits) for objective, seeds in stacks]
-            )
-            curves = {(curve.seed, curve.objective): curve for curve in (*earlier, *(c for own in found for c in own))}
-            self._recovery = RecoveryExperiment(
-                margin=experiments.RECOVERY_MARGIN,
-                wrong_class=experiments.RECOVERY_CLASS,
-                threshold=experiments.RECOVERY_THRESHOLD,
-                curves=[
-                    curves[seed, objective.name]
-                    for seed in self.config.run_seeds
-                    for objective in self._recovery_objectives()
-                ],
-            )
-            self._save(complete=False)
+    def _recovery(self) -> RecoveryExperiment | None:
+        keys = [(seed, objective.name) for seed in self.config.run_seeds for objective in self._recovery_objectives()]
+        curves = [self._curves[key] for key in keys if key in self._curves]
+        if not curves:
+            return None
+        return RecoveryExperiment(
+            margin=experiments.RECOVERY_MARGIN,
+            wrong_class=experiments.RECOVERY_CLASS,
+            threshold=experiments.RECOVERY_THRESHOLD,
+            curves=curves,
+        )
 
-    def _recovery_stacks(self, earlier: Sequence[RecoveryCurve]) -> list[tuple[Objective, list[int]]]:
-        done = {(curve.objective, curve.seed) for curve in earlier}
+    def _recovery_stacks(self) -> list[tuple[Objective, list[int]]]:
         size = self.config.stack
         found = []
         for objective in self._recovery_objectives():
-            seeds = [seed for seed in self.config.run_seeds if (objective.name, seed) not in done]
+            seeds = [seed for seed in self.config.run_seeds if (seed, objective.name) not in self._curves]
             found += [(objective, seeds[i : i + size]) for i in range(0, len(seeds), size)]
         return found
 
-    def _recovery_curves(self, objective: Objective, seeds: list[int], digits: TaskData) -> list[RecoveryCurve]:
+    def _recover(self, objective: Objective, seeds: list[int], digits: TaskData) -> None:
+        """Watch a stack recover from a confident mistake, and keep what comes of it."""
         steps = self.config.recovery_steps
-        self.display.now(f"experiment · recovery · {objective.name} · seeds {seeds[0]}-{seeds[-1]}", steps * len(seeds))
+        told = f"experiment · recovery · {objective.name} · {_told(seeds)}"
+        self.display.now(told, steps * len(seeds))
         # In the first process alone.
         settings = replace(self._settings, compile=False, processes=Processes())
         trainer = self._trainer(objective, seeds, settings)
         curves = experiments.recovery_curves(trainer, digits, steps, self._advance)
         self.display.done()
+        with self._lock:
+            self._curves |= {(curve.seed, curve.objective): curve for curve in curves}
+            self._save(complete=False)
         recovered = sum(curve.recovered_at is not None for curve in curves)
-        self.display.note(
-            f"experiment · recovery · {objective.name} · seeds {seeds[0]}-{seeds[-1]} · {recovered} of {len(seeds)} "
-            f"recovered within {steps} updates"
-        )
-        return curves
+        self.display.note(f"{told} · {recovered} of {len(seeds)} recovered within {steps} updates")
 
     def _gradient_experiment(self, digits: TaskData) -> GradientExperiment:
+        self.display.now("experiment · gradients at the logits")
         objectives: list[Objective] = []
         outputs: dict[str, Tensor] = {}
         settings = replace(self._settings, compile=False, processes=Processes())
@@ -414,20 +412,14 @@ class Study:
                     trainer.train_epoch(digits.train_images, targets, epoch, lambda steps, loss: self._workers.check())
             objectives.append(objective)
             outputs[name] = trainer.predict(digits.test_images)[seeds.index(seed)]
+        self.display.done()
         return experiments.gradient_experiment(objectives, outputs, digits.test_values, seed=self.config.first_seed)
 
-    def _compare_with_builtin(self, digits: TaskData) -> None:
-        done = {(record.loss, record.optimizer) for record in self._parity}
-        self._parity += self._workers.run(
-            [
-                partial(self._parity_record, loss, optimizer, digits)
-                for loss in parity.OBJECTIVES
-                for optimizer in parity.RULES
-                if (loss, optimizer) not in done
-            ]
-        )
+    def _parity_keys(self) -> list[tuple[str, str]]:
+        return [(loss, optimizer) for loss in parity.OBJECTIVES for optimizer in parity.RULES]
 
-    def _parity_record(self, loss: str, optimizer: str, digits: TaskData) -> ParityRecord:
+    def _compare_with_builtin(self, loss: str, optimizer: str, digits: TaskData) -> None:
+        """Hold one of our losses against that of torch.nn, and keep what comes of it."""
         self.display.now(f"parity · {loss} · {optimizer}", self.config.parity_steps)
         record = parity.compare_losses(
             # In full precision, whatever the study uses: what is compared are the losses.
@@ -444,23 +436,24 @@ class Study:
             report=self._advance,
         )
         self.display.done()
+        with self._lock:
+            self._parity[loss, optimizer] = record
+            self._save(complete=False)
         self.display.note(
             f"parity · {loss} · {optimizer} · {record.steps} steps · largest difference in loss "
             f"{record.largest_loss_difference:.1e}, in weights {record.largest_weight_difference:.1e}"
         )
-        return record
 
     def _remaining_steps(self) -> int:
-        """The updates that are ahead, of all networks together, as if every task had as many images as the digits."""
+        """The updates that are ahead, of all networks together."""
         digits = 0 if self._digits is None else len(self._digits.train_images)
-        epochs = sum(
-            self.config.epochs_for(key[0]) - (len(self._runs[key].epochs) if key in self._runs else 0)
-            for key in self._keys()
-        )
-        steps = epochs * -(-digits // self.config.batch_size)
-        stacks = self._recovery_stacks(self._recovery.curves if self._recovery else [])
-        steps += sum(len(seeds) for _, seeds in stacks) * self.config.recovery_steps
-        return steps + (len(parity.OBJECTIVES) * len(parity.RULES) - len(self._parity)) * self.config.parity_steps
+        steps = 0
+        for key in self._keys():
+            done = len(self._runs[key].epochs) if key in self._runs else 0
+            steps_per_epoch = -(-images_per_epoch(key[0], digits) // self.config.batch_size)
+            steps += (self.config.epochs_for(key[0]) - done) * steps_per_epoch
+        steps += sum(len(seeds) for _, seeds in self._recovery_stacks()) * self.config.recovery_steps
+        return steps + (len(self._parity_keys()) - len(self._parity)) * self.config.parity_steps
 
     @contextmanager
     def _tensorboard(self, key: Key) -> Iterator[LogEpoch]:
@@ -476,3 +469,7 @@ class Study:
                     writer.add_scalar(f"{key[0]}/{name}", value, epoch.epoch)
 
             yield log
+
+
+def _told(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]}-{seeds[-1]}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from training.measures import (
@@ -20,43 +23,38 @@ from training.measures import (
 )
 from training.questions import TaskName
 from training.results import Results
-from training.statistics import CONFIDENCE, summarize
+from training.statistics import CONFIDENCE
 
 _ERRORS = {"accuracy": ACCURACY, "MAE": MEAN_ABSOLUTE_ERROR, "RMSE": ROOT_MEAN_SQUARED_ERROR}
 _PROBABILITIES = {
-    "neg. log-likelihood": NEGATIVE_LOG_LIKELIHOOD,
+    "neg. log-lik.": NEGATIVE_LOG_LIKELIHOOD,
     "Brier score": BRIER_SCORE,
     "calibration error": CALIBRATION_ERROR,
 }
 _TITLES = {"digit": "Which digit? (errors in digits)", "angle": "Which angle? (errors in degrees)"}
-# In a narrower terminal the numbers go below the objective's name, not beside it.
-_WIDE_ENOUGH = 72
 
 
 def print_table(results: Results, console: Console) -> None:
     """For each task every objective and decoding after the last epoch, and below it the quality of the probabilities.
 
-    Fits a terminal of 80 columns, and with the numbers of an objective below each other one of 40.
+    Where the terminal is too narrow for a table, the numbers of an objective go below each other, in 40 columns.
     """
     for task in tasks_of(results):
         rows = contenders(results, task, every_decoding=True)
         if not rows:
             continue
         title = _TITLES.get(task, title_of(task))
-        if console.width < _WIDE_ENOUGH:
-            _print_narrow(title, rows, console)
-            continue
-        errors = _table(title, [*_ERRORS, "s/epoch"])
+        errors, probabilities = _table(title, _ERRORS), _table("", _PROBABILITIES)
         for row in rows:
-            seconds = summarize(epoch.seconds for run in row.runs for epoch in run.epochs)
-            errors.add_row(_name(row), *_cells(row, _ERRORS), f"{seconds.mean:.2f}")
-        console.print(errors)
-        probabilities = _table("", list(_PROBABILITIES))
+            errors.add_row(_name(row), *_cells(row, _ERRORS))
         for row in contenders(results, task):
             if row.runs and row.runs[0].epochs[-1].evaluation.probabilities is not None:
                 probabilities.add_row(row.description.name, *_cells(row, _PROBABILITIES))
-        if probabilities.rows:
-            console.print(probabilities)
+        tables = [table for table in (errors, probabilities) if table.rows]
+        if all(_width(table, console) <= console.width for table in tables):
+            console.print(*tables)
+        else:
+            _print_narrow(title, rows, console)
     interval = f"{CONFIDENCE:.0%} interval over {results.config['seeds']} seed(s)"
     console.print(f"± is the half width of the {interval}; in brackets: for other seeds and other images")
 
@@ -86,12 +84,18 @@ def _print_narrow(title: str, rows: list[Contender], console: Console) -> None:
     console.print()
 
 
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("objective", min_width=18)
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    # The one column whose words may be broken: 'cross-entropy, expected value'.
+    table.add_column("objective", max_width=20)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
+
+
+def _width(table: Table, console: Console) -> int:
+    """How many columns of a terminal the table takes where nothing is cut off."""
+    return Measurement.get(console, console.options.update(max_width=1000), table).maximum
 
 
 def _cells(row: Contender, measures: dict[str, Measure]) -> list[str]:

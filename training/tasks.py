@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.data import Images
+from training.errors import StudyError
 from training.questions import TaskName
 from training.randomness import generator
 
@@ -94,6 +95,19 @@ def task_data(name: TaskName, digits: TaskData, limit: float) -> TaskData:
     return digits
 
 
+def images_per_epoch(name: TaskName, count: int) -> int:
+    """How many training images an epoch of a task has, made from `count` upright ones."""
+    if name == "calibration":
+        return count - _kept_apart(count)
+    if name.startswith("few-images-"):
+        return max(FEW_IMAGES_SHOWN, min(int(name.removeprefix("few-images-")), count))
+    return count
+
+
+def _kept_apart(count: int) -> int:
+    return max(1, count // VALIDATION_SHARE)
+
+
 def digit_data(images: Images, device: torch.device) -> TaskData:
     """The upright images with their digits, the grey levels standardised by those of the training images."""
     train, test = to_float(images.train), to_float(images.test)
@@ -125,8 +139,14 @@ def angle_data(upright: TaskData, limit: float) -> TaskData:
 
 
 def hold_out(data: TaskData) -> TaskData:
-    """The last sixth of the training images kept apart, to choose by; the test images are not for that."""
-    kept = len(data.train_images) - max(1, len(data.train_images) // VALIDATION_SHARE)
+    """The last sixth of the training images kept apart, to choose by; the test images are not for that.
+
+    Raises:
+        StudyError: there are fewer than two images to divide.
+    """
+    if len(data.train_images) < 2:
+        raise StudyError("there is one training image, and none to keep apart; give a higher --train-limit")
+    kept = len(data.train_images) - _kept_apart(len(data.train_images))
     return replace(
         data,
         train_images=data.train_images[:kept],

@@ -18,11 +18,11 @@ import tyro
 from rich.console import Console
 
 from training import metrics
-from training.config import Dataset, parse_options
+from training.config import BOUNDS, MOST_LEARNING_RATE, Dataset, check_bounds, check_choices, parse_options
 from training.data import load_images
 from training.distributed import Processes
 from training.engine import Settings, Trainer
-from training.environment import describe_environment
+from training.environment import describe_environment, find_device
 from training.errors import StudyError
 from training.files import write_text_atomically
 from training.learning_rates import TUNED, read_tuning
@@ -34,6 +34,7 @@ from training.workers import Workers, default_workers
 
 PROGRAM = "python -m training.tune"
 EPOCHS: dict[Literal["digit", "angle"], int] = {"digit": 3, "angle": 5}
+_BOUNDED = ("batch_size", "train_limit", "workers")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
@@ -75,10 +76,10 @@ class Options:
     """The file to write."""
 
     def __post_init__(self) -> None:
-        if not self.rates or not all(math.isfinite(rate) and rate > 0 for rate in self.rates):
-            raise StudyError("--rates must be above 0 and finite")
-        if not 1 <= self.seeds <= 100:
-            raise StudyError(f"--seeds must be 1 to 100, not {self.seeds}")
+        if not self.rates or not all(0 < rate <= MOST_LEARNING_RATE for rate in self.rates):
+            raise StudyError(f"--rates must be above 0 and at most {MOST_LEARNING_RATE:,.0f}")
+        check_bounds(self, {**{option: BOUNDS[option] for option in _BOUNDED}, "seeds": (1, 100)})
+        check_choices(self.tasks, tuple(EPOCHS), self.device)
 
 
 FIRST_SEED = 1000
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def tune(options: Options, command: str) -> Tuning:
     """Search for every objective, writing the file after each."""
     begun = time.monotonic()
-    device = torch.device(options.device)
+    device = find_device(options.device)
     workers = Workers(1 if device.type != "cpu" else options.workers or default_workers())
     images = load_images(options.dataset, options.data_root).first(options.train_limit, None)
     digits = hold_out(digit_data(images, device))

@@ -126,25 +126,31 @@ LABELS = replace(
 )
 
 SUBJECTS = (
-    Subject("torchlosses.MSELoss", "torchlosses", "torchlosses:MSELoss", "regression", nn.MSELoss),
+    Subject("torchlosses.MSELoss", "hand-derived-losses", "torchlosses:MSELoss", "regression", nn.MSELoss),
     Subject(
         "torchlosses.CrossEntropyLoss",
-        "torchlosses",
+        "hand-derived-losses",
         "torchlosses:CrossEntropyLoss",
         "classification",
         nn.CrossEntropyLoss,
     ),
-    Subject("torchlosses.CEELoss", "torchlosses", "torchlosses:CEELoss", "probabilities", textbook_cross_entropy),
+    Subject(
+        "torchlosses.CEELoss", "hand-derived-losses", "torchlosses:CEELoss", "probabilities", textbook_cross_entropy
+    ),
+    *(
+        Subject(f"torchlosses.{name}", "hand-derived-losses", f"torchlosses:{name}", kind, getattr(nn, name))
+        for name, kind in (("BCEWithLogitsLoss", "binary"), ("HuberLoss", "regression"), ("SmoothL1Loss", "regression"))
+    ),
     Subject(
         "torchlosses.linear_cross_entropy",
-        "torchlosses",
+        "hand-derived-losses",
         "torchlosses:linear_cross_entropy",
         "linear classification",
         linear_cross_entropy,
     ),
     Subject(
         "torchlosses.LinearCrossEntropyLoss",
-        "torchlosses",
+        "hand-derived-losses",
         "benchmarks.report_card.subjects:LinearCrossEntropyLossOfOperands",
         "linear classification",
         linear_cross_entropy,

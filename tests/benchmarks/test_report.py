@@ -9,21 +9,23 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
+from benchmarks.curves import CLASSES, DRAWN, ROWS
 from benchmarks.goals import GOALS, MEMORY_GOALS, Goal, MemoryGoal
 from benchmarks.lookup import Lookup
-from benchmarks.results import PeakMemory, Results, Timing, write_results
+from benchmarks.results import ImportTimes, Measured, PeakMemory, Results, Timing, TrainingCurves, write_results
 from benchmarks.tables import duration, tables, times_as_fast
+from benchmarks.transformers_table import Model, Sweep
 
 from .synthetic_results import results, timing
 
 ROOT = Path(__file__).parents[2]
-PLOTS = ("speed", "classes", "rows", "linear", "memory")
+PLOTS = ("speed", "memory")
 
 
 @pytest.fixture
 def documents(tmp_path: Path) -> Path:
     """A copy of the documents, beside results."""
-    for name in ("README.md", "docs/performance.md"):
+    for name in report.DOCUMENTS:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
@@ -39,14 +41,15 @@ def test_every_place_is_filled_and_every_plot_drawn(documents: Path, capsys: pyt
     assert report.main(arguments(documents)) == 0
     written = capsys.readouterr().out.splitlines()
     assert written == [
-        str(documents / name)
-        for name in ("README.md", "docs/performance.md", *(f"docs/images/benchmark-{plot}.png" for plot in PLOTS))
+        str(documents / name) for name in (*report.DOCUMENTS, *(f"docs/images/benchmark-{plot}.png" for plot in PLOTS))
     ]
-    for name in ("README.md", "docs/performance.md"):
+    made = report.passages(documents / "results.json")
+    for name in report.DOCUMENTS:
         text = (documents / name).read_text(encoding="utf-8")
         places = re.findall(r"<!-- benchmark: ([\w-]+) -->\n(.*?)<!-- end of benchmark -->", text, re.DOTALL)
+        assert places
         for place, content in places:
-            assert content == f"{tables(results())[place]}\n"
+            assert content == f"{made[place]}\n"
         for image in re.findall(r"\((?:docs/)?images/(benchmark-[\w-]+\.png)\)", text):
             header = (documents / "docs" / "images" / image).read_bytes()[:24]
             assert header[1:4] == b"PNG"
@@ -60,6 +63,71 @@ def test_filling_again_changes_nothing(documents: Path) -> None:
     before = {path: path.read_bytes() for path in documents.rglob("*") if path.is_file()}
     report.main(arguments(documents))
     assert {path: path.read_bytes() for path in documents.rglob("*") if path.is_file()} == before
+
+
+def test_check_names_a_document_that_says_something_else(documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report.main(arguments(documents))
+    capsys.readouterr()
+    assert report.main([*arguments(documents), "--check"]) == 0
+    page = documents / "docs" / "performance.md"
+    text = page.read_text(encoding="utf-8")
+    # A digit more in a table, and no other file is touched.
+    page.write_text(text.replace(" ms |", "1 ms |", 1), encoding="utf-8")
+    before = {path: path.read_bytes() for path in documents.rglob("*") if path.is_file()}
+    assert report.main([*arguments(documents), "--check"]) == report.DIFFERS
+    assert capsys.readouterr().out == f"{page} differs from its results: `python -m benchmarks.report` fills it in\n"
+    assert {path: path.read_bytes() for path in documents.rglob("*") if path.is_file()} == before
+
+
+def test_what_lies_beside_the_results_is_put_into_the_documents(documents: Path) -> None:
+    """Growth, import times, memory by argument, the example's curves, Transformers' models: each file its passage."""
+    known = results()
+    growing = [
+        timing(loss=loss, shape=shape, passes="forward+backward", implementation=name, median=0.01)
+        for loss in ("mse_loss", "cross_entropy")
+        for shape in ((ROWS, 2), (ROWS, 1024), (1, CLASSES), (8, CLASSES))
+        for name in DRAWN[:4]
+    ]
+    write_results(known.model_copy(update={"timings": growing, "memory": []}), documents / "curves.json")
+    some = PeakMemory.model_validate(
+        {
+            **timing(loss="mse_loss(x, t)").model_dump(include=set(Measured.model_fields)),
+            "extra_bytes": 5_000_000,
+            "unit_bytes": 4_000_000,
+        }
+    )
+    write_results(known.model_copy(update={"memory": [some]}), documents / "arguments.json")
+    environment = known.environment
+    imports = ImportTimes(
+        started="2025-01-01",
+        command="import it",
+        environment=environment,
+        torch=[1.0, 1.2, 1.1],
+        torchlosses=[0.03, 0.05, 0.04],
+    )
+    write_results(imports, documents / "import_time.json")
+    curves = TrainingCurves(
+        started="2025-01-01", command="", torch_version="2.10", plain=[3.0, 2.0], lean=[3.0, 2.0], naive=[3.0, 2.5]
+    )
+    write_results(curves, documents / "normalizer.json")
+    model = Model(
+        name="Llama", head="lm_head", scale=1.0, soft_cap=30.0, fallbacks={}, loss=2e-7, gradient=3e-6, logits=0.0
+    )
+    write_results(Sweep(transformers="5.1", models=[model], skipped={}), documents / "transformers.json")
+    assert report.main(arguments(documents)) == 0
+    page = (documents / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert "| `import torchlosses` after it | 40 ms | 35 to 45 ms |" in page
+    assert "| `mse_loss(x, t)` | 1.2 | — |" in page
+    for loss in ("mse_loss", "cross_entropy"):
+        assert f"(images/growth-{loss}.png)" in page
+        assert (documents / "docs" / "images" / f"growth-{loss}.png").stat().st_size > 10_000
+    assert "growth-huber_loss" not in page
+    assert "| 2 | 2.000000000 | 2.000000000 | 0 | 2.500000000 | 5.0e-01 |" in (
+        documents / "docs" / "normalizer.md"
+    ).read_text(encoding="utf-8")
+    assert "| Llama | `lm_head` |  | 30 | yes |" in (documents / "docs" / "language_models.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_results_with_gaps_still_make_a_report(documents: Path) -> None:

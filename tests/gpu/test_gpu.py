@@ -18,10 +18,10 @@ from torch import Tensor
 import torchlosses
 from torchlosses import kernels
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.skipif(kernels.GPU_BACKEND.name != "triton", reason="needs Triton"),
-]
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+if kernels.GPU_BACKEND.name != "triton":
+    pytest.skip("needs Triton", allow_module_level=True)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SIZES = (

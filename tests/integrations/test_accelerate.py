@@ -61,8 +61,10 @@ def train_with(
 
 
 @every_problem
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("prepare_criterion", [False, True], ids=["criterion-moved", "criterion-prepared"])
+@pytest.mark.parametrize(
+    ("accumulation", "prepare_criterion"),
+    [(3, False), (1, True), *(pytest.param(*way, marks=pytest.mark.thorough) for way in ((1, False), (3, True)))],
+)
 def test_training(problem: Problem, accumulation: int, prepare_criterion: bool) -> None:
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     assert_the_import_is_all(lambda losses: train_with(accelerator, losses, problem, torch.float64, prepare_criterion))

@@ -622,7 +622,7 @@ def adapted(targets: list[str], apply_first: bool = False, **options: Any) -> An
 class TestAdapters:
     @pytest.mark.parametrize("apply_first", [False, True])
     @pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"]], ids=["body", "body and head"])
-    @pytest.mark.parametrize("compiled", [False, True])
+    @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.thorough)])
     def test_lora(self, targets: list[str], apply_first: bool, compiled: bool) -> None:
         if compiled and (apply_first or "lm_head" not in targets):
             pytest.skip("compiled once, with the adapter on the head")
@@ -753,12 +753,14 @@ class TestAround:
             found.append((loss.detach(), *lm.gradients(model).values()))
         assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("mode", ["none", "eager"])
     def test_compiled_with_other_logits(self, mode: Any) -> None:
         model = apply(lm.llama(), logits=mode).train()
         output = torch.compile(model, fullgraph=True, backend="aot_eager")(**lm.language())
         assert type(output.logits) is (type(None) if mode == "none" else Tensor)
 
+    @pytest.mark.thorough
     def test_a_fallback_in_a_compiled_region_is_told(self) -> None:
         model = apply(lm.llama())
         compiled = torch.compile(
@@ -838,6 +840,7 @@ class TestAround:
         for name, gradient in found[0].items():
             assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.thorough
     def test_two_processes(self, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "tests.integrations.language_model_processes", str(tmp_path)]
         environments = [{**os.environ, "RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in range(2)]
@@ -904,7 +907,9 @@ def train(model: Any, folder: Path, callbacks: list[Any] | None = None, **option
 
 
 class TestTrainer:
-    @pytest.mark.parametrize("logits", ["lazy", "none", "eager"])
+    @pytest.mark.parametrize(
+        "logits", ["lazy", *(pytest.param(mode, marks=pytest.mark.thorough) for mode in ("none", "eager"))]
+    )
     def test_accumulation_over_unequal_lengths(self, logits: Any, tmp_path: Path) -> None:
         own = train(lm.llama(), tmp_path)
         lazy = train(apply(lm.llama(), logits=logits, on_fallback="raise"), tmp_path)
@@ -916,7 +921,13 @@ class TestTrainer:
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
         assert len(losses[0]) == 4
 
-    @pytest.mark.parametrize("options", [{"bf16": True}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"bf16": True},
+            pytest.param({"torch_compile": True, "torch_compile_backend": "aot_eager"}, marks=pytest.mark.thorough),
+        ],
+    )
     def test_mixed_precision_and_compiled(self, options: dict[str, Any], tmp_path: Path) -> None:
         own, lazy = (
             train(model, tmp_path, **options) for model in (lm.llama(), apply(lm.llama(), on_fallback="raise"))

@@ -14,9 +14,10 @@ transformers = pytest.importorskip("transformers", reason="not installed: it com
 pytest.importorskip("rich", reason="not installed: it comes with the extra 'training'")
 
 from benchmarks import transformers_sweep  # noqa: E402
-from benchmarks.transformers_sweep import Comparison, Skipped, model_types, sweep, table  # noqa: E402
+from benchmarks.transformers_sweep import Comparison, Skipped, model_types, record, sweep  # noqa: E402
+from benchmarks.transformers_table import table  # noqa: E402
 
-PAGE = Path(transformers_sweep.PAGE).read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "language_models.md").read_text(encoding="utf-8")
 # Each tenth line of the table, so that a new version of Transformers does not change which.
 TENTH = re.findall(r"^\| (\w+) \| `", PAGE, re.MULTILINE)[1::10]
 KINDS = {kind.__name__: (configuration, kind) for configuration, kind in model_types()}
@@ -65,7 +66,7 @@ def test_nan_does_not_agree() -> None:
 
 def test_the_table() -> None:
     results = [*sweep([KINDS["Gemma2ForCausalLM"], KINDS["CohereForCausalLM"]]), Skipped("Other", "a reason")]
-    text = table(results)
+    text = table(record(results))
     assert "| Gemma2ForCausalLM | `lm_head` |  | 30 | yes |" in text
     assert "| CohereForCausalLM | `lm_head` | 0.0625 |  | yes |" in text
     assert "2 types were built and agree, 2 of them without logits" in text

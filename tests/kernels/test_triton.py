@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 
 from tests.kernels.compiled import Compiled, compiling
 from tests.kernels.triton_oracles import Options
+from tests.turns import in_turn
 from torchlosses.kernels.triton import LOSSES, launch, warm_up
 
 ROOT = Path(__file__).parents[2]
@@ -27,19 +28,12 @@ SPILLED = 64
 pytestmark = pytest.mark.skipif(launch.INTERPRETED, reason="needs Triton's compiler")
 
 
-def test_interpreted() -> None:
+@pytest.mark.parametrize("part", ["not thorough", pytest.param("thorough", marks=pytest.mark.thorough)])
+def test_interpreted(part: str) -> None:
     """Every kernel and option on CPU tensors against NumPy, in a process where Triton interprets."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-n0",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/kernels/triton_interpreted.py",
-    ]
+    program = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "-m", part]
+    command = [*program, "tests/kernels/triton_interpreted.py"]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-20000:] + result.stderr[-5000:]
     assert " passed" in result.stdout
@@ -104,6 +98,21 @@ def test_rows_are_read_in_whole_vectors(target: str, case: str) -> None:
     assert (b"torchlosses: cross_entropy" in kernel.binary) == (not kernel.constants["PROBABILITIES"])
 
 
+@pytest.mark.parametrize("classes", [151936, 50257])
+def test_log_probabilities_are_read_in_whole_vectors(classes: int) -> None:
+    """The logits of a block, once in each direction; beside them the target's and a row's two ends."""
+    logits, target = meta(4096, classes, dtype=BFLOAT16), meta(4096, dtype=torch.int64)
+    with compiling("sm_90") as found:
+        values, _, state = LOSSES["log_probs"].forward(logits, target, None, Options(logit_scale=0.5))
+        LOSSES["log_probs"].backward(values, logits, logits, target, None, state, Options())
+    assert [kernel.name for kernel in found] == ["log_probs_kernel"] * 2
+    for kernel in found:
+        assert kernel.loads.count("v4.b32") >= 2
+        assert kernel.loads.count("b16") <= 6
+        assert kernel.spilled() <= SPILLED
+    assert found[1].stores.count("v4.b32") >= 1
+
+
 @pytest.mark.parametrize("loss", ["mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits"])
 @pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16], ids=str)
 def test_elements_are_read_in_whole_vectors(loss: str, dtype: torch.dtype) -> None:
@@ -139,28 +148,42 @@ def test_every_kernel_compiles(target: str) -> None:
         arguments = (strided, strided.transpose(1, 2), strided, strided[:, :1].expand(512, 64, 64), strided, None)
         LOSSES["binary_cross_entropy_with_logits"].forward(*arguments, Options(ignore_index=3))
         LOSSES["mse_loss"].backward(meta(), strided, strided, strided, None, None, None, Options())
+        for logits in (meta(4096, 151936, dtype=BFLOAT16), meta(64, 10), meta(2, 1000, 512, dtype=torch.float64)):
+            of_rows = (logits.shape[0], *logits.shape[2:])
+            target, log_probs = meta(*of_rows, dtype=torch.int64), LOSSES["log_probs"]
+            compute = torch.promote_types(logits.dtype, torch.float32)
+            values, _, state = log_probs.forward(logits, target, None, Options(dtype=compute, logit_softcap=30.0))
+            log_probs.backward(values, logits, logits, target, None, state, Options())
     names = {kernel.name for kernel in found}
     assert names == {
         "rows_kernel", "tiles_kernel", "count", "finish", "textbook_kernel", "elements_kernel", "count_elements",
+        "log_probs_kernel",
     }  # fmt: skip
     if target != "gfx942":
         assert max(kernel.spilled() for kernel in found) <= SPILLED
 
 
-@pytest.mark.parametrize("kind", ["indices", "probabilities"])
-@pytest.mark.parametrize("weighted", [False, True])
+WAYS_THROUGH = {
+    f"{kind}-{'weighted' if weighted else 'plain'}": (kind, weighted)
+    for kind, weighted in itertools.product(("indices", "probabilities"), (False, True))
+}
+
+
 @pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"label_smoothing": 0.1},
-        {"z_loss": 0.1, "logit_scale": 0.5},
-        {"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 30.0, "statistics": True},
-    ],
-    ids=("plain", "smoothing", "z-loss", "all"),
+    ("way", "fields"),
+    in_turn(
+        tuple(WAYS_THROUGH),
+        {
+            "none": ({},),
+            "smoothing": ({"label_smoothing": 0.1},),
+            "z-loss": ({"z_loss": 0.1, "logit_scale": 0.5},),
+            "all": ({"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 30.0, "statistics": True},),
+        },
+    ),
 )
-def test_options_fit_together(kind: str, weighted: bool, fields: dict[str, Any]) -> None:
+def test_options_fit_together(way: str, fields: dict[str, Any]) -> None:
     """The compiler's check of types, which the interpreter does not make, for every way through the kernels."""
+    kind, weighted = WAYS_THROUGH[way]
     start = len(fields) + weighted + 2 * (kind == "indices")
     with compiling("sm_90", only_parsed=True) as found:
         for turn, shape in enumerate(((64, 10), (8192, 50257), (8, 1000, 4096), (8192, 1000))):
@@ -181,32 +204,32 @@ def test_options_fit_together(kind: str, weighted: bool, fields: dict[str, Any])
     assert {kernel.name for kernel in found} >= {"rows_kernel", "tiles_kernel"}
 
 
-def test_options_of_other_losses_fit_together() -> None:
+@pytest.mark.parametrize(
+    "dtype", [BFLOAT16, *(pytest.param(d, marks=pytest.mark.thorough) for d in (torch.float32, torch.float64))], ids=str
+)
+def test_options_of_other_losses_fit_together(dtype: torch.dtype) -> None:
     with compiling("sm_90", only_parsed=True) as found:
-        for dtype in (torch.float32, BFLOAT16, torch.float64):
-            for name, (shape, reduction) in itertools.product(
-                LOSSES, (((64, 10), "mean"), ((4096, 999), "none"), ((4096, 999), "mean"))
-            ):
-                if name == "cross_entropy":
-                    continue
-                input = meta(*shape, dtype=dtype)
-                options = Options(reduction=reduction, gradients=int(reduction != "none"), ignore_index=2)
-                grad_output = meta(*shape) if reduction == "none" else meta()
-                optional: list[Any] = [meta(*shape), None, input, None][: 3 if name.startswith("binary") else 2]
-                if name == "cee_loss":
-                    optional = [meta(shape[0])]
-                    grad_output = meta(shape[0]) if reduction == "none" else meta()
-                targets = (
-                    (input, meta(shape[0], dtype=torch.int64))
-                    if name == "cee_loss"
-                    else (input, input.t().t()[:1].expand(shape))
-                )
-                for target in targets:
-                    LOSSES[name].forward(input, target, *optional, None, options)
-                    LOSSES[name].backward(grad_output, input, input, target, *optional, meta(), options)
-                    LOSSES[name].backward(
-                        grad_output, input, input, target, *optional, None, options._replace(gradients=0)
-                    )
+        for name, (shape, reduction) in itertools.product(
+            LOSSES, (((64, 10), "mean"), ((4096, 999), "none"), ((4096, 999), "mean"))
+        ):
+            if name in ("cross_entropy", "log_probs"):
+                continue
+            input = meta(*shape, dtype=dtype)
+            options = Options(reduction=reduction, gradients=int(reduction != "none"), ignore_index=2)
+            grad_output = meta(*shape) if reduction == "none" else meta()
+            optional: list[Any] = [meta(*shape), None, input, None][: 3 if name.startswith("binary") else 2]
+            if name == "cee_loss":
+                optional = [meta(shape[0])]
+                grad_output = meta(shape[0]) if reduction == "none" else meta()
+            targets = (
+                (input, meta(shape[0], dtype=torch.int64))
+                if name == "cee_loss"
+                else (input, input.t().t()[:1].expand(shape))
+            )
+            for target in targets:
+                LOSSES[name].forward(input, target, *optional, None, options)
+                LOSSES[name].backward(grad_output, input, input, target, *optional, meta(), options)
+                LOSSES[name].backward(grad_output, input, input, target, *optional, None, options._replace(gradients=0))
     assert {kernel.name for kernel in found} == {"elements_kernel", "count_elements", "textbook_kernel", "finish"}
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -62,15 +63,12 @@ def take(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(launch, name, table)
 
 
-@pytest.fixture(params=WAYS)
+# The others are like one of these: with or without what is fetched ahead, and with one tile or several.
+SOME = ("rows, one tile", "rows, prefetched", "tiles, some classes")
+
+
+@pytest.fixture(params=[pytest.param(way, marks=() if way in SOME else pytest.mark.thorough) for way in WAYS])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    take(request.param, monkeypatch)
-    return request.param
-
-
-@pytest.fixture(params=("rows, one tile", "rows, prefetched", "tiles, some classes"))
-def some_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """For what depends less on the way."""
     take(request.param, monkeypatch)
     return request.param
 
@@ -216,10 +214,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize(
-    ("way", "kind"), [(way, kind) for way in WAYS for kind in ("indices", "probabilities") if (way, kind) not in FEW]
-)
+def ways_and_options() -> list[Any]:
+    """Each way with all options at once, and each option alone with a third of the ways; the rest is `thorough`."""
+    ways = [(way, kind) for way in WAYS for kind in ("indices", "probabilities") if (way, kind) not in FEW]
+    cases = []
+    for (place, way), (turn, name) in itertools.product(enumerate(ways), enumerate(OPTIONS)):
+        marks = () if name == "all" or (place + turn) % 3 == 0 else (pytest.mark.thorough,)
+        cases.append(pytest.param(*way, name, marks=marks))
+    return cases
+
+
+@pytest.mark.parametrize(("way", "kind", "name"), ways_and_options())
 def test_cross_entropy_options(monkeypatch: pytest.MonkeyPatch, way: str, name: str, kind: str) -> None:
     take(way, monkeypatch)
     # Dtype, reduction, weights and the number of programs go round with the cases.
@@ -316,7 +321,7 @@ def test_infinite_and_missing_logits(way: str) -> None:
     assert gradient.isfinite().all()
 
 
-def test_rows_without_part_leave_no_trace(some_way: str) -> None:
+def test_rows_without_part_leave_no_trace(way: str) -> None:
     """Ignored rows, and those of weight 0, may hold anything, and an incoming gradient may be anything."""
     nan = math.nan
     input, target = batch((4, 37))
@@ -352,8 +357,8 @@ def test_rows_without_part_leave_no_trace(some_way: str) -> None:
     assert written.shape == input.shape
 
 
-def test_means_over_nothing(some_way: str, programs: str) -> None:
-    empty = 0.0 if some_way.startswith("tiles") else math.nan
+def test_means_over_nothing(way: str, programs: str) -> None:
+    empty = 0.0 if way.startswith("tiles") else math.nan
     input, _ = batch((3, 37))
     input[0] = math.nan
     target = torch.full((3,), -100)
@@ -379,7 +384,7 @@ def test_means_over_nothing(some_way: str, programs: str) -> None:
 
 
 @pytest.mark.parametrize("index", [-1, 37, 1 << 40])
-def test_targets_out_of_range_are_refused(some_way: str, index: int) -> None:
+def test_targets_out_of_range_are_refused(way: str, index: int) -> None:
     input, target = batch((3, 37))
     target[2] = index
     with pytest.raises(Exception, match=r"torchlosses: cross_entropy: a target is no class index"):
@@ -416,7 +421,7 @@ def test_loss_dtype_and_normalizers() -> None:
         assert_close(loss, exact / 8, torch.float32)
 
 
-def test_many_programs_find_what_one_finds(monkeypatch: pytest.MonkeyPatch, some_way: str) -> None:
+def test_many_programs_find_what_one_finds(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     input, target = batch((9, 37))
     one = cross_entropy(input, target, z_loss=0.1)
     monkeypatch.setattr(launch, "SMALL", -1)
@@ -626,3 +631,89 @@ def test_textbook_corners() -> None:
     loss, gradient = textbook.forward(p, torch.tensor([0, 1]), sample_weight, None, Options(delta=1e-7))
     assert loss.isfinite()
     assert gradient[1].eq(0).all()
+
+
+# Log-probabilities and entropy.
+
+
+def check_log_probs(input: Tensor, target: Tensor, compute: torch.dtype, **fields: Any) -> None:
+    """Values, state and gradients against the definition; in place too."""
+    options = Options(reduction="none", gradients=0, dtype=compute, **fields)
+    log_probs = LOSSES["log_probs"]
+    shape = (input.shape[0], *input.shape[2:])
+    log_probability, entropy, correct, of_log_probability, of_entropy = oracles.log_probs(
+        in_rows(numbers(input)), target.numpy().reshape(-1), options
+    )
+    values, gradient, state = log_probs.forward(input, target, None, options)
+    assert gradient.shape == (0,)
+    assert values.shape == (shape[0], 2, *shape[1:])
+    assert_close(values[:, 0].reshape(-1), log_probability, compute, 1.0)
+    assert_close(values[:, 1].reshape(-1), entropy, compute, 1.0)
+    assert_close(state[3].reshape(-1), correct, compute)
+    grad_output = torch.randn(values.shape, generator=torch.Generator().manual_seed(0), dtype=compute)
+    g, h = (numbers(grad_output[:, field]).reshape(-1, 1) for field in range(2))
+    expected = g * of_log_probability + h * of_entropy
+    if input.dim() == 3:
+        expected = np.moveaxis(expected.reshape(*shape, -1), -1, 1)
+    written = torch.full_like(input, math.nan)
+    log_probs.backward(grad_output, written, input, target, None, state, options)
+    assert_close(written, expected, input.dtype, 0.3)
+    over = torch.empty_like(input).copy_(input)
+    log_probs.backward(grad_output, over, over, target, None, state, options)
+    assert_close(over, expected, input.dtype, 0.3)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "offset", "padded", "transposed", "channels last"])
+@pytest.mark.parametrize("tile", ["one tile", "several tiles"])
+def test_log_probs(tile: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "rows", rows(4, tile == "one tile", False))
+    for turn, shape in enumerate(((5, 9), (3, 230), (2, 77, 3))):
+        dtype = DTYPES[(turn + len(layout)) % 4]
+        input, target = batch(shape, dtype)
+        fields = ({}, {"logit_scale": -0.7}, {"logit_softcap": 2.0, "logit_scale": 1.5})[turn]
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        check_log_probs(laid_out(input, layout), target, compute, **fields)
+
+
+@pytest.mark.parametrize("tile", ["one tile", "several tiles"])
+def test_log_probs_in_the_corners(tile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "rows", rows(2, tile == "one tile", False))
+    logits = torch.full((6, 101), -math.inf)
+    logits[0, 3], logits[0, 90] = 0.0, -20.0  # all but sure
+    logits[1, :5] = 1.0  # many classes are ruled out
+    logits[2] = math.nan  # ignored
+    logits[3, 50:] = 0.0  # the target is ruled out
+    logits[4, 7] = math.nan
+    logits[5] = 0.0
+    target = torch.tensor([3, 4, -100, 1, 0, 0])
+    options = Options(reduction="none")
+    values, _, state = LOSSES["log_probs"].forward(logits, target, None, options)
+    rest = math.exp(-20)
+    truth = [
+        [-math.log1p(rest), math.log1p(rest) + rest / (1 + rest) * 20],
+        [-math.log(5), math.log(5)],
+        [0, 0],
+        [-math.inf, math.log(51)],
+        [math.nan, math.nan],
+        [-math.log(101), math.log(101)],
+    ]
+    np.testing.assert_allclose(values, truth, rtol=1e-6)
+    assert state[3].tolist() == [1, 0, 0, 0, 0, 1]
+    gradient = torch.empty_like(logits)
+    LOSSES["log_probs"].backward(torch.ones(6, 2), gradient, logits, target, None, state, options)
+    assert gradient[[0, 1, 2, 3, 5]].isfinite().all()
+    assert not gradient[2].any()
+    # g (1 - p) - h p (log p + H)
+    np.testing.assert_allclose(gradient[0, 3], rest - rest * 20, rtol=1e-5)
+    with pytest.raises(Exception, match="torchlosses: log_probs: a target is no class index"):
+        LOSSES["log_probs"].forward(logits, target + 101, None, options)
+    empty = LOSSES["log_probs"].forward(logits[:0], target[:0], None, options)[0]
+    assert empty.shape == (0, 2)
+
+
+def test_the_statistics_of_a_row_without_a_share_are_0(some_way: str) -> None:
+    input, _ = batch((4, 30))
+    options = Options(statistics=True, reduction="none", z_loss=0.1)
+    loss, _, state = forward(input, torch.zeros(4, 30), None, None, None, options)
+    assert not loss.any()
+    assert not state[2:].any()

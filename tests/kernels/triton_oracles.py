@@ -90,6 +90,35 @@ def cross_entropy(x: Array, target: Array, weight: Array | None, sample_weight: 
     return Rows(losses, gradients, counted, statistics)
 
 
+def log_probs(x: Array, target: Array, options: Options) -> tuple[Array, Array, Array, Array, Array]:
+    """Log-probability, entropy and hit of each row of (N, C) logits, and the gradients of the first two."""
+    rows, classes = x.shape
+    log_probability, entropy, correct = np.zeros(rows), np.zeros(rows), np.zeros(rows)
+    of_log_probability, of_entropy = np.zeros((rows, classes)), np.zeros((rows, classes))
+    for n in range(rows):
+        if target[n] == options.ignore_index:
+            continue
+        y, slope = options.logit_scale * x[n], np.full(classes, options.logit_scale)
+        if options.logit_softcap is not None:
+            bent = np.tanh(y / options.logit_softcap)
+            y, slope = options.logit_softcap * bent, options.logit_scale * (1 - bent**2)
+        first = int(y.argmax())
+        e = np.exp(y - y.max())
+        e[first] = 0
+        minus_log_p = np.log1p(e.sum()) - (y - y.max())
+        p = np.exp(-minus_log_p)
+        positive = p > 0
+        entropy[n] = (p[positive] * minus_log_p[positive]).sum()
+        log_probability[n], correct[n] = -minus_log_p[target[n]], first == target[n]
+        of_entropy[n, positive] = (p * slope)[positive] * (minus_log_p[positive] - entropy[n])
+        # 1 - p of the most likely class, with its digits.
+        by_y = np.where(np.arange(classes) == target[n], 1 - p, -p)
+        if first == target[n]:
+            by_y[first] = e.sum() / (1 + e.sum())
+        of_log_probability[n] = by_y * slope
+    return log_probability, entropy, correct, of_log_probability, of_entropy
+
+
 def squared_error(x: Array, t: Array, q: Array, options: Options) -> tuple[Array, Array]:
     return (x - t) ** 2, 2 * (x - t)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch.nn.functional as F
 from torch import nn
 
+from tests.turns import is_slow
 from torchlosses.testing import CHECKS, BoundCheck, bound_checks
 
 BUILTINS: dict[str, tuple[Any, str]] = {
@@ -44,8 +47,15 @@ def _checks(name: str) -> dict[str, BoundCheck]:
     return {check.name: check for check in bound_checks(loss, kind=kind)}
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", BUILTINS)
+def audits() -> Iterator[Any]:
+    """Every check of every loss; in `make test`, what is slow of two, and functions that are Modules too not at all."""
+    again = ("huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits")
+    for name, check in itertools.product(BUILTINS, CHECKS):
+        everyday = name in ("L1Loss", "mse_loss") if is_slow(check) else name not in again
+        yield pytest.param(name, check, marks=() if everyday else (pytest.mark.thorough,))
+
+
+@pytest.mark.parametrize(("name", "check"), list(audits()))
 def test_passes_or_is_listed(name: str, check: str) -> None:
     result = _checks(name)[check].run()
     expected = "failed" if (name, check) in FINDINGS else "passed"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import nn
 
 import torchlosses
 from tests.testing.shaped import PAIRS, next_token, of_images, of_single_rows
+from tests.turns import in_turn, is_slow
 from torchlosses import kernels
 from torchlosses.testing import CHECKS, BoundCheck, bound_checks
 
@@ -135,9 +138,31 @@ def _checks(name: str, backend: str) -> dict[str, BoundCheck]:
     return {check.name: check for check in found}
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("backend", kernels.available())
+# One loss of each declaration: of elements, of logits, of probabilities.
+REPRESENTATIVES = ("mse_loss", "cross_entropy", "cee_loss")
+
+
+def audits() -> Iterator[Any]:
+    """Every check of every loss on every backend, of which `make test` has each check of each loss once.
+
+    Except for what is slow, which follows from the declaration: there it is asked of the representatives. Of functions,
+    numbers and laws are asked on every backend.
+    """
+    backends = kernels.available()
+    for (turn, name), (number, check) in itertools.product(enumerate(LOSSES), enumerate(CHECKS)):
+        # Not the name of a Module, nor a description.
+        is_function = name.islower() and " " not in name
+        for place, backend in enumerate(backends):
+            everyday = place == (turn + number) % len(backends)
+            if is_slow(check):
+                everyday = everyday and name in REPRESENTATIVES
+            elif is_function and check.startswith(("values.", "laws.")):
+                everyday = True
+            marks = () if everyday else (pytest.mark.thorough,)
+            yield pytest.param(backend, name, check, id=f"{backend}-{name}-{check}", marks=marks)
+
+
+@pytest.mark.parametrize(("backend", "name", "check"), list(audits()))
 def test_conforms(backend: str, name: str, check: str) -> None:
     with kernels.use(backend):
         result = _checks(name, backend)[check].run()
@@ -172,9 +197,13 @@ def _shaped_checks(name: str, backend: str) -> dict[str, BoundCheck]:
     return {check.name: check for check in bound_checks(loss, kind=kind, options=options)}
 
 
-@pytest.mark.parametrize("check", DERIVATIVES)
-@pytest.mark.parametrize("name", SHAPED)
-@pytest.mark.parametrize("backend", kernels.available())
+@pytest.mark.parametrize(
+    ("backend", "name", "check"),
+    in_turn(
+        kernels.available(),
+        {f"{name}-{check}": (name, check) for name, check in itertools.product(SHAPED, DERIVATIVES)},
+    ),
+)
 def test_derivatives_of_other_shapes(backend: str, name: str, check: str) -> None:
     with kernels.use(backend):
         result = _shaped_checks(name, backend)[check].run()

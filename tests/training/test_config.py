@@ -201,14 +201,12 @@ def test_the_learning_rate_is_the_tuned_one_unless_an_option_or_nothing_says_ano
     assert learning_rate(tuning, Config(), "label-noise-40", "mse-raw")[1] == "tuned elsewhere"
 
 
-def test_the_stored_rates_cover_the_main_objectives_and_none_lies_at_the_end_of_its_grid() -> None:
+def test_the_stored_rates_cover_every_objective_and_none_lies_at_the_end_of_its_grid() -> None:
     tuning = read_tuning()
     assert tuning is not None
     assert tuning.command == "python -m training.tune"
     found = {(item.task, item.objective): item for item in tuning.objectives}
-    fitting = {(task, name) for name, kind in OBJECTIVES.items() for task in kind.questions}
-    assert found.keys() <= fitting
-    assert found.keys() >= {(task, name) for name, kind in OBJECTIVES.items() for task in kind.main}
+    assert found.keys() == {(task, name) for name, kind in OBJECTIVES.items() for task in kind.questions}
     for item in found.values():
         assert item.rates == list(RATES)
         assert min(item.rates) < item.best < max(item.rates)
@@ -251,4 +249,30 @@ def test_tuning_looks_at_training_images_only_and_keeps_what_others_found(
     third = read_tuning(out)
     assert third is not None
     assert {item.objective: item for item in third.objectives}["cross-entropy"] == first.objectives[0]
-    assert tune(["--rates", "0"]) == 2
+
+
+TUNE_BAD = {
+    "--rates 0": "--rates must be above 0 and at most 1,000,000,000",
+    "--rates nan": "--rates must be above 0",
+    "--seeds 0": "--seeds must be at least 1 and at most 100, not 0",
+    "--batch-size 0": "--batch-size must be at least 1 and at most 1,000,000, not 0",
+    "--workers 1000": "--workers must be at least 1 and at most 64, not 1000",
+    "--train-limit 0": "--train-limit must be at least 1",
+    "--train-limit 1": "give a higher --train-limit",
+    "--tasks digit digit": "--tasks must be one or several of digit, angle, each once",
+    "--objectives": "--objectives needs a name or several",
+    "--objectives mae": "allowed are regression-mse",
+    "--device cuda:97": "--device cpu always works",
+    "--dataset own": "--dataset own needs --data-root",
+}
+
+
+@pytest.mark.parametrize("options", TUNE_BAD)
+def test_tuning_refuses_what_is_not_allowed_in_one_line(
+    options: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert tune([*options.split(), "--out", str(tmp_path / "rates.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ")
+    assert TUNE_BAD[options] in error
+    assert not list(tmp_path.iterdir())

@@ -33,6 +33,7 @@ def run(arguments: list[str], *, processes: int) -> Results:
     return read_results(folder / "results.json")
 
 
+@pytest.mark.thorough
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     # 97 images at 16 a batch leave a last batch of one image, which two processes cannot share.
     root = write_idx(tmp_path / "data", synthetic_arrays(train=97))

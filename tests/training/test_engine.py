@@ -20,6 +20,7 @@ from training.experiments import (
     measured_gradients,
     recovery_curves,
     recovery_steps,
+    recovery_stride,
     spread_sample,
     theoretical_gradient,
 )
@@ -217,6 +218,17 @@ def test_recovery_starts_wrong_and_measures_what_a_bare_loop_measures(digits: Ta
         optimizer.step()
     accuracy = (network(digits.test_images).argmax(1) == digits.test_values).double().mean().item()
     assert curve.accuracy[-1] == pytest.approx(accuracy, abs=0.01)
+
+
+def test_recovery_is_watched_on_test_images_from_the_first_to_the_last(
+    digits: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [recovery_stride(count) for count in (1, 40, 2000, 3999, 4000, 10_000)] == [1, 1, 1, 1, 2, 5]
+    monkeypatch.setattr("training.experiments._RECOVERY_IMAGES", len(digits.test_images) // 7)
+    curve = recovery_curve("cross-entropy", digits, 1)
+    share = (digits.test_values[::7] == RECOVERY_CLASS).double().mean().item()
+    assert share != (digits.test_values == RECOVERY_CLASS).double().mean().item()
+    assert curve.accuracy[0] == pytest.approx(share, abs=1e-6)
 
 
 def test_only_losses_whose_gradient_survives_recover(digits: TaskData) -> None:

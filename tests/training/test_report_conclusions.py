@@ -146,11 +146,15 @@ def test_expected_world():
     # The least squares form did best on validation images, so it stands for MSE.
     assert found.halves[0].deciding is not None
     assert found.halves[0].deciding.first.description.name == "mse-raw"
-    assert [half.verdict for half in found.halves] == ["confirmed", "confirmed"]
-    assert found.verdict == "confirmed"
-    # What holds for one form of a loss only is said to.
-    assert "In another form it is not ahead: MSE on probabilities is" in found.halves[0].qualification
-    assert "read by its most probable bin is" in found.halves[1].qualification
+    # What holds for one form of a loss only is no confirmation, and both forms are named with their numbers.
+    assert [half.verdict for half in found.halves] == ["split", "split"]
+    assert found.verdict == "split"
+    squared, binned = (half.number for half in found.halves)
+    assert squared.startswith("MSE on raw outputs is 0.47")
+    assert "; but MSE on probabilities is" in squared
+    assert "less accurate than CEE" in squared
+    assert binned.startswith("cross-entropy read by its expected value is 0.61")
+    assert "; but cross-entropy read by its most probable bin is" in binned
     assert SOURCE_SENTENCE == "MSE is for classification and CEE for regression"
 
 
@@ -171,9 +175,24 @@ def test_the_verdict_on_the_source_can_be_anything():
     assert verdict(squared_wins, entropy_wins) == "confirmed"
     assert verdict(squared_loses, entropy_wins) == "split"
     assert verdict(squared_wins, angles) == "split"
+    one_form = {**base, "cee-softmax": worse, "mse-softmax": worse}
+    assert verdict(one_form, entropy_wins) == "split"
+    assert verdict(one_form, entropy_loses) == "split"
     few = {key: values[:2] for key, values in entropy_wins.items()}
     assert verdict(squared_wins, {**few, ("regression-mse", "direct"): (3.0, 12.0)}) == "not decided"
     assert verdict({}, {}) == "not decided"
+
+
+def test_a_claim_that_holds_only_in_the_form_that_validated_worse_is_split_too():
+    digit = {name: tuple(0.02 + 1e-4 * s for s in range(6)) for name in DIGIT_ERROR}
+    worse = tuple(0.04 + 1.3e-4 * s for s in range(6))
+    results = build_results(digit={**digit, "cee-softmax": worse, "mse-raw": worse}, experiments=False)
+    half = read_source(results).halves[0]
+    assert half.forms[0].first.description.name == "mse-raw"
+    assert half.verdict == "split"
+    assert half.number.startswith("MSE on raw outputs and CEE on probabilities are equal")
+    assert "; but MSE on probabilities is 2." in half.number
+    assert half.number.endswith("more accurate than CEE on probabilities")
 
 
 def test_world_without_differences():
@@ -239,7 +258,7 @@ def test_one_seed_claims_nothing():
     results = build_results(seeds=1)
     assert {item.verdict for item in planned_comparisons(results)} == {"none"}
     assert not any(statement.claims for statement in statements_of(results))
-    assert "One seed has no spread" in text_of(results)
+    assert "one seed has no spread" in text_of(results)
     assert any("one seed" in caveat for caveat in caveats(results, planned_comparisons(results)))
 
 
@@ -262,7 +281,7 @@ def test_a_diverged_run_is_said_to_be_one_and_never_compared(poison):
     results = build_results(angle=angle, experiments=False)
     item = next(item for item in planned_comparisons(results) if item.first.key == ("cross-entropy", "most probable"))
     assert item.verdict == "none"
-    assert "It diverged from 1 of 3 seeds." in text_of(results)
+    assert "diverged from 1 of 3 seeds." in text_of(results)
     contender = next(c for c in contenders(results, "angle", every_decoding=True) if c.decoding == "most probable")
     assert ANGLE_ERROR.format(contender.summary(ANGLE_ERROR)) == "diverged in 1 of 3"
 
@@ -385,7 +404,7 @@ def test_a_mention_is_the_objective_s_colour():
         ((0.5, math.nan), "diverged in 1 of 2"),
         ((0.97, 0.98, 0.99), "98.0 ± 2.5%"),
         ((0.1, 0.5, 0.9), "50 ± 99%"),
-        ((0.5, 0.5), "50.00 ± 0.00%"),
+        ((0.5, 0.5), "50.00%"),
         ((0.500000001, 0.5), "50.00 ± <0.01%"),
     ],
 )

@@ -24,6 +24,8 @@ from training.study import Study
 
 from .conftest import without_times
 
+thorough = pytest.mark.thorough
+
 
 def start(arguments: tuple[str, ...], out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -32,6 +34,8 @@ def start(arguments: tuple[str, ...], out: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        # A shell that started the tests in the background has them ignore Ctrl-C, and what they start would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -89,8 +93,11 @@ class StopError(Exception):
     """Ends a run from within, as a loss of power would."""
 
 
-# A tiny run saves 25 times: at the start, after each of 14 epochs, 7 stacks and 2 experiments, and at the end.
-@pytest.mark.parametrize("saves", [0, 1, 2, 3, 15, 16, 20, 21, 22, 23, 24])
+# A tiny run saves 32 times: at the start, after each of 14 epochs, 7 stacks, 4 recoveries, 4 comparisons with torch.nn
+# and the gradients, and at the end.
+@pytest.mark.parametrize(
+    "saves", [0, 3, 16, 25, 30, *(pytest.param(n, marks=thorough) for n in (1, 2, 15, 21, 23, 28, 31))]
+)
 def test_a_run_may_stop_at_any_moment_of_writing(
     tiny_arguments: tuple[str, ...], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:
@@ -117,7 +124,9 @@ def test_a_run_may_stop_at_any_moment_of_writing(
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("damage", ["removed", "empty", "cut", "garbage", "another shape"])
+@pytest.mark.parametrize(
+    "damage", ["removed", "cut", *(pytest.param(d, marks=thorough) for d in ("empty", "garbage", "another shape"))]
+)
 def test_a_network_whose_file_is_damaged_is_trained_again(
     tiny_arguments: tuple[str, ...],
     tiny_run: Path,
@@ -130,7 +139,7 @@ def test_a_network_whose_file_is_damaged_is_trained_again(
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Study, "_experiments", stop)
+        patch.setattr(Study, "_gradient_experiment", stop)
         with pytest.raises(StopError):
             main([*tiny_arguments, "--out", str(tmp_path), "--name", "tiny"])
     (folder,) = tmp_path.iterdir()
@@ -166,7 +175,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.report.write_report", lambda results, folder: folder / "report.html")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=thorough)])
 def test_other_signals_leave_a_usable_run_too(tiny_arguments: tuple[str, ...], tmp_path: Path, number: int) -> None:
     process = start(tiny_arguments, tmp_path)
     folder = wait_for_runs(process, tmp_path, runs=2)
@@ -182,7 +191,7 @@ def test_other_signals_leave_a_usable_run_too(tiny_arguments: tuple[str, ...], t
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("write", [0, 3, 8, 17, 30])
+@pytest.mark.parametrize("write", [0, 8, *(pytest.param(n, marks=thorough) for n in (3, 17, 30))])
 def test_a_full_disk_is_said_in_words_and_the_run_goes_on_once_there_is_room(
     tiny_arguments: tuple[str, ...],
     tiny_run: Path,
@@ -258,6 +267,25 @@ def test_a_complete_run_can_be_looked_at_on_read_only_media(tiny_run: Path, tmp_
     finally:
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_resuming_a_complete_run_removes_what_a_killed_report_left(tiny_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (folder / ".lock").write_text("process 1 on another machine")
+    (folder / "figures" / ".answer.png.x.unfinished").write_text("half")
+    assert main(["--resume", str(folder)]) == 0
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_complete_run_is_not_written_to_while_another_process_does(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    with RunFolder(folder).held():
+        assert main(["--resume", str(folder)]) == 2
+    assert "is being worked on by process" in capsys.readouterr().err
 
 
 def test_a_complete_run_is_shown_where_its_report_cannot_be_written_again(

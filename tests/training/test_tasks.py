@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from training.data import Images
+from training.questions import TASKS_OF, TaskName
 from training.tasks import (
     FEW_IMAGES_SHOWN,
     TaskData,
@@ -19,6 +20,7 @@ from training.tasks import (
     digit_data,
     digit_task,
     hold_out,
+    images_per_epoch,
     rotate,
     task_data,
     to_float,
@@ -184,3 +186,9 @@ def test_every_task_has_its_data(mnist: Images) -> None:
     assert len(task_data("few-images-1000", digits, 45.0).train_values) == FEW_IMAGES_SHOWN
     assert build_task("label-noise-40", 30, 45.0, CPU).name == "label-noise-40"
     assert build_task("angle", 30, 45.0, CPU).classes == 30
+
+
+@pytest.mark.parametrize("count", [2, 600])
+@pytest.mark.parametrize("name", [name for names in TASKS_OF.values() for name in names])
+def test_an_epoch_has_as_many_images_as_the_time_left_is_reckoned_by(mnist: Images, name: TaskName, count: int) -> None:
+    assert len(task_data(name, small_digits(mnist, count), 45.0).train_images) == images_per_epoch(name, count)

@@ -26,12 +26,11 @@ from torch.autograd import Function
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from torchlosses import _validation
-from torchlosses._options import RowStatistics
 from torchlosses._rows import compute_dtype
 from torchlosses.cross_entropy import CrossEntropy
 from torchlosses.distributed import _agreement, _groups
 from torchlosses.distributed._split import SplitCrossEntropy, SplitLinearCrossEntropy
-from torchlosses.linear_cross_entropy import LinearCrossEntropy
+from torchlosses.linear_cross_entropy import LinearCrossEntropy, LinearLoss
 
 _SPLIT: dict[Any, Any] = {CrossEntropy: SplitCrossEntropy, LinearCrossEntropy: SplitLinearCrossEntropy}
 # What stands along the dimensions of the tensors of rows: samples n, classes c, further places m, features f.
@@ -105,15 +104,15 @@ def apply(
     rows = "".join(label for label in labels[0] if loss.elementwise or label in _ROWS)
     shape = loss.rows(tensors[0])
     if options.reduction == "none":
-        result = _wrapped(result, mesh, _placements(splits, rows), shape)
+        results = loss.results(tensors[0])
+        # Several numbers of a row stand where its classes were.
+        along = rows if len(results) == len(shape) else f"{rows[0]}v{rows[1:]}"
+        result = _wrapped(result, mesh, _placements(splits, along), results)
     else:
         for group in groups:
             result = _groups.summed(result, group)
         result = _wrapped(result.to(dtype), mesh, _placements(splits, ""), ())
     if state is not None:
-        if loss is SplitCrossEntropy:
-            # As its callers know it: maximum, rest and the statistics.
-            state = torch.cat([state[:2], state[-len(RowStatistics._fields) :]])
         state = _wrapped(state, mesh, _placements(splits, "s" + rows), (state.shape[0], *shape))
     return result, state
 
@@ -134,8 +133,9 @@ def _labels_of(loss: Any, tensors: Sequence[Tensor | None]) -> list[str]:
     assert input is not None
     if loss.elementwise:
         return [string.ascii_uppercase[: input.dim()]] * len(tensors)
-    if issubclass(loss, LinearCrossEntropy):
-        return [along[: 2 if t is None else t.dim()] for t, along in zip(tensors, _OF_LINEAR, strict=True)]
+    if issubclass(loss, LinearLoss):
+        of_linear = _OF_LINEAR[: len(tensors)]
+        return [along[: 2 if t is None else t.dim()] for t, along in zip(tensors, of_linear, strict=True)]
 
     def along(name: str, tensor: Tensor | None) -> str:
         if tensor is None or name == "weight?":
@@ -149,7 +149,7 @@ def _splits_of(loss: Any, mesh: Any, tensors: Sequence[Any], labels: Sequence[st
     """What is split along each dimension of the mesh, and a placement that does it."""
     splits: list[tuple[str | None, Any]] = []
     # The classes are where the logits or the layer's weight have them.
-    holder = 1 if issubclass(loss, LinearCrossEntropy) else 0
+    holder = 1 if issubclass(loss, LinearLoss) else 0
     for dimension in range(mesh.ndim):
         found: dict[str, Any] = {}
         for place, (tensor, along) in enumerate(zip(tensors, labels, strict=True)):

@@ -27,9 +27,19 @@ import torch
 from torch import Tensor
 
 from torchlosses._declare import Loss, exponential, may_look, replaced
-from torchlosses._options import RowStatistics
-from torchlosses._rows import along_classes, compute_dtype, per_class, soft_cap, soft_cap_slope
-from torchlosses.cross_entropy import CrossEntropy, probabilities_denominator
+from torchlosses._options import FOUND
+from torchlosses._rows import (
+    RowWeights,
+    along_classes,
+    compute_dtype,
+    dot,
+    finite_where,
+    per_class,
+    probabilities_denominator,
+    scaled_and_capped,
+    times_slope,
+)
+from torchlosses.cross_entropy import CrossEntropy
 from torchlosses.distributed import _groups
 from torchlosses.linear_cross_entropy import LinearCrossEntropy
 
@@ -146,7 +156,7 @@ class SplitCrossEntropy(_OverProcesses, CrossEntropy):  # type: ignore[misc]
             compute = compute_dtype(input, target, weight)
             return input.new_zeros(rows, dtype=compute), input.new_zeros([fields, *rows], dtype=compute)
         shares = _Shares(input, target, weight, sample_weight, options)
-        y = _logits(input.to(shares.compute), options)
+        y = scaled_and_capped(input.to(shares.compute), options)
 
         def parts(shifted: Tensor) -> list[Tensor]:
             return [*shares.dots(shifted), *(_statistics_parts(shifted, shares) if options.statistics else ())]
@@ -157,7 +167,7 @@ class SplitCrossEntropy(_OverProcesses, CrossEntropy):  # type: ignore[misc]
         if options.z_loss:
             log_sum_exp = (known.maximum + log_rest).masked_fill(known.total == 0, 0)
             losses = losses + options.z_loss * log_sum_exp.square()
-        losses = shares.weighted(losses, known)
+        losses = shares.weighted(losses, known.total, known.hidden != 0)
         state = [field.detach() for field in known]
         if options.statistics:
             without = shares.without_trace(known.total)
@@ -181,27 +191,26 @@ class SplitCrossEntropy(_OverProcesses, CrossEntropy):  # type: ignore[misc]
         shares = _Shares(input, target, weight, sample_weight, options)
         x = input.to(shares.compute)
         if state is None:
-            known, _, _ = _exchanged(_logits(x, options), shares, lambda _: [])
+            known, _, _ = _exchanged(scaled_and_capped(x, options), shares, lambda _: [])
         else:
             known = _Known(*(field.unsqueeze(1) for field in state[: len(_Known._fields)]))
-        x = _hide(x, known.hidden != 0)
-        shifted = _logits(x, options) - known.maximum
+        hidden = known.hidden != 0
+        x = _hide(x, hidden)
+        shifted = scaled_and_capped(x, options) - known.maximum
         log_rest = known.rest.log1p()
         drawn = torch.zeros_like(log_rest)
         if options.z_loss:
             drawn = (2 * options.z_loss * (known.maximum + log_rest)).masked_fill(known.total == 0, 0)
-        g = shares.incoming(per_class(grad_output), known).expand_as(known.rest)
+        g = shares.incoming(per_class(grad_output), known.total, hidden).expand_as(known.rest)
         # From here on it is about this process's classes.
         of_rows = [g, drawn, known.rest, known.total, known.others, shares.hard if shares.indices else g]
         gradient = shares.gradient(shifted, *_groups.entering(torch.stack(of_rows), options.group).unbind())
-        if options.logit_softcap is not None:
-            gradient = gradient * soft_cap_slope(_scaled(x, options), options.logit_softcap)
-        return gradient if options.logit_scale == 1 else gradient * options.logit_scale
+        return times_slope(gradient, x, options)
 
     @staticmethod
     def state_fields(options: Any) -> int:
         """What is known of the rows, and the statistics."""
-        return len(_Known._fields) + (len(RowStatistics._fields) if options.statistics else 0)
+        return len(_Known._fields) + (FOUND if options.statistics else 0)
 
     @staticmethod
     def counted(*tensors_and_options: Any) -> Tensor | None:  # type: ignore[override]
@@ -255,7 +264,7 @@ class SplitLinearCrossEntropy(_OverProcesses, LinearCrossEntropy):
         return LinearCrossEntropy.denominator(*tensors_and_options)
 
 
-class _Shares:
+class _Shares(RowWeights):
     """The target's share a of each class, and what is a sum over the classes with it.
 
     What there is one of a row is (rows, 1), and the same in each process.
@@ -300,20 +309,13 @@ class _Shares:
             return self.hard + self.others == 0
         return (self.share == 0).all(1, keepdim=True)
 
-    def without_trace(self, total: Tensor) -> Tensor:
-        """Rows that are ignored or have no weight."""
-        without = total == 0
-        if self.sample_weight is not None:
-            without = without | (self.sample_weight == 0)
-        return without if self.ignored is None else without | self.ignored
-
     def dots(self, shifted: Tensor) -> list[Tensor]:
         """This process's parts of d: x_t - m at class indices, and what smoothing adds; or Σ_c a_c (x_c - m)."""
         if not self.indices:
-            return [_dot(self.share, shifted)]
+            return [dot(self.share, shifted)]
         found = [torch.where(self.inside, self.at(shifted, self.place), 0)]
         if self.smooth:
-            found.append(shifted.sum(1, keepdim=True) if self.weight is None else _dot(self.weight, shifted))
+            found.append(shifted.sum(1, keepdim=True) if self.weight is None else dot(self.weight, shifted))
         return found
 
     def losses(self, log_rest: Tensor, total: Tensor, sums: list[Tensor]) -> Tensor:
@@ -321,24 +323,8 @@ class _Shares:
         if not self.indices:
             return total * log_rest - sums[0]
         cost = log_rest - sums[0]
-        losses = self.hard * cost.masked_fill((self.hard == 0) & cost.isinf(), 0)
+        losses = self.hard * finite_where(self.hard, cost)
         return losses + (self.others * log_rest - self.smooth * sums[1]) if self.smooth else losses
-
-    def weighted(self, losses: Tensor, known: _Known) -> Tensor:
-        """Times the sample weights; 0 where a row leaves no trace."""
-        if self.sample_weight is not None:
-            # The derivative by a weight of 0 is the loss, if there is one.
-            without = (self.sample_weight == 0) & losses.isfinite().logical_not()
-            losses = losses.masked_fill(without | (known.hidden != 0), 0) * self.sample_weight
-        without = (known.total == 0) & losses.isfinite().logical_not()
-        return losses.masked_fill(without if self.ignored is None else without | self.ignored, 0)
-
-    def incoming(self, g: Tensor, known: _Known) -> Tensor:
-        """g s, and 0 for rows that leave no trace."""
-        g = g.masked_fill(self.without_trace(known.total) & g.isfinite().logical_not(), 0)
-        if self.sample_weight is not None:
-            g = (g * self.sample_weight).masked_fill(known.hidden != 0, 0)
-        return g if self.ignored is None else g.masked_fill(self.ignored, 0)
 
     def gradient(
         self, shifted: Tensor, g: Tensor, drawn: Tensor, rest: Tensor, total: Tensor, others: Tensor, hard: Tensor
@@ -366,21 +352,6 @@ class _Shares:
         if not self.own:
             return tensor
         return replaced(tensor, place, torch.where(where, value, tensor.gather(1, place)))
-
-
-def _scaled(x: Tensor, options: Any) -> Tensor:
-    return x if options.logit_scale == 1 else x * options.logit_scale
-
-
-def _logits(x: Tensor, options: Any) -> Tensor:
-    """y: scaled, and capped."""
-    x = _scaled(x, options)
-    return x if options.logit_softcap is None else soft_cap(x, options.logit_softcap)
-
-
-def _dot(factor: Tensor, shifted: Tensor) -> Tensor:
-    """A class without a share has no effect, also where it is infinite: 0 · ∞ = 0."""
-    return (factor * shifted.masked_fill((factor == 0) & shifted.isinf(), 0)).sum(1, keepdim=True)
 
 
 def _hide(y: Tensor, hidden: Tensor) -> Tensor:
@@ -447,11 +418,11 @@ def _statistics_parts(shifted: Tensor, shares: _Shares) -> list[Tensor]:
     if shares.indices:
         return [weighted]
     t = shares.target.detach().to(shares.compute)
-    return [weighted, _dot(t, shifted), t.sum(1, keepdim=True)]
+    return [weighted, dot(t, shifted), t.sum(1, keepdim=True)]
 
 
 def _statistics(known: _Known, index: Tensor, sums: list[Tensor], shares: _Shares) -> list[Tensor]:
-    """The fields of `RowStatistics`."""
+    """The first fields of `RowStatistics`."""
     rest = known.rest.detach()
     log_rest = rest.log1p()
     if shares.indices:

@@ -20,7 +20,6 @@ from torchlosses.distributed._split import LinearOptions, Options, SplitCrossEnt
 from torchlosses.kernels.linear import default_block_rows
 from torchlosses.linear_cross_entropy import LowRank, linear_cross_entropy
 
-_STATISTICS = len(RowStatistics._fields)
 _of_whole: Any = cross_entropy
 
 
@@ -209,7 +208,7 @@ def class_parallel_cross_entropy(
     loss = from_rows(losses, input) if reduction == "none" else losses
     if state is None:
         return loss
-    return loss, statistics_of(from_rows(field, input) for field in state[-_STATISTICS:].unbind())
+    return loss, statistics_of(from_rows(field, input) for field in state.unbind())
 
 
 @overload

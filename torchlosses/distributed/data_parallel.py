@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchlosses import _validation
-from torchlosses.cross_entropy import class_indices_denominator
+from torchlosses._rows import class_indices_denominator
 from torchlosses.distributed import _dtensors, _groups
 
 

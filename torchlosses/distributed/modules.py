@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._module import LossModule
+from torchlosses._module import LossModule, Result
+from torchlosses._options import FurtherOptions, RowStatistics
 from torchlosses.distributed.class_parallel import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class ClassParallelCrossEntropyLoss(LossModule, nn.Module):
+
+class ClassParallelCrossEntropyLoss(LossModule[Result], nn.Module):
     r"""Cross-entropy of logits whose classes are split over processes, as a module, in nats.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -61,22 +65,48 @@ class ClassParallelCrossEntropyLoss(LossModule, nn.Module):
     """
 
     function = staticmethod(class_parallel_cross_entropy)
-    kept = (
-        "group",
-        "ignore_index",
-        "reduction",
-        "label_smoothing",
-        "empty",
-        "z_loss",
-        "logit_scale",
-        "logit_softcap",
-        "loss_dtype",
-        "return_stats",
-        "gradient",
-    )
     shown = ("ignore_index", "reduction", "label_smoothing")
 
     weight: Tensor | None
+
+    @overload
+    def __init__(
+        self: ClassParallelCrossEntropyLoss[Tensor],
+        weight: Tensor | None = None,
+        *,
+        group: dist.ProcessGroup | None = None,
+        ignore_index: int = -100,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+        return_stats: Literal[False] = False,
+        **options: Unpack[FurtherOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: ClassParallelCrossEntropyLoss[tuple[Tensor, RowStatistics]],
+        weight: Tensor | None = None,
+        *,
+        group: dist.ProcessGroup | None = None,
+        ignore_index: int = -100,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+        return_stats: Literal[True],
+        **options: Unpack[FurtherOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: ClassParallelCrossEntropyLoss[Tensor | tuple[Tensor, RowStatistics]],
+        weight: Tensor | None = None,
+        *,
+        group: dist.ProcessGroup | None = None,
+        ignore_index: int = -100,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+        return_stats: bool,
+        **options: Unpack[FurtherOptions],
+    ) -> None: ...
 
     def __init__(
         self,
@@ -106,14 +136,14 @@ class ClassParallelCrossEntropyLoss(LossModule, nn.Module):
         *,
         normalizer: Tensor | float | None = None,
         sample_weight: Tensor | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, RowStatistics]:
         """The loss of this process's logits; see :func:`class_parallel_cross_entropy`."""
         return class_parallel_cross_entropy(
             input, target, self.weight, normalizer=normalizer, sample_weight=sample_weight, **self.options()
         )
 
 
-class ClassParallelLinearCrossEntropyLoss(LossModule, nn.Module):
+class ClassParallelLinearCrossEntropyLoss(LossModule[Result], nn.Module):
     r"""A linear layer whose classes are split over processes and the cross-entropy of its logits, in nats.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -164,23 +194,54 @@ class ClassParallelLinearCrossEntropyLoss(LossModule, nn.Module):
     """
 
     function = staticmethod(class_parallel_linear_cross_entropy)
-    kept = (
-        "group",
-        "ignore_index",
-        "reduction",
-        "label_smoothing",
-        "empty",
-        "z_loss",
-        "logit_scale",
-        "logit_softcap",
-        "loss_dtype",
-        "return_stats",
-        "block_rows",
-        "gradient",
-    )
     shown = ("ignore_index", "reduction", "label_smoothing")
 
     weight: Tensor | None
+
+    @overload
+    def __init__(
+        self: ClassParallelLinearCrossEntropyLoss[Tensor],
+        linear: nn.Linear,
+        weight: Tensor | None = None,
+        *,
+        group: dist.ProcessGroup | None = None,
+        ignore_index: int = -100,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+        block_rows: int | None = None,
+        return_stats: Literal[False] = False,
+        **options: Unpack[FurtherOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: ClassParallelLinearCrossEntropyLoss[tuple[Tensor, RowStatistics]],
+        linear: nn.Linear,
+        weight: Tensor | None = None,
+        *,
+        group: dist.ProcessGroup | None = None,
+        ignore_index: int = -100,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+        block_rows: int | None = None,
+        return_stats: Literal[True],
+        **options: Unpack[FurtherOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: ClassParallelLinearCrossEntropyLoss[Tensor | tuple[Tensor, RowStatistics]],
+        linear: nn.Linear,
+        weight: Tensor | None = None,
+        *,
+        group: dist.ProcessGroup | None = None,
+        ignore_index: int = -100,
+        reduction: _validation.Reduction = "mean",
+        label_smoothing: float = 0.0,
+        block_rows: int | None = None,
+        return_stats: bool,
+        **options: Unpack[FurtherOptions],
+    ) -> None: ...
 
     def __init__(
         self,
@@ -213,7 +274,7 @@ class ClassParallelLinearCrossEntropyLoss(LossModule, nn.Module):
         *,
         normalizer: Tensor | float | None = None,
         sample_weight: Tensor | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, RowStatistics]:
         """The loss of features; see :func:`class_parallel_linear_cross_entropy`."""
         return class_parallel_linear_cross_entropy(
             input,

@@ -69,10 +69,10 @@ class Notes:
         self._register()
 
     def count(self, found: RowStatistics, counts: Tensor) -> None:
-        """Add up what a loss knows of its rows: how many, how many correct, Σ entropy, Σ l and Σ l², l = log Σ exp."""
+        """Add up what a loss knows of its rows: how many, how many correct, entropy, log Σ exp and z-loss."""
         assert self.totals is not None
-        l = found.log_sum_exp.to(self.totals.dtype)
-        sums = torch.stack([counts.sum(), found.correct.sum(), found.entropy.to(l.dtype).sum(), l.sum(), (l * l).sum()])
+        fields = counts, found.correct, found.entropy, found.log_sum_exp, found.z_loss
+        sums = torch.stack([field.sum(dtype=self.totals.dtype) for field in fields])
         self.totals.add_(sums.to(self.totals.device))
 
 

@@ -263,8 +263,7 @@ def _statistics(model: nn.Module, over_processes: bool) -> Statistics | None:
     tokens, *sums = taken.tolist()
     if not tokens:
         return None
-    accuracy, entropy, log_sum_exp, square = (part / tokens for part in sums)
-    return Statistics(int(tokens), accuracy, entropy, log_sum_exp, applied.notes.options.z_loss * square)
+    return Statistics(int(tokens), *(part / tokens for part in sums))
 
 
 class LazyLogitsCallback(transformers.TrainerCallback):

@@ -32,8 +32,11 @@ _TRITON_LOSSES = (
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "cee_loss",
+    "log_probs",
 )
 _triton_runs = True
+# What computes a few rows past the dispatcher, by the name of the loss.
+few: dict[str, Callable[..., Any]] = {} if _native is None else _native.few
 
 
 def available() -> tuple[str, ...]:
@@ -75,9 +78,10 @@ def use(name: str) -> Iterator[None]:
 
 
 def _switch() -> None:
-    global _triton_runs
+    global _triton_runs, few
     if _native is not None:
         _native.enable(BACKEND.name == "native")
+        few = _native.few if BACKEND.name == "native" else {}
     _triton_runs = "triton" in (BACKEND.name, GPU_BACKEND.name)
 
 

@@ -6,16 +6,20 @@ import ctypes
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 VARIABLE = "TORCHLOSSES_BACKEND"
 CHOICES = ("auto", "native", "triton", "eager")
 LIBRARY = Path(__file__).parents[1] / "lib" / "libtorchlosses.so"
 # In its place where building it failed; it says why.
 NOTICE = "not-built.txt"
+_MOST = (1 << 63) - 1  # of an int64; ctypes would cut off the rest
 
 
 class Backend(NamedTuple):
@@ -43,6 +47,26 @@ class Native:
                 "without them."
             ) from error
         self._library.torchlosses_instruction_set.restype = ctypes.c_char_p
+        integer, real, pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+        self._cross_entropy = self._library.torchlosses_cross_entropy
+        self._cross_entropy.argtypes = [
+            *(pointer, pointer, integer, integer, ctypes.c_int, ctypes.c_int),
+            *(real, integer, real, real, pointer, pointer),
+        ]
+        self._elementwise = self._library.torchlosses_elementwise
+        self._elementwise.argtypes = [
+            *(ctypes.c_int, pointer, pointer, integer, ctypes.c_int, ctypes.c_int),
+            *(real, real, ctypes.c_int, integer, real, pointer, pointer),
+        ]
+        # By the name of a loss, what computes it for a few rows past the dispatcher: f(input, target, options,
+        # grad_output, gradient or None) gives the loss, and fills in the gradient; None where an operator has to look.
+        self.few: dict[str, Callable[..., Tensor | None]] = {
+            "cross_entropy": self._few_cross_entropy,
+            "mse_loss": partial(self._few_elements, 0),
+            "huber_loss": partial(self._few_elements, 1),
+            "smooth_l1_loss": partial(self._few_elements, 2),
+            "binary_cross_entropy_with_logits": partial(self._few_elements, 3),
+        }
 
     @property
     def instruction_set(self) -> str:
@@ -52,6 +76,61 @@ class Native:
     def enable(self, value: bool) -> None:
         """Whether the kernels run, or pass everything on."""
         self._library.torchlosses_enable(int(value))
+
+    def _few_cross_entropy(
+        self, input: Tensor, target: Tensor, options: Any, grad_output: float, gradient: Tensor | None
+    ) -> Tensor | None:
+        if not -_MOST <= options.ignore_index <= _MOST:
+            return None
+        loss = input.new_empty(())
+        rows, classes = input.shape
+        found = self._cross_entropy(
+            input.data_ptr(),
+            target.data_ptr(),
+            rows,
+            classes,
+            options.dtype is torch.float64,
+            options.reduction == "mean",
+            options.empty,
+            options.ignore_index,
+            options.label_smoothing,
+            grad_output,
+            loss.data_ptr(),
+            None if gradient is None else gradient.data_ptr(),
+        )
+        return loss if found else None
+
+    def _few_elements(
+        self,
+        which: int,
+        input: Tensor,
+        target: Tensor,
+        options: Any,
+        grad_output: float,
+        gradient: Tensor | None,
+    ) -> Tensor | None:
+        # The last option is δ of huber, β of smooth_l1, and the label smoothing.
+        parameter = options[-1] if which else 0.0
+        ignore_index = options.ignore_index if which == 3 else None
+        if ignore_index is not None and not -_MOST <= ignore_index <= _MOST:
+            return None
+        loss = input.new_empty(())
+        found = self._elementwise(
+            which,
+            input.data_ptr(),
+            target.data_ptr(),
+            input.numel(),
+            options.dtype is torch.float64,
+            options.reduction == "mean",
+            options.empty,
+            parameter,
+            ignore_index is not None,
+            ignore_index or 0,
+            grad_output,
+            loss.data_ptr(),
+            None if gradient is None else gradient.data_ptr(),
+        )
+        return loss if found else None
 
 
 def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:

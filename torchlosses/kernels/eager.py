@@ -25,12 +25,15 @@ def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ..
     *own, _ = tensors
     input = tensors[0]
     assert input is not None
+    for name, tensor in zip(loss.tensors, own, strict=True):
+        if tensor is not None:
+            check_dense(loss.name, name.rstrip("?"), tensor)
     on_cpu, compute = input.device.type == "cpu", compute_dtype(*own)
     gradients = [torch.empty_like(own[i]) if options.gradients >> i & 1 else None for i in range(loss.derived)]
     grad_rows = None
     if options.gradients:
         one = torch.ones((), dtype=torch.float64 if on_cpu else compute, device=input.device)
-        grad_rows = loss.grad_of_rows(one, tensors, options).expand(loss.rows(input))
+        grad_rows = loss.grad_of_rows(one, tensors, options).expand(loss.results(input))
     losses = _like_rows(loss, input, options.dtype) if options.reduction == "none" else None
     state = None
     if loss.keeps:
@@ -61,6 +64,15 @@ def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ..
     return (losses, *given) if state is None else (losses, *given, state)
 
 
+def check_dense(function: str, name: str, tensor: Tensor) -> None:
+    """Sparse tensors, which every other backend passes on to here, are refused."""
+    if tensor.layout is not torch.strided and tensor.layout is not torch.jagged:
+        raise NotImplementedError(
+            f"{function}: {name} has the layout {tensor.layout}, for which the loss is not implemented: call "
+            ".to_dense()."
+        )
+
+
 @torch.no_grad()
 def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Any], options: Any, *_: Tensor) -> Tensor:
     """The gradient by the first tensor."""
@@ -83,7 +95,7 @@ def _write(loss: Any, grad_output: Tensor, out: Tensor, tensors: Sequence[Tensor
     *own, _ = tensors
     if grad_output.device.type == "cpu":
         grad_output = grad_output.double()
-    grad_rows = loss.grad_of_rows(grad_output, tensors, options).expand(loss.rows(tensors[0]))
+    grad_rows = loss.grad_of_rows(grad_output, tensors, options).expand(loss.results(tensors[0]))
     for some, (g, _, _, part) in _blocks(loss, own, (grad_rows, None, None, out)):
         part.copy_(loss.backward(g, *some, options))
 
@@ -92,7 +104,7 @@ def _like_rows(loss: Any, input: Tensor, dtype: torch.dtype) -> Tensor:
     if loss.elementwise:
         return torch.empty_like(input, dtype=dtype)
     # Without classes nothing is written to them.
-    return input.new_zeros(loss.rows(input), dtype=dtype)
+    return input.new_zeros(loss.results(input), dtype=dtype)
 
 
 def _blocks(

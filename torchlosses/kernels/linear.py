@@ -1,9 +1,9 @@
-"""The operators of the linear cross-entropy: the logits exist for a block of rows at a time, and never all at once.
+"""The operators of the linear losses: the logits exist for a block of rows at a time, and never all at once.
 
-A block's logits are computed into a buffer, which the next block uses again. The cross-entropy's own operators read the
-losses from it and write the gradient over it, and what the gradient is multiplied with is added to the results:
+A block's logits are computed into a buffer, which the next block uses again. The operators of the loss of logits read
+the losses from it and write the gradient over it, and what the gradient is multiplied with is added to the results:
 
-    logits = x Wᵀ + b + r (x Aᵀ) Bᵀ    loss = cross_entropy(logits, target)        G = d loss / d logits
+    logits = x Wᵀ + b + r (x Aᵀ) Bᵀ    loss = of_logits(logits, target)            G = d loss / d logits
     d loss / dx = G W + r (G B) A       d loss / dW = Σ_blocks Gᵀ x                 d loss / db = Σ_rows G
     d loss / dA = r (G B)ᵀ x            d loss / dB = r Gᵀ (x Aᵀ)
 
@@ -48,8 +48,7 @@ class _Block(NamedTuple):
 
     rows: slice | Tensor
     x: Tensor
-    target: Tensor
-    sample_weight: Tensor | None
+    others: list[Any]  # the target, and what else the loss of logits takes
     reduced: Any  # x Aᵀ
     logits: Tensor
     losses: Tensor
@@ -60,20 +59,19 @@ class _Problem:
     """The arguments in the dtypes of the computation, without the rows that leave no trace."""
 
     def __init__(self, loss: Any, tensors: Sequence[Any], options: Any) -> None:
-        input, linear_weight, linear_bias, low_rank_a, low_rank_b, target, weight, sample_weight = tensors
-        product_dtype = options.product_dtype
-        operands = (linear_weight, linear_bias, low_rank_a, low_rank_b)
-        self.input, self.target, self.weight, self.sample_weight = input, target, weight, sample_weight
+        input, product_dtype = tensors[0], options.product_dtype
+        self.input, self.others = input, tensors[loss.derived :]
+        operands = tensors[1 : loss.derived]
         cast: list[Any] = [None if tensor is None else tensor.to(product_dtype) for tensor in operands]
         self.linear_weight, self.linear_bias, self.a, self.b = cast
         self.options, self.product_dtype = options, product_dtype
-        self.compute = compute_dtype(input, linear_weight, target, weight)
+        self.compute = compute_dtype(*tensors)
         self.loss, self.of_logits = loss, loss.of_logits
         self.inner = loss.inner(options)._replace(reduction="none", dtype=self.compute, gradients=0)
         self.active: Tensor | None = None
         if input.device.type == "cpu":
             loss.check(*tensors, options)
-            without = loss.without_trace(*tensors, options)
+            without = loss.without_trace(*self.others, options)
             if without is not None and bool(without.any()):
                 self.active = without.logical_not().nonzero().squeeze(1)
 
@@ -88,11 +86,14 @@ class _Problem:
             stop = min(count, start + size)
             rows = slice(start, stop) if self.active is None else self.active[start:stop]
             x = self.input[rows].to(self.product_dtype)
-            target = self.target[rows]
-            sample_weight = None if self.sample_weight is None else self.sample_weight[rows]
+            names = self.of_logits.tensors[1:]
+            others = [
+                tensor if tensor is None or name.rstrip("?") in self.of_logits.shared else tensor[rows]
+                for name, tensor in zip(names, self.others, strict=True)
+            ]
             logits, reduced = self._logits(x, buffer[: stop - start])
-            losses, _, state = self.of_logits.operator(logits, target, self.weight, sample_weight, None, *self.inner)
-            yield _Block(rows, x, target, sample_weight, reduced, logits, losses, state)
+            losses, _, state = self.of_logits.operator(logits, *others, None, *self.inner)
+            yield _Block(rows, x, others, reduced, logits, losses, state)
 
     def _logits(self, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.linear_bias is None:
@@ -107,9 +108,7 @@ class _Problem:
     def gradient(self, block: _Block, grad_rows: Tensor) -> Tensor:
         """g d loss / d logits of each row, written over the block's logits."""
         logits = block.logits
-        self.of_logits.backward_operator_(
-            grad_rows, logits, logits, block.target, self.weight, block.sample_weight, None, block.state, *self.inner
-        )
+        self.of_logits.backward_operator_(grad_rows, logits, logits, *block.others, None, block.state, *self.inner)
         return logits
 
 
@@ -146,13 +145,11 @@ class _Gradients:
 
     def _visible(self, block: _Block, x: Tensor) -> Tensor:
         """Where rows that leave no trace could not be dropped: 0 · nan is not 0."""
-        if self._problem.input.device.type == "cpu":
+        problem = self._problem
+        if problem.input.device.type == "cpu":
             return x
-        inert = None if block.sample_weight is None else (block.sample_weight == 0).unsqueeze(1)
-        if block.target.dim() == 1:
-            ignored = (block.target == self._problem.inner.ignore_index).unsqueeze(1)
-            inert = ignored if inert is None else inert | ignored
-        return x if inert is None else x.masked_fill(inert, 0)
+        inert = problem.loss.without_trace(*block.others, problem.options)
+        return x if inert is None else x.masked_fill(inert.unsqueeze(1), 0)
 
     def finished(self) -> tuple[Tensor, ...]:
         problem, results = self._problem, []
@@ -196,11 +193,11 @@ class _Gradients:
 
 @torch.no_grad()
 def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ...]:
-    """The losses one by one or reduced, with the gradients that are to come along, and the rows' statistics."""
+    """The losses one by one or reduced, with the gradients that are to come along, and what is shown of the rows."""
     *own, _ = tensors
     problem = _Problem(loss, own, options)
     input = own[0]
-    losses = input.new_zeros(input.shape[0], dtype=problem.compute)
+    losses = input.new_zeros(loss.results(input), dtype=problem.compute)
     state = input.new_zeros((loss.state_fields(options), input.shape[0]), dtype=problem.compute)
     gradients = _Gradients(problem, own, options.gradients)
     grad_rows = None
@@ -208,7 +205,7 @@ def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ..
         grad_rows = loss.grad_of_rows(torch.ones((), dtype=torch.float64, device=input.device), tensors, options)
     for block in problem.blocks():
         losses[block.rows] = block.losses
-        if options.statistics:
+        if state.shape[0]:
             state[:, block.rows] = block.state[-state.shape[0] :]
         if grad_rows is not None:
             gradients.add(block, problem.gradient(block, grad_rows.expand(block.losses.shape)))
@@ -220,12 +217,12 @@ def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ..
 def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Any], options: Any, *_: Tensor) -> tuple[Tensor, ...]:
     """The gradients for `grad_output`, from logits that are computed again."""
     *own, _ = tensors
-    problem = _Problem(loss, own, options._replace(statistics=False))
+    problem = _Problem(loss, own, loss.of_gradient(options))
     gradients = _Gradients(problem, own, options.gradients)
     reduced = options.reduction != "none"
     # Multiplied at the end, as gradients that came along with the loss are: to the same bits.
     incoming = torch.ones((), dtype=torch.float64, device=own[0].device) if reduced else grad_output
-    grad_rows = loss.grad_of_rows(incoming, tensors, options).expand(own[0].shape[0])
+    grad_rows = loss.grad_of_rows(incoming, tensors, options).expand(loss.results(own[0]))
     for block in problem.blocks():
         gradients.add(block, problem.gradient(block, grad_rows[block.rows]))
     found = gradients.finished()

@@ -20,6 +20,7 @@ struct CrossEntropyOptions {
         logit_softcap(call.optional_real()),
         statistics(call.boolean()),
         inplace_backward(call.boolean()) {}
+  CrossEntropyOptions(const RowTensors& tensors, const Options& common) : tensors(tensors), common(common) {}
 
   RowTensors tensors;
   OptionalView weight;
@@ -27,13 +28,13 @@ struct CrossEntropyOptions {
   OptionalView normalizer;
   OptionalView state;
   Options common;
-  int64_t ignore_index;
-  double label_smoothing;
-  double z_loss;
-  double logit_scale;
+  int64_t ignore_index = 0;
+  double label_smoothing = 0;
+  double z_loss = 0;
+  double logit_scale = 1;
   std::optional<double> logit_softcap;
-  bool statistics;
-  bool inplace_backward;
+  bool statistics = false;
+  bool inplace_backward = false;
 };
 
 struct CrossEntropyCall : RowCall<CrossEntropy> {
@@ -188,3 +189,52 @@ const Registration kBackwardInPlace("cross_entropy_backward_", cross_entropy_bac
 
 }  // namespace
 }  // namespace torchlosses
+
+// A few rows of float32 or float64 logits and int64 class indices, both contiguous, without LibTorch's tensors: for so few
+// its dispatcher takes longer than the arithmetic. Writes the mean (or the sum) and, unless `gradient` is null, the gradient
+// for an incoming gradient of `grad_output`. 0 where an operator has to look at it, for an index out of bounds above all.
+extern "C" __attribute__((visibility("default"))) int torchlosses_cross_entropy(
+    const void* input,
+    const void* target,
+    int64_t rows,
+    int64_t classes,
+    int is_float64,
+    int is_mean,
+    double empty,
+    int64_t ignore_index,
+    double label_smoothing,
+    double grad_output,
+    void* loss,
+    void* gradient) noexcept {
+  using namespace torchlosses;
+  try {
+    const int32_t dtype = is_float64 != 0 ? dtypes().float64 : dtypes().float32;
+    int64_t sizes[] = {rows, classes}, strides[] = {classes, 1}, neighbours = 1;
+    const RowTensors tensors(View(input, 2, sizes, strides, dtype), View(target, 1, &rows, &neighbours, dtypes().int64));
+    CrossEntropyOptions options(tensors, {is_mean != 0 ? Reduction::mean : Reduction::sum, empty, dtype});
+    options.ignore_index = ignore_index;
+    options.label_smoothing = label_smoothing;
+    CrossEntropyCall work;
+    if (!work.prepare(options)) {
+      return 0;
+    }
+    const Denominator denominator = work.denominator(options);
+    const View out(gradient, 2, sizes, strides, dtype);
+    if (gradient != nullptr && denominator.value != 0) {
+      prepare_gradient(work, out, std::nullopt, denominator.value);
+      work.arguments.scale = grad_output / denominator.value;
+    }
+    std::vector<double> state(static_cast<size_t>(2 * rows));
+    work.put_state(state.data(), false);
+    const RowLosses losses(tensors, options.common, compute_dtype(work.arguments.dtype));
+    work.arguments.losses = losses.data();
+    work.run();
+    if (gradient != nullptr && denominator.value == 0) {
+      fill_with_zeros(out);
+    }
+    put_number(loss, losses.number(denominator), dtype);
+    return 1;
+  } catch (...) {
+    return 0;
+  }
+}

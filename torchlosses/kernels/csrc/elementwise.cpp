@@ -71,6 +71,7 @@ struct ElementTensors {
         sample_weight(call.optional_tensor()),
         pos_weight(has_pos_weight ? call.optional_tensor() : std::nullopt),
         normalizer(call.optional_tensor()) {}
+  ElementTensors(const View& input, const View& target) : input(input), target(target) {}
 
   OptionalView grad_output;
   OptionalView gradient;
@@ -341,3 +342,52 @@ const Operators<BinaryCrossEntropyLoss> kBinaryCrossEntropy;
 
 }  // namespace
 }  // namespace torchlosses
+
+// A few elements of one float dtype, contiguous, without LibTorch's tensors: for so few its dispatcher takes longer than the
+// arithmetic. Writes the mean (or the sum) and, unless `gradient` is null, the gradient for an incoming gradient of
+// `grad_output`. 0 where an operator has to look at it.
+extern "C" __attribute__((visibility("default"))) int torchlosses_elementwise(
+    int which,
+    const void* input,
+    const void* target,
+    int64_t elements,
+    int is_float64,
+    int is_mean,
+    double empty,
+    double parameter,
+    int has_ignore_index,
+    int64_t ignore_index,
+    double grad_output,
+    void* loss,
+    void* gradient) noexcept {
+  using namespace torchlosses;
+  try {
+    const int32_t dtype = is_float64 != 0 ? dtypes().float64 : dtypes().float32;
+    int64_t neighbours = 1;
+    const ElementTensors tensors(
+        View(input, 1, &elements, &neighbours, dtype), View(target, 1, &elements, &neighbours, dtype));
+    const Options options(is_mean != 0 ? Reduction::mean : Reduction::sum, empty, dtype);
+    Elementwise arguments{};
+    arguments.loss = static_cast<ElementwiseLoss>(which);
+    arguments.parameter = parameter;
+    arguments.has_ignore_index = has_ignore_index != 0;
+    arguments.ignore_index = static_cast<double>(ignore_index);
+    if (!prepare(arguments, tensors, tensors.input, nullptr, false)) {
+      return 0;
+    }
+    const Denominator denominator(options, std::nullopt, [&] { return counted(arguments); });
+    arguments.scale = grad_output / denominator.value;
+    arguments.grad_input = denominator.value != 0 ? gradient : nullptr;
+    std::vector<double> partial_sums(static_cast<size_t>(blocks_of(arguments)));
+    arguments.partial_sums = partial_sums.data();
+    run(arguments, kernels().elementwise);
+    if (gradient != nullptr && denominator.value == 0) {
+      fill_with_zeros(View(gradient, 1, &elements, &neighbours, dtype));
+    }
+    const double total = sum_of(partial_sums.data(), Dtype::float64, static_cast<int64_t>(partial_sums.size()));
+    put_number(loss, denominator.mean_of(total, empty), dtype);
+    return 1;
+  } catch (...) {
+    return 0;
+  }
+}

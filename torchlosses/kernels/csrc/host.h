@@ -49,6 +49,9 @@ inline Dtype compute_dtype(Dtype dtype) {
 // A tensor's shape and memory; it does not own the tensor.
 struct View {
   explicit View(AtenTensorHandle tensor);
+  // Of memory that no tensor of LibTorch's describes.
+  View(const void* memory, int64_t dimensions, int64_t* sizes, int64_t* strides, int32_t dtype)
+      : dimensions(dimensions), sizes(sizes), strides(strides), dtype(dtype), data(const_cast<void*>(memory)) {}
 
   int64_t elements() const;
   bool has_shape_of(const View& other) const;
@@ -89,6 +92,8 @@ Tensor new_contiguous(const std::vector<int64_t>& sizes, int32_t dtype);
 Tensor new_like(const View& view, int32_t dtype);
 Tensor no_elements(int32_t dtype);
 Tensor new_number(double value, int32_t dtype);
+// Rounded to `dtype`, which is one of Dtype.
+void put_number(void* to, double value, int32_t dtype);
 
 // The value of a tensor without dimensions, of any floating-point or integer dtype that is known here.
 std::optional<double> number_in(const View& view);
@@ -191,10 +196,11 @@ enum class Reduction { none, mean, sum };
 // What every loss is asked.
 struct Options {
   explicit Options(Call& call);
+  Options(Reduction reduction, double empty, int32_t dtype) : reduction(reduction), empty(empty), dtype(dtype) {}
   Reduction reduction;
   double empty;
   int32_t dtype;
-  bool gradient;
+  bool gradient = false;
 };
 
 // Whether what is to be written is there: the gradient that came along with the loss, for an incoming gradient of 1.

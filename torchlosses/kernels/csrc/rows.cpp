@@ -233,31 +233,19 @@ RowLosses::RowLosses(const RowTensors& tensors, const Options& options, Dtype co
 
 Tensor RowLosses::reduced(const Denominator& denominator) {
   if (options_.reduction != Reduction::none) {
-    return new_number(denominator.mean_of(sum_of(data_, compute_, rows_), options_.empty), options_.dtype);
+    return new_number(number(denominator), options_.dtype);
   }
   const View view = losses_->view();
   if (view.dtype == options_.dtype) {
     return std::move(*losses_);
   }
   Tensor rounded = new_like(view, options_.dtype);
-  void* to = rounded.view().data;
+  char* to = static_cast<char*>(rounded.view().data);
+  const int64_t size = size_of(*dtype_of(options_.dtype));
   for (int64_t row = 0; row < rows_; ++row) {
     const double value = compute_ == Dtype::float64 ? static_cast<const double*>(data_)[row]
                                                     : static_cast<double>(static_cast<const float*>(data_)[row]);
-    switch (*dtype_of(options_.dtype)) {
-      case Dtype::float32:
-        static_cast<float*>(to)[row] = static_cast<float>(value);
-        break;
-      case Dtype::float64:
-        static_cast<double*>(to)[row] = value;
-        break;
-      case Dtype::bfloat16:
-        static_cast<BFloat16*>(to)[row] = baseline::narrow<BFloat16>(static_cast<float>(value));
-        break;
-      case Dtype::float16:
-        static_cast<Half*>(to)[row] = baseline::narrow<Half>(static_cast<float>(value));
-        break;
-    }
+    put_number(to + row * size, value, options_.dtype);
   }
   return rounded;
 }

@@ -38,6 +38,7 @@ struct RowTensors {
         gradient(form == Form::backward_in_place ? OptionalView(call.tensor()) : std::nullopt),
         input(call.tensor()),
         target(call.tensor()) {}
+  RowTensors(const View& input, const View& target) : input(input), target(target) {}
 
   bool has_indices() const {
     return target.dimensions < input.dimensions;
@@ -113,6 +114,10 @@ class RowLosses {
   RowLosses(const RowTensors& tensors, const Options& options, Dtype compute);
   void* data() const {
     return data_;
+  }
+  // Mean and sum.
+  double number(const Denominator& denominator) const {
+    return denominator.mean_of(sum_of(data_, compute_, rows_), options_.empty);
   }
   Tensor reduced(const Denominator& denominator);
 

@@ -176,22 +176,25 @@ Tensor no_elements(int32_t dtype) {
 
 Tensor new_number(double value, int32_t dtype) {
   Tensor result = new_tensor(nullptr, nullptr, 0, dtype);
-  void* data = result.view().data;
+  put_number(result.view().data, value, dtype);
+  return result;
+}
+
+void put_number(void* to, double value, int32_t dtype) {
   switch (*dtype_of(dtype)) {
     case Dtype::float32:
-      *static_cast<float*>(data) = static_cast<float>(value);
+      *static_cast<float*>(to) = static_cast<float>(value);
       break;
     case Dtype::float64:
-      *static_cast<double*>(data) = value;
+      *static_cast<double*>(to) = value;
       break;
     case Dtype::bfloat16:
-      *static_cast<BFloat16*>(data) = baseline::narrow<BFloat16>(static_cast<float>(value));
+      *static_cast<BFloat16*>(to) = baseline::narrow<BFloat16>(static_cast<float>(value));
       break;
     case Dtype::float16:
-      *static_cast<Half*>(data) = baseline::narrow<Half>(static_cast<float>(value));
+      *static_cast<Half*>(to) = baseline::narrow<Half>(static_cast<float>(value));
       break;
   }
-  return result;
 }
 
 std::optional<double> number_in(const View& view) {

@@ -8,7 +8,7 @@ an order that depends on sizes and on the device only.
 With TRITON_INTERPRET=1 in the environment Triton's interpreter runs the kernels on tensors of the CPU.
 """
 
-from torchlosses.kernels.triton import binary_cross_entropy, cee, cross_entropy, huber, mse, smooth_l1
+from torchlosses.kernels.triton import binary_cross_entropy, cee, cross_entropy, huber, log_probs, mse, smooth_l1
 
 LOSSES = {
     "mse_loss": mse,
@@ -17,4 +17,5 @@ LOSSES = {
     "binary_cross_entropy_with_logits": binary_cross_entropy,
     "cross_entropy": cross_entropy,
     "cee_loss": cee,
+    "log_probs": log_probs,
 }

@@ -149,8 +149,8 @@ def _run(
             outer, inner, classes, *input_steps, offset, *target_steps, weight_step, *sample_steps, *grad_steps,
             *gradient_steps,
             options.ignore_index, *numbers,
-            FLAT=positions == 1, ALIGNED=aligned, TARGET_ALIKE=_alike(input, target, vector) if probabilities else 0,
-            GRADIENT_ALIKE=0 if gradient is None else _alike(input, gradient, vector),
+            FLAT=positions == 1, ALIGNED=aligned, TARGET_ALIKE=alike(input, target, vector) if probabilities else 0,
+            GRADIENT_ALIKE=0 if gradient is None else alike(input, gradient, vector),
             BLOCK=choice.block, VEC=vector, SINGLE=choice.single, PREFETCH=choice.prefetch, **constants,
         )  # fmt: skip
     else:
@@ -215,7 +215,7 @@ def row_steps(tensor: Tensor | None, order: tuple[int, ...], has_classes: bool) 
     return tuple(_step(tensor, dimension if has_classes or not dimension else 1) for dimension in order)
 
 
-def _alike(input: Tensor, other: Tensor, vector: int) -> int:
+def alike(input: Tensor, other: Tensor, vector: int) -> int:
     """The bytes on whose boundaries the other tensor's rows begin where the input's whole vectors do; 0 if not so."""
     size = other.element_size()
     together = min(vector, launches.VECTOR // size)

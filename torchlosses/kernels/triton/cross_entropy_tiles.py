@@ -192,13 +192,15 @@ def tiles_kernel(
             tl.store(state_ptr + row, m, mask=exists)
             tl.store(state_ptr + rows + row, rest, mask=exists)
             if STATISTICS:
+                # Where no class has a share, the row leaves no trace.
+                traced = active & (total != 0.0) if SHARES else active
                 log_sum_exp, log_probability, correct, entropy = row_statistics(
                     m, rest, product, first_largest, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
                 )
-                tl.store(state_ptr + 2 * rows + row, tl.where(active, log_sum_exp, 0.0), mask=exists)
-                tl.store(state_ptr + 3 * rows + row, tl.where(active, log_probability, 0.0), mask=exists)
-                tl.store(state_ptr + 4 * rows + row, tl.where(active, correct, 0.0), mask=exists)
-                tl.store(state_ptr + 5 * rows + row, tl.where(active, entropy, 0.0), mask=exists)
+                tl.store(state_ptr + 2 * rows + row, tl.where(traced, log_sum_exp, 0.0), mask=exists)
+                tl.store(state_ptr + 3 * rows + row, tl.where(traced, log_probability, 0.0), mask=exists)
+                tl.store(state_ptr + 4 * rows + row, tl.where(traced, correct, 0.0), mask=exists)
+                tl.store(state_ptr + 5 * rows + row, tl.where(traced, entropy, 0.0), mask=exists)
             if REDUCTION == "none":
                 tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty), mask=exists)
             else:

@@ -1,0 +1,192 @@
+"""Errors have the types of torch's own: what catches those catches ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import torchlosses
+
+X, Y = torch.linspace(-2, 2, 12).reshape(4, 3), torch.linspace(0, 1, 12).reshape(4, 3)
+INDICES = torch.tensor([0, 2, 1, 1])
+FEATURES, MATRIX = X[:, :2], X[:3, :2]
+IMAGES = torch.zeros(2, 3, 4)
+ELEMENTWISE = ("mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits")
+NO_TENSORS: tuple[Any, ...] = ([1.0, 2.0], None, 1.0, "x", X.numpy())
+
+
+def of_every_loss(name: str) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Bad arguments, by what is wrong with them."""
+    y = INDICES if name == "cross_entropy" else Y
+    weights = ("weight", "pos_weight") if name == "binary_cross_entropy_with_logits" else ("weight",)
+    like_weight = X if name in ("mse_loss", "huber_loss") else X[0]
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+        "nothing": ((), {}),
+        "no target": ((X,), {}),
+        "too many": ((X, y, *[None] * 20), {}),
+        "unknown": ((X, y), {"unknown": 1}),
+        "integer input": ((X.long(), y.long()), {}),
+        "bool input": ((X.bool(), y), {}),
+        "complex input": ((X.to(torch.complex64), y), {}),
+        "complex both": ((X.to(torch.complex64), y.to(torch.complex64)), {}),
+        "complex target": ((X, y.to(torch.complex64)), {}),
+        "bool target": ((X, y.bool()), {}),
+        "meta input": ((X.to("meta"), y), {}),
+        "meta target": ((X, y.to("meta")), {}),
+        "sparse input": ((X.to_sparse(), y), {}),
+        "sparse target": ((X, y.to_sparse()), {}),
+        "other shape": ((X, y[:3]), {}),
+        "other shape of images": ((IMAGES, y), {}),
+    }
+    for value in ("average", None, 1, ["mean"], ""):
+        calls[f"reduction {value!r}"] = ((X, y), {"reduction": value})
+    for value in NO_TENSORS:
+        kind = type(value).__name__
+        calls[f"input {kind}"] = ((value, y), {})
+        calls[f"target {kind}"] = ((X, value), {})
+        if value is not None and name != "smooth_l1_loss":
+            calls |= {f"{weight} {kind}": ((X, y), {weight: value}) for weight in weights}
+    if name != "smooth_l1_loss":
+        for weight in weights:
+            calls[f"{weight} of other shape"] = ((X, y), {weight: torch.ones(7)})
+            calls[f"{weight} of more dimensions"] = ((X, y), {weight: torch.ones(3, 3)})
+            calls[f"{weight} without dimensions"] = ((X, y), {weight: torch.ones(())})
+            for dtype in (torch.float64, torch.float16, torch.int64):
+                calls[f"{weight} {dtype}"] = ((X, y), {weight: like_weight.to(dtype)})
+            calls[f"{weight} meta"] = ((X, y), {weight: like_weight.to("meta")})
+    return calls
+
+
+def calls() -> list[Any]:
+    found = {
+        (name, what): call for name in (*ELEMENTWISE, "cross_entropy") for what, call in of_every_loss(name).items()
+    }
+    for name, option, values in (
+        ("huber_loss", "delta", (0.0, -1.0, -float("inf"), float("nan"), "1", None, [1.0], 1j)),
+        ("smooth_l1_loss", "beta", (-1.0, -float("inf"), float("nan"), "1", None, [1.0], 1j)),
+    ):
+        found |= {(name, f"{option} {value!r}"): ((X, Y), {option: value}) for value in values}
+    for value in (1.5, float("inf"), "0.1", None, [0.1], 1j):
+        for target in (INDICES, Y):
+            found["cross_entropy", f"label_smoothing {value!r} {target.dtype}"] = (
+                (X, target),
+                {"label_smoothing": value},
+            )
+    for value in (1.5, "0", None, [0], 1j, True, 2**70):
+        found["cross_entropy", f"ignore_index {value!r}"] = (X, INDICES), {"ignore_index": value}
+    tensor = torch.tensor
+    pairs: dict[str, tuple[Any, ...]] = {
+        "no dimensions": (tensor(1.0), tensor(0)),
+        "no dimensions at all": (tensor(1.0), tensor(1.0)),
+        "one row, two targets": (X[0], INDICES[:2]),
+        "one row, no target": (X[0], INDICES[:0]),
+        "one row, a matrix": (X[0], INDICES[:1].reshape(1, 1)),
+        "out of bounds": (X, tensor([0, 1, 2, 3])),
+        "negative": (X, tensor([0, 1, 2, -1])),
+        "out of bounds, images": (IMAGES, tensor([[0, 1, 2, 0], [0, 0, 5, 0]])),
+        "out of bounds, one row": (X[0], tensor(4)),
+        "floating indices": (X, X[:, 0]),
+        "integer one-hot": (X, torch.ones(4, 3).long()),
+        "bool indices": (X, INDICES.bool()),
+        "one probability row less": (X, Y[:3]),
+        "one probability less": (X, Y[:, :2]),
+        "images, one index each": (IMAGES, INDICES[:2]),
+        "images, indices with classes": (IMAGES, torch.zeros(2, 1, 4).long()),
+        "indices with a dimension too many": (X, INDICES.unsqueeze(1)),
+        "no classes": (X[:, :0], INDICES),
+    }
+    found |= {("cross_entropy", what): (pair, {}) for what, pair in pairs.items()}
+    found["cross_entropy", "ignored probabilities"] = (X, Y), {"ignore_index": 1}
+    found["cross_entropy", "weight of probabilities"] = (X, Y), {"weight": torch.ones(4)}
+    found["cross_entropy", "a matrix of weights"] = (X, INDICES), {"weight": torch.ones(1, 3)}
+    found["cross_entropy", "weight of images"] = (IMAGES, torch.zeros(2, 4).long()), {"weight": torch.ones(4)}
+    found["binary_cross_entropy_with_logits", "broadcasting target"] = (X, Y[0]), {}
+    if hasattr(F, "linear_cross_entropy"):
+        found |= {("linear_cross_entropy", what): call for what, call in of_the_linear_loss().items()}
+    return [pytest.param(name, *call, id=f"{name}-{what}") for (name, what), call in found.items()]
+
+
+def of_the_linear_loss() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    places = (FEATURES, MATRIX, INDICES)
+    found: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+        "features": ((X, MATRIX, INDICES), {}),
+        "rows": ((FEATURES, MATRIX, INDICES[:3]), {}),
+        "other dtypes": ((FEATURES, MATRIX.double(), INDICES), {}),
+        "integers": ((FEATURES.long(), MATRIX.long(), INDICES), {}),
+        "complex": ((FEATURES.to(torch.complex64), MATRIX.to(torch.complex64), INDICES), {}),
+        "out of bounds": ((FEATURES, MATRIX, INDICES + 1), {}),
+        "no dimensions": ((torch.tensor(1.0), MATRIX, INDICES), {}),
+        "a vector of weights": ((FEATURES, MATRIX[0], INDICES), {}),
+        "a number for weights": ((FEATURES, torch.tensor(1.0), INDICES), {}),
+        "floating indices": ((FEATURES, MATRIX, X[:, 0]), {}),
+        "integer probabilities": ((FEATURES, MATRIX, Y.long()), {}),
+        "a probability less": ((FEATURES, MATRIX, Y[:, :2]), {}),
+    }
+    for place, value in enumerate(places):
+        for wrong in NO_TENSORS:
+            changed = (*places[:place], wrong, *places[place + 1 :])
+            found[f"argument {place} {type(wrong).__name__}"] = changed, {}
+        assert isinstance(value, Tensor)
+    for option, values in {
+        "reduction": ("average", None),
+        "label_smoothing": (1.5, "0.1"),
+        "ignore_index": ("0", 1.5),
+        "weight": (torch.ones(4), [1.0], X[0].double()),
+        "linear_bias": (torch.ones(4), [1.0]),
+        "options": (3,),
+        "unknown": (1,),
+    }.items():
+        found |= {f"{option} {value!r}": (places, {option: value}) for value in values}
+    found["ignored probabilities"] = (FEATURES, MATRIX, Y), {"ignore_index": 1}
+    return found
+
+
+# Ours take these.
+TAKEN = {"huber_loss-bool input"}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
+@pytest.mark.parametrize(("name", "arguments", "options"), calls())
+def test_the_type(
+    name: str, arguments: tuple[Any, ...], options: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    """Whatever torch raises is a base of what ours raise; the message of ours says what is wrong."""
+    try:
+        getattr(F, name)(*arguments, **options)
+    except Exception as error:
+        builtin = error
+    else:
+        pytest.skip("torch takes it")
+    if request.node.callspec.id in TAKEN:
+        getattr(torchlosses, name)(*arguments, **options)
+        return
+    with pytest.raises(type(builtin)) as raised:
+        getattr(torchlosses, name)(*arguments, **options)
+    assert len(str(raised.value)) > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("MSELoss", {"reduction": "average"}),
+        ("MSELoss", {"unknown": 1}),
+        ("CrossEntropyLoss", {"label_smoothing": 2.0}),
+        ("CrossEntropyLoss", {"weight": [1.0, 2.0, 3.0]}),
+        ("CrossEntropyLoss", {"ignore_index": "0"}),
+        ("HuberLoss", {"delta": -1.0}),
+        ("SmoothL1Loss", {"beta": -1.0}),
+        ("BCEWithLogitsLoss", {"weight": [1.0]}),
+        ("BCEWithLogitsLoss", {"pos_weight": [1.0]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_of_a_module(name: str, options: dict[str, Any]) -> None:
+    target = INDICES if name == "CrossEntropyLoss" else Y
+    with pytest.raises(Exception) as builtin:  # noqa: PT011
+        getattr(nn, name)(**options)(X, target)
+    with pytest.raises(builtin.type):
+        getattr(torchlosses, name)(**options)(X, target)
