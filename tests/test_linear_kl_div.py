@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 import torchlosses
 from tests.test_linear_cross_entropy import multiplications
@@ -731,6 +732,16 @@ class TestCost:
             loss: list[Tensor] = []
             found = multiplications(lambda own=own, loss=loss: loss.append(linear_kl_div(**own, **given)))
             assert LinearKLDivergence.flops(shapes, options) == 2 * found, wanted
+
+    def test_the_counter_of_operations_knows_them(self) -> None:
+        of_student, of_teacher = ROWS * FEATURES * CLASSES, ROWS * TEACHER_FEATURES * CLASSES
+        with FlopCounterMode(display=False) as counter:
+            loss = linear_kl_div(**leaves(student()), **teacher("features"))
+        assert counter.get_total_flops() == 2 * (of_student + of_teacher)
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        # A mode that looks on has no gradients come along with the loss: the logits of both again, and two products.
+        assert counter.get_total_flops() == 2 * (3 * of_student + of_teacher)
 
 
 class TestModes:
