@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 import torchlosses
 from tests.test_linear_cross_entropy import multiplications
 from torchlosses import LinearKLDivLoss, linear_kl_div
-from torchlosses.linear_kl_div import LinearKLDivergence, Options
+from torchlosses.linear_kl_div import Divergence, LinearKLDivergence, Options, TopKRest
 from torchlosses.testing.checks.cost import peak_bytes
 
 ROWS, FEATURES, TEACHER_FEATURES, CLASSES, K = 7, 4, 3, 6, 2
-DIVERGENCES = ("forward", "reverse", "jensen-shannon")
+DIVERGENCES: tuple[Divergence, ...] = ("forward", "reverse", "jensen-shannon")
 TEACHERS = ("features", "logits", "merge", "renormalize")
 STUDENT = ("student_input", "student_weight", "student_bias")
 IGNORED = torch.tensor([1, -100, 2, 0, -100, 3, 5])
@@ -35,7 +36,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def student(seed: int = 0) -> dict[str, Tensor]:
+def student(seed: int = 0) -> dict[str, Any]:
     shapes = ((ROWS, FEATURES), (CLASSES, FEATURES), (CLASSES,))
     return {name: normal(*shape, seed=seed + i) for i, (name, shape) in enumerate(zip(STUDENT, shapes, strict=True))}
 
@@ -51,7 +52,7 @@ def teacher(kind: str) -> dict[str, Any]:
     return {"teacher_top_k": tuple(logits.log_softmax(1).topk(K, 1)), "top_k_rest": kind}
 
 
-def leaves(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def leaves(tensors: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
 
 
@@ -130,7 +131,7 @@ def number(losses: Tensor) -> Tensor:
     return (losses * torch.arange(1, losses.numel() + 1, dtype=losses.dtype).reshape(losses.shape)).sum()
 
 
-def compare(tensors: dict[str, Tensor], rtol: float = 1e-9, **options: Any) -> None:
+def compare(tensors: dict[str, Any], rtol: float = 1e-9, **options: Any) -> None:
     ours, theirs = leaves(tensors), leaves(tensors)
     given = {name: value for name, value in options.items() if name not in ("block_rows", "gradient")}
     loss, truth = linear_kl_div(**ours, **options), textbook(**theirs, **given)
@@ -155,7 +156,7 @@ GRID = [
 
 class TestAgainstThePlainFormula:
     @pytest.mark.parametrize(("divergence", "kind", "temperature"), GRID)
-    def test_value_and_gradients(self, divergence: str, kind: str, temperature: float) -> None:
+    def test_value_and_gradients(self, divergence: Divergence, kind: str, temperature: float) -> None:
         options = {"divergence": divergence, "temperature": temperature, **teacher(kind)}
         if divergence == "jensen-shannon":
             options["beta"] = 0.3
@@ -168,7 +169,7 @@ class TestAgainstThePlainFormula:
             compare({**student(), "sample_weight": weight}, **options, **more, target=IGNORED)
 
     @pytest.mark.parametrize("divergence", DIVERGENCES)
-    def test_scale_and_soft_cap_of_each(self, divergence: str) -> None:
+    def test_scale_and_soft_cap_of_each(self, divergence: Divergence) -> None:
         of_student = {"student_logit_scale": 0.7, "student_logit_softcap": 1.5}
         of_teacher = {"teacher_logit_scale": -1.3, "teacher_logit_softcap": 2.0}
         options = {"divergence": divergence, "temperature": 1.5}
@@ -202,13 +203,14 @@ class TestAgainstThePlainFormula:
     def test_against_torch_where_torch_has_it(self) -> None:
         tensors, logits = student(), normal(ROWS, CLASSES, seed=9)
         log_p = F.linear(*tensors.values()).log_softmax(1)
-        for reduction, theirs in (("mean", "batchmean"), ("sum", "sum")):
+        pairs: tuple[tuple[Any, str], ...] = (("mean", "batchmean"), ("sum", "sum"))
+        for reduction, theirs in pairs:
             truth = F.kl_div(log_p, logits.log_softmax(1), reduction=theirs, log_target=True)
             assert_close(linear_kl_div(**tensors, teacher_logits=logits, reduction=reduction), truth)
 
     @pytest.mark.parametrize("divergence", DIVERGENCES)
     @pytest.mark.parametrize("kind", TEACHERS)
-    def test_derivatives_of_two_orders(self, divergence: str, kind: str) -> None:
+    def test_derivatives_of_two_orders(self, divergence: Divergence, kind: str) -> None:
         if not possible(kind, divergence, 1.0):
             return
         tensors = {name: tensor.narrow(0, 0, 3)[..., :3] for name, tensor in student().items()}
@@ -230,7 +232,7 @@ class TestAgainstThePlainFormula:
         assert gradgradcheck(loss, at)
 
     @pytest.mark.parametrize("divergence", DIVERGENCES)
-    def test_second_derivative_where_both_are_equal(self, divergence: str) -> None:
+    def test_second_derivative_where_both_are_equal(self, divergence: Divergence) -> None:
         """There the loss takes another branch on each side."""
         weight = normal(3, 2, seed=1)
 
@@ -258,14 +260,15 @@ class TestDivergences:
 
     def test_its_limits_are_the_others(self) -> None:
         tensors, given = student(), teacher("features")
-        for beta, share, limit in ((1e-6, 1e-6, "forward"), (1 - 1e-6, 1e-6, "reverse")):
-            found = linear_kl_div(**tensors, **given, divergence="jensen-shannon", beta=beta) / share
+        limits: tuple[tuple[float, Divergence], ...] = ((1e-6, "forward"), (1 - 1e-6, "reverse"))
+        for beta, limit in limits:
+            found = linear_kl_div(**tensors, **given, divergence="jensen-shannon", beta=beta) / 1e-6
             assert_close(found, linear_kl_div(**tensors, **given, divergence=limit), rtol=1e-3, atol=0)
 
     def test_what_is_symmetric(self) -> None:
         a, b = student(0), student(5)
 
-        def loss(one: dict[str, Tensor], other: dict[str, Tensor], **options: Any) -> Tensor:
+        def loss(one: dict[str, Any], other: dict[str, Any], **options: Any) -> Tensor:
             return linear_kl_div(
                 *(one["student_input"], one["student_weight"], other["student_input"], other["student_weight"]),
                 student_bias=one["student_bias"],
@@ -291,16 +294,18 @@ class TestDivergences:
 class TestTopK:
     @pytest.mark.parametrize("divergence", DIVERGENCES)
     @pytest.mark.parametrize("rest", ["merge", "renormalize"])
-    def test_of_all_classes_is_the_whole(self, divergence: str, rest: str) -> None:
+    def test_of_all_classes_is_the_whole(self, divergence: Divergence, rest: TopKRest) -> None:
         if not possible(rest, divergence, 1.0):
             return
         logits = normal(ROWS, CLASSES, seed=9)
         ours, theirs = leaves(student()), leaves(student())
         pair = logits.log_softmax(1).topk(CLASSES, 1)
-        loss = linear_kl_div(**ours, teacher_top_k=tuple(pair), top_k_rest=rest, divergence=divergence)
+        loss = linear_kl_div(**ours, teacher_top_k=(pair.values, pair.indices), top_k_rest=rest, divergence=divergence)
         truth = linear_kl_div(**theirs, teacher_logits=logits, divergence=divergence)
         # What 14 digits of the teacher's probabilities leave of 1.
-        tolerance = {"rtol": 1e-9, "atol": 1e-11} if rest == "renormalize" else {"rtol": 1e-6, "atol": 1e-9}
+        tolerance: dict[str, Any] = (
+            {"rtol": 1e-9, "atol": 1e-11} if rest == "renormalize" else {"rtol": 1e-6, "atol": 1e-9}
+        )
         if divergence != "reverse":
             assert_close(loss, truth, **tolerance)
             found = torch.autograd.grad(loss, list(ours.values()))
@@ -314,13 +319,15 @@ class TestTopK:
             before = torch.zeros(())
             for k in range(1, CLASSES):
                 pair = logits.log_softmax(1).topk(k, 1)
-                found = linear_kl_div(**student(), teacher_top_k=tuple(pair), divergence=divergence, reduction="none")
+                found = linear_kl_div(
+                    **student(), teacher_top_k=(pair.values, pair.indices), divergence=divergence, reduction="none"
+                )
                 assert (found >= before - 1e-12).all()
                 assert (found <= whole + 1e-12).all()
                 before = found
 
     @pytest.mark.parametrize("rest", ["merge", "renormalize"])
-    def test_entries_of_minus_infinity_are_none(self, rest: str) -> None:
+    def test_entries_of_minus_infinity_are_none(self, rest: TopKRest) -> None:
         values, indices = normal(ROWS, CLASSES, seed=9).log_softmax(1).topk(K, 1)
         longer = (F.pad(values, (1, 2), value=-INF), F.pad(indices, (1, 2), value=-1))
         again = (longer[0], longer[1].masked_fill(longer[1] == -1, int(indices[0, 0])))
@@ -352,7 +359,7 @@ class TestEqualDistributions:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("divergence", DIVERGENCES)
     @pytest.mark.parametrize("temperature", [1.0, 3.0])
-    def test_exactly_nothing(self, dtype: torch.dtype, divergence: str, temperature: float) -> None:
+    def test_exactly_nothing(self, dtype: torch.dtype, divergence: Divergence, temperature: float) -> None:
         x, weight, bias = (tensor.to(dtype) for tensor in student().values())
         for create_graph in (False, True):
             own = [x.clone().requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_()]
@@ -369,7 +376,7 @@ class TestEqualDistributions:
             assert not any(g.any() for g in torch.autograd.grad(loss, own, create_graph=create_graph))
 
     @pytest.mark.parametrize("divergence", DIVERGENCES)
-    def test_close_ones_keep_their_digits(self, divergence: str) -> None:
+    def test_close_ones_keep_their_digits(self, divergence: Divergence) -> None:
         """The plain formula's rounding is of first order in the difference, the loss of second."""
         classes = 500
         z = 3 * normal(20, classes).float()
@@ -400,7 +407,7 @@ class TestEqualDistributions:
             assert (found >= -1e-3 * size * 2**-24).all()
 
 
-def rows_of_logits(y: list[float], z: list[float], divergence: str) -> tuple[float, list[float], list[float]]:
+def rows_of_logits(y: list[float], z: list[float], divergence: Divergence) -> tuple[float, list[float], list[float]]:
     """Loss and gradient of one row of logits, by the kernels and as a function that is derived again."""
     x, weight = torch.ones(1, 1).double(), torch.tensor(y).double().unsqueeze(1).requires_grad_()
     logits = torch.tensor([z]).double()
@@ -413,7 +420,7 @@ def rows_of_logits(y: list[float], z: list[float], divergence: str) -> tuple[flo
 
 class TestCorners:
     @pytest.mark.parametrize("divergence", DIVERGENCES)
-    def test_a_class_that_both_rule_out_is_as_if_absent(self, divergence: str) -> None:
+    def test_a_class_that_both_rule_out_is_as_if_absent(self, divergence: Divergence) -> None:
         loss, gradient, followed = rows_of_logits([1.0, -INF, 0.0], [0.5, -INF, 2.0], divergence)
         expected = rows_of_logits([1.0, 0.0], [0.5, 2.0], divergence)
         assert loss == pytest.approx(expected[0], rel=1e-12)
@@ -451,7 +458,7 @@ class TestCorners:
 
     @pytest.mark.parametrize("value", [math.nan, INF])
     @pytest.mark.parametrize("divergence", DIVERGENCES)
-    def test_what_is_no_number_stays_none(self, value: float, divergence: str) -> None:
+    def test_what_is_no_number_stays_none(self, value: float, divergence: Divergence) -> None:
         for y, z in (([1.0, value], [0.0, 1.0]), ([0.0, 1.0], [1.0, value])):
             loss, gradient, _ = rows_of_logits(y, z, divergence)
             assert math.isnan(loss)
@@ -461,7 +468,7 @@ class TestCorners:
     @pytest.mark.parametrize("kind", TEACHERS)
     @pytest.mark.parametrize("way", ["target", "sample_weight", "mask"])
     @pytest.mark.parametrize("bad", [math.nan, INF])
-    def test_ignored_rows_leave_no_trace(self, divergence: str, kind: str, way: str, bad: float) -> None:
+    def test_ignored_rows_leave_no_trace(self, divergence: Divergence, kind: str, way: str, bad: float) -> None:
         if not possible(kind, divergence, 1.0):
             return
         ignored = IGNORED == -100
@@ -522,7 +529,7 @@ class TestCorners:
 
     @pytest.mark.parametrize("divergence", DIVERGENCES)
     @pytest.mark.parametrize("temperature", [1e-3, 30.0, 300.0])
-    def test_extreme_temperatures_in_float32(self, divergence: str, temperature: float) -> None:
+    def test_extreme_temperatures_in_float32(self, divergence: Divergence, temperature: float) -> None:
         y, z = normal(20, 50), normal(20, 50, seed=1)
         truth = divergence_of((y / temperature).softmax(1), (z / temperature).softmax(1), divergence, 0.5)
         if temperature < 1:
@@ -576,7 +583,7 @@ class TestTeacher:
     def test_may_have_another_dtype(self, kind: str) -> None:
         given = {name: value.bfloat16() for name, value in teacher(kind).items()}
         tensors = {name: tensor.float() for name, tensor in student().items()}
-        wide = {name: value.double() for name, value in given.items()}
+        wide: dict[str, Any] = {name: value.double() for name, value in given.items()}
         if kind == "features":
             wide = {"teacher_logits": F.linear(*given.values()).double()}
         found, truth = linear_kl_div(**tensors, **given), textbook(**student(), **wide)
@@ -594,7 +601,7 @@ class TestTeacher:
 class TestPrecision:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("divergence", DIVERGENCES)
-    def test_no_further_from_the_truth_than_the_plain_formula(self, dtype: torch.dtype, divergence: str) -> None:
+    def test_no_further_from_the_truth_than_the_plain_formula(self, dtype: torch.dtype, divergence: Divergence) -> None:
         x, weight, z = (
             normal(64, 32).to(dtype),
             (0.3 * normal(200, 32, seed=1)).to(dtype),
@@ -726,6 +733,16 @@ class TestCost:
             found = multiplications(lambda own=own, loss=loss: loss.append(linear_kl_div(**own, **given)))
             assert LinearKLDivergence.flops(shapes, options) == 2 * found, wanted
 
+    def test_the_counter_of_operations_knows_them(self) -> None:
+        of_student, of_teacher = ROWS * FEATURES * CLASSES, ROWS * TEACHER_FEATURES * CLASSES
+        with FlopCounterMode(display=False) as counter:
+            loss = linear_kl_div(**leaves(student()), **teacher("features"))
+        assert counter.get_total_flops() == 2 * (of_student + of_teacher)
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        # A mode that looks on has no gradients come along with the loss: the logits of both again, and two products.
+        assert counter.get_total_flops() == 2 * (3 * of_student + of_teacher)
+
 
 class TestModes:
     def test_training_compiled(self) -> None:
@@ -773,17 +790,19 @@ class TestModes:
         tensors, logits = student(), normal(3, ROWS, CLASSES, seed=9)
         x = normal(3, ROWS, FEATURES, seed=8)
         pair = logits.log_softmax(-1).topk(K, -1)
-        for given in (lambda i: {"teacher_logits": logits[i]}, lambda i: {"teacher_top_k": (pair[0][i], pair[1][i])}):
+        rows: tuple[Any, ...]
+        for rows in ((logits,), (pair.values, pair.indices)):
 
-            def one(x: Tensor, *teacher: Tensor) -> Tensor:
-                named = {"teacher_logits": teacher[0]} if len(teacher) == 1 else {"teacher_top_k": teacher}
-                return linear_kl_div(x, tensors["student_weight"], **named)
+            def given(*teacher: Any) -> dict[str, Any]:
+                return {"teacher_logits": teacher[0]} if len(teacher) == 1 else {"teacher_top_k": teacher}
 
-            rows = (logits,) if "teacher_logits" in given(0) else tuple(pair)
+            def one(x: Tensor, *teacher: Any, given: Any = given) -> Tensor:
+                return linear_kl_div(x, tensors["student_weight"], **given(*teacher))
+
             found = torch.func.vmap(torch.func.grad_and_value(one))(x, *rows)
             for i in range(3):
                 leaf = x[i].clone().requires_grad_()
-                truth = textbook(leaf, tensors["student_weight"], **given(i))
+                truth = textbook(leaf, tensors["student_weight"], **given(*(of_rows[i] for of_rows in rows)))
                 assert_close(found[1][i], truth)
                 assert_close(found[0][i], torch.autograd.grad(truth, leaf)[0])
 
@@ -855,8 +874,8 @@ class TestModule:
 
 
 TOP = (torch.full((7, 2), -1.0).double(), torch.tensor([[0, 1]] * 7))
-LOGITS = {"teacher_logits": torch.zeros(7, 6).double()}
-BOTH = {"teacher_input": torch.zeros(7, 3).double(), "teacher_weight": torch.zeros(6, 3).double()}
+LOGITS: dict[str, Any] = {"teacher_logits": torch.zeros(7, 6).double()}
+BOTH: dict[str, Any] = {"teacher_input": torch.zeros(7, 3).double(), "teacher_weight": torch.zeros(6, 3).double()}
 
 
 class TestErrors:
