@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,12 +34,11 @@ def test_two_lean_processes_have_the_loss_curve_of_one_plain_one(naive: bool, co
     assert float(curve[-1][0]) < float(curve[0][0])
 
 
-@pytest.mark.parametrize("name", ["dpo", "grpo"])
-def test_a_policy_learns(name: str) -> None:
-    command = [sys.executable, "-m", f"examples.{name}", "--steps", "4"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 4
+@pytest.mark.parametrize("example", [dpo, grpo])
+def test_a_policy_learns(example: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["example", "--steps", "4"])
+    assert example.main() == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 def distribution(policy: Policy, tokens: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -237,12 +237,8 @@ def log_probs(
         >>> from torchlosses import log_probs
         >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
         >>> found = log_probs(logits, torch.tensor([0, -100]))
-        >>> found.log_probability
-        tensor([-0.2395,  0.0000], grad_fn=<SelectBackward0>)
-        >>> found.entropy
-        tensor([0.6656, 0.0000], grad_fn=<SelectBackward0>)
-        >>> found.correct
-        tensor([ True, False])
+        >>> found.log_probability.detach(), found.entropy.detach(), found.correct
+        (tensor([-0.2395,  0.0000]), tensor([0.6656, 0.0000]), tensor([ True, False]))
 
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), sections 1.6 and 4.3.4.
     """
@@ -330,13 +326,13 @@ def linear_log_probs(
         >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> linear_weight = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 1.0]], requires_grad=True)
         >>> found = linear_log_probs(features, linear_weight, torch.tensor([0, 2]))
-        >>> found.log_probability
-        tensor([-0.2395, -0.5514], grad_fn=<ViewBackward0>)
+        >>> found.log_probability.detach(), found.entropy.detach()
+        (tensor([-0.2395, -0.5514]), tensor([0.6656, 0.9753]))
         >>> (-found.log_probability - 0.1 * found.entropy).mean().backward()
         >>> linear_weight.grad
-        tensor([[-0.0936,  0.1122],
-                [ 0.0468,  0.1122],
-                [ 0.0468, -0.2245]])
+        tensor([[-0.0897,  0.0999],
+                [ 0.0449,  0.0999],
+                [ 0.0449, -0.1997]])
 
     Source: as for `log_probs`.
     """
