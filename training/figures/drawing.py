@@ -148,6 +148,9 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 1) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         labels = [textwrap.fill(label, 53) for label in labels]
+        # What a long legend needs is added to the figure, not taken from the panel.
+        lines = sum(label.count("\n") + 1 for label in labels)
+        figure.set_figheight(figure.get_figheight() + 0.2 * max(0, lines - 5))
         figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=2.4, borderaxespad=0.3)
 
 
