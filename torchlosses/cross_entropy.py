@@ -325,11 +325,11 @@ class _Shares:
             return g * replaced(plain, largest, at_largest)
         smoothing = self.all_smooth if drawn is None else self.all_smooth + drawn
         has_more = drawn is not None or bool(self.smooth)
-        at_target = p.gather(1, self.target) if has_more else None
+        at_target = p.gather(1, self.target)
         p = replaced(p, self.target, 0)
-        # p_t - 1 = -Σ_{j≠t} p_j
-        of_target = -self.own * p.sum(1, keepdim=True)
-        if at_target is not None:
+        # p_t - 1 = -Σ_{j≠t} p_j: the one where p_t is small, the other where it is close to 1.
+        of_target = self.own * torch.where(at_target < 0.5, at_target - 1, -p.sum(1, keepdim=True))
+        if has_more:
             of_target = of_target + smoothing * at_target
         gradient = p * (pull * g)
         if self.smooth:
