@@ -2,7 +2,7 @@
 
 Which of two sums of rounding errors is the larger is chance in a single call, so there ours may be half as large again,
 or 2 units in the last place of the tensor's largest number. On the average over a loss's calls chance evens out: there
-it is a tenth, or 0.75 units.
+it is a tenth, or 1 unit.
 """
 
 from __future__ import annotations

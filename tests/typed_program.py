@@ -1,3 +1,4 @@
+# pyright: strict
 """A user's program: what a type checker makes of the losses. It is checked, not run."""
 
 from __future__ import annotations

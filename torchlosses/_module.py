@@ -45,10 +45,10 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 # What a call gives: with `return_stats` a pair.
-Result = TypeVar("Result", default=Tensor)
+Result_co = TypeVar("Result_co", covariant=True, default=Tensor)
 
 
-class LossModule(Generic[Result]):
+class LossModule(Generic[Result_co]):
     """A module that keeps options of its function as attributes of the same names.
 
     Attributes:
@@ -70,7 +70,7 @@ class LossModule(Generic[Result]):
             *,
             normalizer: Tensor | float | None = None,
             sample_weight: Tensor | None = None,
-        ) -> Result: ...
+        ) -> Result_co: ...
 
     def keep(self, **options: Any) -> None:
         """Check options, and keep them."""

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, exponential, may_look, replaced, result_dtype
-from torchlosses._module import LossModule, Result, intercepted, overridden
+from torchlosses._module import LossModule, Result_co, intercepted, overridden
 from torchlosses._options import FurtherOptions, RowStatistics, row_statistics, statistics_of
 from torchlosses._rows import (
     along_classes,
@@ -625,7 +625,7 @@ class _FurtherOptions(FurtherOptions, total=False):
     inplace_backward: bool
 
 
-class CrossEntropyLoss(LossModule[Result], nn.CrossEntropyLoss):
+class CrossEntropyLoss(LossModule[Result_co], nn.CrossEntropyLoss):
     r"""Cross-entropy on logits as a module: :func:`torchlosses.cross_entropy` with its options kept, in nats.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -766,7 +766,7 @@ class CrossEntropyLoss(LossModule[Result], nn.CrossEntropyLoss):
         *,
         normalizer: Tensor | float | None = None,
         sample_weight: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, RowStatistics]:
+    ) -> Any:
         """The loss of logits against class indices or probabilities; see :func:`torchlosses.cross_entropy`."""
         return cross_entropy(
             input, target, self.weight, normalizer=normalizer, sample_weight=sample_weight, **self.options()
