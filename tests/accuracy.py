@@ -255,7 +255,7 @@ def _linear(rng: np.random.Generator) -> Call:
 # Which of two sums of rounding errors is the larger is chance in a single call: the factor, and the units of the last
 # place, that ours may be further off. A product of matrices in front doubles what chance does.
 FACTOR, LIMIT = 1.5, 2.0
-# And on the average over a loss's calls.
+# And on the average over 20 calls of a loss and more.
 MEAN_FACTOR, MEAN_LIMIT = 1.1, 1.0
 
 
@@ -312,7 +312,7 @@ def worse(seed: int, count: int) -> list[str]:
             all_of[loss, dtype, found.what].append((found.ours / found.ulp, found.peer / found.ulp))
     for what, pairs in all_of.items():
         ours, peer = (sum(each) / len(pairs) for each in zip(*pairs, strict=True))
-        if ours > max(MEAN_FACTOR * peer, MEAN_LIMIT):
+        if len(pairs) >= 20 and ours > max(MEAN_FACTOR * peer, MEAN_LIMIT):
             told.append(f"{' '.join(what)}, {len(pairs)} calls: ours {ours:.2f} ulp on average, torch's {peer:.2f}")
     return told
 
