@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ X, Y = torch.linspace(-2, 2, 12).reshape(4, 3), torch.linspace(0.1, 0.9, 12).res
 INDICES = torch.tensor([0, 2, 1, 1])
 NUMBERS = [0.1 + 0.07 * i for i in range(12)]
 
-Of: Any = Callable[[float], Tensor]
+Of: TypeAlias = Callable[[float], Tensor]
 NORMALIZED: dict[str, Of] = {
     "mse_loss": lambda v: torchlosses.mse_loss(X, Y, normalizer=v),
     "huber_loss": lambda v: torchlosses.huber_loss(X, Y, normalizer=v),
