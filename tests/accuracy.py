@@ -2,12 +2,13 @@
 
     python -m tests.accuracy SEED COUNT
 
-prints each call in which ours is further off, with what `criterion` allows.
+prints each call in which ours is further off by more than chance, and a line for each loss that is on the whole.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -251,6 +252,13 @@ def _linear(rng: np.random.Generator) -> Call:
     )
 
 
+# Which of two sums of rounding errors is the larger is chance in a single call: the factor, and the units of the last
+# place, that ours may be further off. A product of matrices in front doubles what chance does.
+FACTOR, LIMIT = 1.5, 2.0
+# And on the average over 20 calls of a loss and more.
+MEAN_FACTOR, MEAN_LIMIT = 1.1, 1.0
+
+
 class Found(NamedTuple):
     """The largest errors of one tensor, and the space between numbers of its dtype at its largest entry."""
 
@@ -258,10 +266,11 @@ class Found(NamedTuple):
     ours: float
     peer: float
     ulp: float
+    chance: float
 
     def is_worse(self) -> bool:
-        """Ours is further off than torch's, and by more than rounding the truth itself may be."""
-        return not self.ours <= max(self.peer, self.ulp)
+        """Ours is further off than torch's, by more than chance."""
+        return not self.ours <= self.chance * max(FACTOR * self.peer, LIMIT * self.ulp)
 
 
 def compare(call: Call) -> list[Found]:
@@ -278,8 +287,8 @@ def compare(call: Call) -> list[Found]:
         pairs = ((value, right), (gradient, gradients))
         errors.append([float(np.abs(wide(found) - truth).max(initial=0)) for found, truth in pairs])
     return [
-        Found(what, *both, _ulp(truth, call.input.dtype))
-        for what, truth, *both in zip(("loss", "gradient"), (right, gradients), *errors, strict=True)
+        Found(what, ours, peer, _ulp(truth, call.input.dtype), 2.0 if call.name.startswith("linear") else 1.0)
+        for what, truth, ours, peer in zip(("loss", "gradient"), (right, gradients), *errors, strict=True)
     ]
 
 
@@ -290,14 +299,23 @@ def _ulp(truth: Array, dtype: torch.dtype) -> float:
 
 
 def worse(seed: int, count: int) -> list[str]:
-    """The calls in which ours is further off, in words."""
-    return [
-        f"{call.name}, {found.what}: ours {found.ours:.3g}, torch's {found.peer:.3g}, an ulp is {found.ulp:.3g}"
-        for call in draws(seed, count)
-        for found in compare(call)
-        if found.is_worse()
-    ]
+    """The calls in which ours is further off, and the losses that are on the whole, in words."""
+    told, all_of = [], defaultdict(list)
+    for call in draws(seed, count):
+        for found in compare(call):
+            if found.is_worse():
+                told.append(
+                    f"{call.name}, {found.what}: ours {found.ours:.3g}, torch's {found.peer:.3g}, "
+                    f"an ulp is {found.ulp:.3g}"
+                )
+            loss, dtype, *_ = call.name.split()
+            all_of[loss, dtype, found.what].append((found.ours / found.ulp, found.peer / found.ulp))
+    for what, pairs in all_of.items():
+        ours, peer = (sum(each) / len(pairs) for each in zip(*pairs, strict=True))
+        if len(pairs) >= 20 and ours > max(MEAN_FACTOR * peer, MEAN_LIMIT):
+            told.append(f"{' '.join(what)}, {len(pairs)} calls: ours {ours:.2f} ulp on average, torch's {peer:.2f}")
+    return told
 
 
 if __name__ == "__main__":
-    print("\n".join(worse(int(sys.argv[1]), int(sys.argv[2]))))
+    print(*worse(int(sys.argv[1]), int(sys.argv[2])), sep="\n")

@@ -39,11 +39,11 @@ from torchlosses import *
 from torchlosses import kernels
 
 torch.set_num_threads(2)
-n, c = 400, 3000
+n, c = 100, 1200
 x, y, q, p = (torch.rand(n, c) for _ in range(4))
 q, p = q.softmax(1), p.softmax(1)
 h, matrix, samples, classes, t = torch.rand(n, 64), torch.rand(c, 64), torch.rand(n), torch.rand(c), torch.arange(n)
-wide, images, places = y.double(), torch.rand(40, 10, 3000), torch.arange(120000).reshape(40, 3000) % 10
+wide, images, places = y.double(), torch.rand(10, 10, 1200), torch.arange(12000).reshape(10, 1200) % 10
 leaves = [each.requires_grad_() for each in (x, q, h, images)]
 incoming = {}
 

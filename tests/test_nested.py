@@ -19,7 +19,7 @@ CLASSES = 5
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 
 
-def jagged(draw: Callable[..., Tensor], *behind: int, like: Tensor | None = None) -> Tensor:
+def jagged(draw: Callable[..., Tensor], *behind: int, like: Any = None) -> Any:
     """Samples of LENGTHS; with the structure of another where one is given."""
     samples = [draw(length, *behind) for length in LENGTHS]
     if like is None:
@@ -95,7 +95,7 @@ def test_the_loss_is_that_of_the_samples(name: str, reduction: str, holes: bool)
     if holes:
         leaf = draw_input(len(LENGTHS) * 6, CLASSES).unflatten(0, (len(LENGTHS), 6)).requires_grad_()
         starts, lengths = torch.tensor([0, 2, 1]), torch.tensor(LENGTHS)
-        input = torch.nested.narrow(leaf, 1, starts, lengths, layout=torch.jagged)
+        input: Any = torch.nested.narrow(leaf, 1, starts, lengths, layout=torch.jagged)
         targets = draw_target(len(LENGTHS) * 6, *behind).unflatten(0, (len(LENGTHS), 6))
         target = torch.nested.nested_tensor_from_jagged(targets.flatten(0, 1), input.offsets(), input.lengths())
         spans = [slice(int(start), int(start + length)) for start, length in zip(starts, lengths, strict=True)]
@@ -129,7 +129,8 @@ def test_the_loss_is_that_of_the_samples(name: str, reduction: str, holes: bool)
 def test_what_torch_takes(reduction: str) -> None:
     torch.manual_seed(0)
     weighted = []
-    for loss in (torchlosses.mse_loss, F.mse_loss):
+    losses: tuple[Any, ...] = (torchlosses.mse_loss, F.mse_loss)
+    for loss in losses:
         torch.manual_seed(1)
         input = jagged(normal, CLASSES).detach().requires_grad_()
         found = loss(input, jagged(normal, 1, like=input).expand_as(input), weight=jagged(uniform, CLASSES, like=input))
@@ -137,10 +138,8 @@ def test_what_torch_takes(reduction: str) -> None:
     assert_close(*weighted)
     logits = jagged(normal, CLASSES)
     target = jagged(shares, CLASSES, like=logits)
-    found, expected = (
-        loss(logits.transpose(1, 2), target.transpose(1, 2), reduction=reduction)
-        for loss in (torchlosses.cross_entropy, F.cross_entropy)
-    )
+    entropies: tuple[Any, ...] = (torchlosses.cross_entropy, F.cross_entropy)
+    found, expected = (loss(logits.transpose(1, 2), target.transpose(1, 2), reduction=reduction) for loss in entropies)
     assert found.is_nested == expected.is_nested
     assert_close(*(value.values() if value.is_nested else value for value in (found, expected)))
 

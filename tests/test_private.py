@@ -222,3 +222,17 @@ def test_a_library_can_be_taken_back() -> None:
     again = torch.library.Library("torchlosses_test_private", "FRAGMENT")
     again.define("twice(Tensor x) -> Tensor")
     again._destroy()
+
+
+def test_whether_overrides_are_disabled_is_seen() -> None:
+    told = look_at("torch._C._is_torch_function_enabled", "to see that a subclass has taken a call over already")
+    assert _declare.overrides_enabled() is True, told
+    with torch._C.DisableTorchFunctionSubclass():
+        assert _declare.overrides_enabled() is False, told
+
+
+def test_the_ragged_dimension() -> None:
+    jagged = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged)
+    told = look_at("NestedTensor._ragged_idx", "for the dimension along which samples differ")
+    assert _declare.ragged_dimension(jagged) == 1, told
+    assert _declare.ragged_dimension(jagged.transpose(1, 2)) == 2, told

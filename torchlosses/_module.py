@@ -47,10 +47,10 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
 # Tensors are buffers; the rest is not supported, or becomes options of other names.
 _NOT_KEPT = {"weight", "pos_weight", "size_average", "reduce", "options"}
 # What a call gives: with `return_stats` a pair.
-Result = TypeVar("Result", default=Tensor)
+Result_co = TypeVar("Result_co", covariant=True, default=Tensor)
 
 
-class LossModule(Generic[Result]):
+class LossModule(Generic[Result_co]):
     """A module that keeps options of its function as attributes of the same names.
 
     Attributes:
@@ -72,7 +72,7 @@ class LossModule(Generic[Result]):
             *,
             normalizer: Tensor | float | None = None,
             sample_weight: Tensor | None = None,
-        ) -> Result: ...
+        ) -> Result_co: ...
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """What a loss of its own keeps; its subclasses may have another constructor."""

@@ -42,7 +42,7 @@ def over_values(function: Callable[..., Any], arguments: Mapping[str, Any]) -> A
     for key, tensor in tensors.items():
         if tensor.is_nested:
             _validation.check_jagged(name, key, tensor)
-    input = tensors["input"]
+    input: Any = tensors["input"]
     shared = _SHARED.get(name, ("normalizer",))
     if not input.is_nested:
         nested = next(key for key, tensor in tensors.items() if tensor.is_nested)
@@ -92,7 +92,7 @@ def over_values(function: Callable[..., Any], arguments: Mapping[str, Any]) -> A
     return loss, type(statistics)(*map(ragged_again, statistics))
 
 
-def _values(tensor: Tensor) -> Tensor:
+def _values(tensor: Any) -> Tensor:
     """The samples one behind the other; without what lies between them, as torch.nested.narrow leaves it."""
     if tensor.lengths() is None:
         return tensor.values()

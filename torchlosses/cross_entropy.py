@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, exponential, may_look, replaced, result_dtype
-from torchlosses._module import LossModule, Result, intercepted, overridden
+from torchlosses._module import LossModule, Result_co, intercepted, overridden
 from torchlosses._options import (
     FOUND,
     FurtherOptions,
@@ -265,11 +265,11 @@ class _Shares(RowWeights):
             return g * replaced(plain, largest, at_largest)
         smoothing = self.all_smooth if drawn is None else self.all_smooth + drawn
         has_more = drawn is not None or bool(self.smooth)
-        at_target = p.gather(1, self.target) if has_more else None
+        at_target = p.gather(1, self.target)
         p = replaced(p, self.target, 0)
-        # p_t - 1 = -Σ_{j≠t} p_j
-        of_target = -self.own * p.sum(1, keepdim=True)
-        if at_target is not None:
+        # p_t - 1 = -Σ_{j≠t} p_j: the one where p_t is small, the other where it is close to 1.
+        of_target = self.own * torch.where(at_target < 0.5, at_target - 1, -p.sum(1, keepdim=True))
+        if has_more:
             of_target = of_target + smoothing * at_target
         gradient = p * (pull * g)
         if self.smooth:
@@ -553,7 +553,7 @@ class _FurtherOptions(FurtherOptions, total=False):
     inplace_backward: bool
 
 
-class CrossEntropyLoss(LossModule[Result], nn.CrossEntropyLoss):
+class CrossEntropyLoss(LossModule[Result_co], nn.CrossEntropyLoss):
     r"""Cross-entropy on logits as a module: :func:`torchlosses.cross_entropy` with its options kept, in nats.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -680,7 +680,7 @@ class CrossEntropyLoss(LossModule[Result], nn.CrossEntropyLoss):
         *,
         normalizer: Tensor | float | None = None,
         sample_weight: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, RowStatistics]:
+    ) -> Any:
         """The loss of logits against class indices or probabilities; see :func:`torchlosses.cross_entropy`."""
         return cross_entropy(
             input, target, self.weight, normalizer=normalizer, sample_weight=sample_weight, **self.options()

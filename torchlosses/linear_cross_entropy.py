@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, result_dtype
-from torchlosses._module import LossModule, Result, intercepted, overridden
+from torchlosses._module import LossModule, Result_co, intercepted, overridden
 from torchlosses._options import FOUND, FurtherOptions, RowStatistics, statistics_of, with_z_loss
 from torchlosses._row_blocks import BlockFunction, over_row_blocks
 from torchlosses._rows import class_indices_denominator, compute_dtype, probabilities_denominator
@@ -659,7 +659,7 @@ class _FurtherOptions(FurtherOptions, total=False):
     block_rows: int | None
 
 
-class LinearCrossEntropyLoss(LossModule[Result], nn.Module):
+class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
     r"""A linear layer and the cross-entropy of its logits in one module, in nats: :func:`linear_cross_entropy`.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -868,7 +868,8 @@ class LinearCrossEntropyLoss(LossModule[Result], nn.Module):
     @classmethod
     def of(cls, linear: nn.Linear, **options: Any) -> Any:
         """The loss of an existing linear layer, whose weight and bias it shares; `options` as in the constructor."""
-        module = cls(1, linear.out_features, device="meta", **options)
+        make: Any = cls
+        module = make(1, linear.out_features, device="meta", **options)
         module.linear = linear
         return module
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._module import LossModule, Result
+from torchlosses._module import LossModule, Result_co
 from torchlosses._options import FurtherOptions, RowStatistics
 from torchlosses.distributed.class_parallel import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class ClassParallelCrossEntropyLoss(LossModule[Result], nn.Module):
+class ClassParallelCrossEntropyLoss(LossModule[Result_co], nn.Module):
     r"""Cross-entropy of logits whose classes are split over processes, as a module, in nats.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)
@@ -143,7 +143,7 @@ class ClassParallelCrossEntropyLoss(LossModule[Result], nn.Module):
         )
 
 
-class ClassParallelLinearCrossEntropyLoss(LossModule[Result], nn.Module):
+class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
     r"""A linear layer whose classes are split over processes and the cross-entropy of its logits, in nats.
 
     .. math:: \text{loss}_n = -\sum_c w_c \left((1-\varepsilon)\, t_{nc} + \frac{\varepsilon}{C}\right)

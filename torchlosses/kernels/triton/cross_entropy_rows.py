@@ -201,7 +201,9 @@ def gradient_of(
         weight = weights_of(weight_ptr, weight_stride, place - shift, valid, COMPUTE, WEIGHTED)
         share = shares(t.to(COMPUTE), weight, valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
         if PROBABILITIES:
-            gradient = tl.where(y == m, (total - share) + special, e * (multiplier * correction) - share)
+            gradient = e * (multiplier * correction) - share
+            # Where it has less than half, its own digits are the better ones.
+            gradient = tl.where(y == tl.where(rest < 1.0, m, float("inf")), (total - share) + special, gradient)
         else:
             gradient = e * (multiplier * correction) - even * share
         gradient = gradient * (slope * row_scale)

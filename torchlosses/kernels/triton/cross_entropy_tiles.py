@@ -251,7 +251,9 @@ def tiles_kernel(
                     gradient -= even * share
                 if PROBABILITIES:
                     most_likely = (total[:, None] - share) + special[:, None]
-                    gradient = tl.where(y == m[:, None], most_likely, gradient - share)
+                    # Where it has less than half, its own digits are the better ones.
+                    most = (y == m[:, None]) & (rest < 1.0)[:, None]
+                    gradient = tl.where(most, most_likely, gradient - share)
                 else:
                     gradient = tl.where(c.to(tl.int64)[None, :] == target[:, None], special[:, None], gradient)
                 gradient = gradient * (slope * row_scale[:, None])

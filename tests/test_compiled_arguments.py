@@ -1,0 +1,122 @@
+"""Arguments that torch.compile treats apart: Python numbers that change from call to call, and Tensor subclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.testing import assert_close
+
+import torchlosses
+
+X, Y = torch.linspace(-2, 2, 12).reshape(4, 3), torch.linspace(0.1, 0.9, 12).reshape(4, 3)
+INDICES = torch.tensor([0, 2, 1, 1])
+NUMBERS = [0.1 + 0.07 * i for i in range(12)]
+
+Of: TypeAlias = Callable[[float], Tensor]
+NORMALIZED: dict[str, Of] = {
+    "mse_loss": lambda v: torchlosses.mse_loss(X, Y, normalizer=v),
+    "huber_loss": lambda v: torchlosses.huber_loss(X, Y, normalizer=v),
+    "smooth_l1_loss": lambda v: torchlosses.smooth_l1_loss(X, Y, normalizer=v),
+    "binary_cross_entropy": lambda v: torchlosses.binary_cross_entropy_with_logits(X, Y, normalizer=v),
+    "cee_loss": lambda v: torchlosses.cee_loss(Y, INDICES, normalizer=v),
+    "cross_entropy": lambda v: torchlosses.cross_entropy(X, INDICES, normalizer=v),
+    "linear_cross_entropy": lambda v: torchlosses.linear_cross_entropy(X, Y, INDICES, normalizer=v),
+}
+OPTIONS: dict[str, Of] = {
+    "torch's huber_loss": lambda v: F.huber_loss(X, Y, delta=v),
+    "torch's cross_entropy": lambda v: F.cross_entropy(X, INDICES, label_smoothing=v),
+    "huber_loss": lambda v: torchlosses.huber_loss(X, Y, delta=v),
+    "smooth_l1_loss": lambda v: torchlosses.smooth_l1_loss(X, Y, beta=v),
+    "cee_loss": lambda v: torchlosses.cee_loss(Y, INDICES, delta=v),
+    "label_smoothing": lambda v: torchlosses.cross_entropy(X, INDICES, label_smoothing=v),
+    "z_loss": lambda v: torchlosses.cross_entropy(X, INDICES, z_loss=v),
+    "logit_softcap": lambda v: torchlosses.cross_entropy(X, INDICES, logit_softcap=v),
+    "logit_scale": lambda v: torchlosses.linear_cross_entropy(X, Y, INDICES, logit_scale=v),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_a_normalizer_takes_two_graphs(name: str, backend: str) -> None:
+    """One for the first number, one for all others."""
+    counted = CompileCounterWithBackend(backend)
+    compiled: Any = torch.compile(NORMALIZED[name], backend=counted, fullgraph=True)
+    for number in NUMBERS:
+        assert_close(compiled(number), NORMALIZED[name](number))
+    assert counted.frame_count == 2
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_other_numbers_are_constants_of_a_graph(name: str) -> None:
+    """As in torch's own losses: with fullgraph the ninth value raises, without it further values run eagerly."""
+    compiled: Any = torch.compile(OPTIONS[name], backend="eager", fullgraph=True)
+    for number in NUMBERS[:8]:
+        assert_close(compiled(number), OPTIONS[name](number))
+    with pytest.raises(FailOnRecompileLimitHit):
+        compiled(NUMBERS[8])
+    torch.compiler.reset()
+    compiled = torch.compile(OPTIONS[name], backend="eager")
+    for number in NUMBERS:
+        assert_close(compiled(number), OPTIONS[name](number))
+
+
+class Subclass(Tensor):
+    pass
+
+
+def plain(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def subclass(tensor: Tensor) -> Tensor:
+    return tensor.as_subclass(Subclass)
+
+
+@pytest.mark.parametrize(("of_input", "of_target"), [(subclass, plain), (plain, subclass), (subclass, subclass)])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("mse_loss", Y),
+        ("huber_loss", Y),
+        ("smooth_l1_loss", Y),
+        ("binary_cross_entropy_with_logits", Y),
+        ("cross_entropy", INDICES),
+        ("cross_entropy", Y),
+    ],
+)
+def test_a_subclass(name: str, target: Tensor, of_input: Any, of_target: Any) -> None:
+    """Value, type and gradient are those of torch's loss."""
+    found = []
+    for module in (torchlosses, F):
+        compiled: Any = torch.compile(getattr(module, name), backend="eager", fullgraph=True)
+        leaf = of_input(X.clone()).requires_grad_()
+        loss = compiled(leaf, of_target(target))
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        found.append((type(loss), loss.as_subclass(Tensor), gradient.as_subclass(Tensor)))
+    assert found[0][0] is found[1][0]
+    assert_close(found[0][1:], found[1][1:])
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_mask_of_torchvision(backend: str) -> None:
+    tv_tensors = pytest.importorskip("torchvision.tv_tensors")
+    mask = tv_tensors.Mask(torch.arange(32).reshape(2, 4, 4) % 3)
+    logits = torch.linspace(-1, 1, 96).reshape(2, 3, 4, 4).requires_grad_()
+    compiled: Any = torch.compile(torchlosses.cross_entropy, backend=backend, fullgraph=True)
+    loss, expected = compiled(logits, mask), F.cross_entropy(logits, mask)
+    assert_close(loss, expected)
+    assert_close(torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits))
