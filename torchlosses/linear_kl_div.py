@@ -44,11 +44,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import has_torch_function
 
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, result_dtype
-from torchlosses._module import LossModule, overridden
+from torchlosses._module import LossModule, intercepted, overridden
 from torchlosses._row_blocks import BlockFunction, over_row_blocks
 from torchlosses._rows import compute_dtype, soft_cap, soft_cap_slope, wide_sum
 from torchlosses.kernels.linear import FEW_BLOCKS, default_block_rows
@@ -635,7 +634,7 @@ def linear_kl_div(
         *(student_input, student_weight, teacher_input, teacher_weight, student_bias, teacher_bias, teacher_logits),
         *(*pair, target, sample_weight),
     )
-    if has_torch_function(tensors):
+    if intercepted(*tensors):
         arguments = {name: value for name, value in locals().items() if name not in ("tensors", "pair")}
         return overridden(linear_kl_div, tensors, arguments)
     _validation.check_no_dtensors(_FUNCTION, tensors)

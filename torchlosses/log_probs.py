@@ -34,13 +34,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import has_torch_function, has_torch_function_variadic
 
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, may_look, replaced
-from torchlosses._module import overridden
+from torchlosses._module import intercepted, overridden
 from torchlosses._options import of_tensors
-from torchlosses._rows import compute_dtype, from_rows, indices_to_rows, soft_cap, soft_cap_slope, to_rows
+from torchlosses._rows import (
+    compute_dtype,
+    from_rows,
+    indices_to_rows,
+    scaled_and_capped,
+    times_slope,
+    to_rows,
+)
 from torchlosses.kernels.linear import default_block_rows
 from torchlosses.linear_cross_entropy import (
     OPERANDS,
@@ -109,9 +115,7 @@ class LogProbabilities(Loss):
         others = (row.rest - torch.expm1(row.at_target)) / row.whole
         own = g * others - of_entropy.gather(1, row.target)
         gradient = replaced(-g * p - of_entropy, row.target, own)
-        if options.logit_softcap is not None:
-            gradient = gradient * soft_cap_slope(row.scaled, options.logit_softcap)
-        return gradient if options.logit_scale == 1 else gradient * options.logit_scale
+        return times_slope(gradient, row.x, options)
 
     @classmethod
     def results(cls, input: Tensor) -> list[int]:
@@ -145,8 +149,8 @@ class _Row:
         # Where looking is free and nobody follows, most batches need no further pass.
         if not (may_look(input) and not bool(self.ignored.any())):
             x = x.masked_fill(self.ignored, 0)
-        self.scaled = x if options.logit_scale == 1 else x * options.logit_scale
-        y = self.scaled if options.logit_softcap is None else soft_cap(self.scaled, options.logit_softcap)
+        self.x = x
+        y = scaled_and_capped(x, options)
         self.maximum, self.largest = y.detach().max(1, keepdim=True)
         shifted = y - self.maximum
         self.at_target = shifted.gather(1, self.target)
@@ -242,7 +246,7 @@ def log_probs(
 
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), sections 1.6 and 4.3.4.
     """
-    if has_torch_function_variadic(logits, target):
+    if intercepted(logits, target):
         return overridden(log_probs, (logits, target), locals())
     ignore_index = _validation.check_ignore_index(ignore_index)
     logit_scale = _validation.check_logit_scale(logit_scale)
@@ -338,7 +342,7 @@ def linear_log_probs(
     """
     name = "linear_log_probs"
     tensors = (input, linear_weight, target, linear_bias, *(low_rank or ())[:2])
-    if has_torch_function(tensors):
+    if intercepted(*tensors):
         arguments = {key: value for key, value in locals().items() if key not in ("name", "tensors")}
         return overridden(linear_log_probs, tensors, arguments)
     ignore_index = _validation.check_ignore_index(ignore_index)
