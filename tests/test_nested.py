@@ -206,8 +206,16 @@ class TestRefused:
             torchlosses.cross_entropy(input, jagged(classes, like=input))
 
     @pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
-    def test_the_linear_loss(self, layout: torch.layout) -> None:
+    def test_losses_that_take_the_values_only(self, layout: torch.layout) -> None:
         input = torch.nested.nested_tensor([normal(length, 2) for length in LENGTHS], layout=layout)
-        match = r"linear_cross_entropy\(input\.values\(\)" if layout is torch.jagged else "strided layout"
-        with pytest.raises(NotImplementedError, match=match):
-            torchlosses.linear_cross_entropy(input, normal(CLASSES, 2), classes(8))
+        match = r"input\.values\(\)|logits\.values\(\)" if layout is torch.jagged else "strided layout"
+        weight, target = normal(CLASSES, 2), classes(8)
+        calls = (
+            lambda: torchlosses.linear_cross_entropy(input, weight, target),
+            lambda: torchlosses.linear_log_probs(input, weight, target),
+            lambda: torchlosses.log_probs(input, target),
+            lambda: torchlosses.linear_kl_div(input, weight, teacher_logits=normal(8, CLASSES)),
+        )
+        for call in calls:
+            with pytest.raises(NotImplementedError, match=match):
+                call()

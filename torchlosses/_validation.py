@@ -176,10 +176,10 @@ def check_jagged(function: str, name: str, tensor: Tensor) -> None:
             f"{function}: {name} is a nested tensor of strided layout, which has no sizes. Make it with "
             "layout=torch.jagged, or give .to_padded_tensor(...) and a sample_weight of 0 for the padding."
         )
-    if function == "linear_cross_entropy":
+    if function.startswith("linear_") or function == "log_probs":
         raise NotImplementedError(
-            f"{function}: {name} is a nested tensor: give the values, linear_cross_entropy(input.values(), "
-            "linear_weight, target.values())."
+            f"{function}: {name} is a nested tensor: give the values of each, {name}.values() here, and "
+            "torch.nested.nested_tensor_from_jagged(result, offsets) makes a nested tensor of what there is a row."
         )
 
 
