@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic
@@ -25,13 +26,31 @@ def overridden(function: Callable[..., Any], tensors: tuple[Any, ...], arguments
     """What is made of a call by a subclass or a mode, which is given every argument by name, or a forked process."""
     if threads_are_gone():
         with one_thread():
-            return function(**arguments)
+            result = function(**arguments)
+        loss = result[0] if isinstance(result, tuple) else result
+        _differentiate_with_one_thread(loss.grad_fn, {tensor.grad_fn for tensor in tensors if tensor is not None})
+        return result
     if any_nested(tensors):
         return over_values(function, arguments)
     if torch.compiler.is_compiling() and not overrides_enabled():
         # The compiler asks also where a subclass has taken over already, and calls back.
         return function(**{name: _without_overrides(value) for name, value in arguments.items()})
     return handle_torch_function(function, tensors, **arguments)
+
+
+def _differentiate_with_one_thread(last: Any, before: set[Any]) -> None:
+    """Also what PyTorch itself differentiates between the tensors and the loss, such as a change of dtype."""
+    pending, seen = [last], before | {None}
+    while pending:
+        node = pending.pop()
+        # A leaf's node has the leaf; what it does is the caller's.
+        if node in seen or hasattr(node, "variable"):
+            continue
+        seen.add(node)
+        threads = contextlib.ExitStack()
+        node.register_prehook(lambda _, threads=threads: threads.enter_context(one_thread()))
+        node.register_hook(lambda *_, threads=threads: threads.close())
+        pending += [next_node for next_node, _ in node.next_functions]
 
 
 def _without_overrides(value: Any) -> Any:

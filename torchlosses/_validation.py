@@ -86,8 +86,6 @@ def check_label_smoothing(label_smoothing: float) -> float:
 
 def check_ignore_index(ignore_index: int) -> int:
     try:
-        if isinstance(ignore_index, bool):
-            raise TypeError
         ignore_index = operator.index(ignore_index)
     except TypeError:
         raise TypeError(
