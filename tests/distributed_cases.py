@@ -420,7 +420,7 @@ def compare_dtensors(function: Any, tensors: dict[str, Tensor], lie: dict[str, A
         assert_close(gathered(gradient), right, msg=lambda message, name=name: f"{function} {name} {lie}: {message}")
 
 
-def weighed_log_probs(input: Tensor, *, target: Tensor, **operands: Tensor) -> Tensor:
+def weighed_log_probs(input: Tensor, *, target: Tensor, **operands: Any) -> Tensor:
     """Log-probability and entropy of each row, of logits or of a linear layer's."""
     found = linear_log_probs(input, target=target, **operands) if operands else log_probs(input, target, dim=1)
     return 2 * found.log_probability - 3 * found.entropy

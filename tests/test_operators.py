@@ -23,6 +23,7 @@ from torchlosses.cee import TextbookCrossEntropy
 from torchlosses.cross_entropy import CrossEntropy
 from torchlosses.huber import Huber, SmoothL1
 from torchlosses.kernels import eager
+from torchlosses.log_probs import LogProbabilities
 from torchlosses.mse import SquaredError
 from torchlosses.testing.checks.cost import peak_bytes
 
@@ -59,13 +60,13 @@ def calls_of(loss: type[Loss], tensors: tuple[Tensor | None, ...], reduction: st
     """The loss with and without its gradient, and the gradient in its two forms."""
     input = tensors[0]
     assert input is not None
-    rows = tuple(loss.rows(input))
+    results = tuple(loss.results(input))
     for normalizer in (None, torch.tensor(2.5)) if reduction == "mean" else (None,):
         plain = loss.options(reduction, math.nan, input.dtype, 0, *own)
         for gradients in (0, 1) if reduction != "none" else (0,):
             yield loss.operator, (*tensors, normalizer, *plain._replace(gradients=gradients))
         state = loss.operator(*tensors, normalizer, *plain)[2:]
-        grad = incoming_gradient(rows, reduction, torch.float32)
+        grad = incoming_gradient(results, reduction, torch.float32)
         yield loss.backward_operator, (grad, *tensors, normalizer, *state, *plain)
         yield loss.backward_operator_, (grad, input.clone(), *tensors, normalizer, *state, *plain)
 
@@ -111,6 +112,12 @@ def cee_calls(shape: tuple[int, ...], dtype: torch.dtype, reduction: str) -> Ite
             yield from calls_of(TextbookCrossEntropy, (input, target, weights), reduction, delta, True)
 
 
+def log_probs_calls(shape: tuple[int, ...], dtype: torch.dtype, reduction: str) -> Iterator[Call]:
+    """Nothing is reduced, whatever is asked for."""
+    for own in ((-100, 1.0, None), (1 if shape[1] > 1 else -100, 0.5, 1.5)):
+        yield from calls_of(LogProbabilities, (logits_of(shape, dtype), indices_of(shape)), "none", *own)
+
+
 CALLS: dict[str, Callable[..., Iterator[Call]]] = {
     "mse_loss": elementwise_calls(SquaredError),
     "huber_loss": elementwise_calls(Huber, 0.5),
@@ -118,6 +125,7 @@ CALLS: dict[str, Callable[..., Iterator[Call]]] = {
     "binary_cross_entropy_with_logits": binary_calls,
     "cross_entropy": cross_entropy_calls,
     "cee_loss": cee_calls,
+    "log_probs": log_probs_calls,
 }
 
 
