@@ -14,7 +14,7 @@ from benchmarks.curves import CLASSES, DRAWN, FEATURES, LOSSES, ROWS
 from benchmarks.goals import GOALS
 from benchmarks.lookup import Lookup, Subject
 from benchmarks.results import Results
-from training.figures import COLORS, DOTS_PER_INCH, INK, STYLE
+from training.figures.drawing import COLORS, DOTS_PER_INCH, INK, STYLE
 from training.files import atomic_path
 
 WIDTH = 7.2

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -894,6 +894,9 @@ class LinearKLDivLoss(LossModule, nn.Module):
             normalizer=normalizer,
             **self.options(),
         )
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., Tensor]  # type: ignore[assignment]
 
     @classmethod
     def of(cls, linear: nn.Linear, **options: Any) -> LinearKLDivLoss:

@@ -150,10 +150,10 @@ def test_every_kernel_compiles(target: str) -> None:
         LOSSES["mse_loss"].backward(meta(), strided, strided, strided, None, None, None, Options())
         for logits in (meta(4096, 151936, dtype=BFLOAT16), meta(64, 10), meta(2, 1000, 512, dtype=torch.float64)):
             of_rows = (logits.shape[0], *logits.shape[2:])
-            target, log_probs = meta(*of_rows, dtype=torch.int64), LOSSES["log_probs"]
+            indices, log_probs = meta(*of_rows, dtype=torch.int64), LOSSES["log_probs"]
             compute = torch.promote_types(logits.dtype, torch.float32)
-            values, _, state = log_probs.forward(logits, target, None, Options(dtype=compute, logit_softcap=30.0))
-            log_probs.backward(values, logits, logits, target, None, state, Options())
+            values, _, state = log_probs.forward(logits, indices, None, Options(dtype=compute, logit_softcap=30.0))
+            log_probs.backward(values, logits, logits, indices, None, state, Options())
     names = {kernel.name for kernel in found}
     assert names == {
         "rows_kernel", "tiles_kernel", "count", "finish", "textbook_kernel", "elements_kernel", "count_elements",
