@@ -43,9 +43,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
@@ -56,6 +54,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.utils._pytree import tree_map_only
 
 from torchlosses import _flops, kernels
+from torchlosses._forked import one_thread, returning, threads_are_gone
 from torchlosses._rows import compute_dtype, mean_of, part_of_mean
 
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
@@ -93,47 +92,6 @@ if (_former := getattr(torch.ops.torchlosses, "library_in_use", None)) is not No
     _former._destroy()
 LIBRARY = torch.library.Library("torchlosses", "FRAGMENT")
 torch.ops.torchlosses.library_in_use = LIBRARY  # type: ignore[assignment]
-
-
-_is_forked = False
-
-
-def _note_fork() -> None:
-    global _is_forked
-    _is_forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
-
-
-def threads_are_gone() -> bool:
-    """In a forked process: threads of the parent do not exist in it, and PyTorch would wait for them for ever."""
-    return _is_forked and torch.get_num_threads() > 1
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Nothing is waited for with one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _returning(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What autograd or the dispatcher calls, so that it returns in a forked process too."""
-
-    @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
-        if not threads_are_gone():
-            return function(*arguments)
-        with one_thread():
-            return function(*arguments)
-
-    return call
 
 
 def ragged_dimension(nested: Tensor) -> int:
@@ -769,7 +727,7 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
 
     methods = {
         "forward": forward,
-        "backward": _returning(backward),
+        "backward": returning(backward),
         "jvp": jvp,
         "_compiled_autograd_key": Function._compiled_autograd_key,
     }
@@ -851,7 +809,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
             gradients[0] = _in_place(loss, grad_output, tensors, state, options)
         return *gradients, None
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(_returning(backward))}
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(returning(backward))}
     # Past Function.apply, which asks once more for torch.func.
     function: Any = super(Function, type(loss.name, (Function,), methods))
     return function.apply
@@ -891,7 +849,7 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
             with torch.no_grad():
                 state = loss.operator(*tensors, *options)[-1:]
         needed = (True, *(False,) * (loss.count - 1))
-        return _returning(loss._gradients)(grad_output, tensors, state, options, needed)[0], None, None
+        return returning(loss._gradients)(grad_output, tensors, state, options, needed)[0], None, None
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = super(Function, type(loss.name, (Function,), methods))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic
@@ -13,7 +12,8 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from typing_extensions import TypeVar
 
 from torchlosses import _validation
-from torchlosses._declare import one_thread, overrides_enabled, threads_are_gone
+from torchlosses._declare import overrides_enabled
+from torchlosses._forked import differentiate_with_one_thread, one_thread, threads_are_gone
 from torchlosses._nested import any_nested, over_values
 
 
@@ -28,7 +28,7 @@ def overridden(function: Callable[..., Any], tensors: tuple[Any, ...], arguments
         with one_thread():
             result = function(**arguments)
         loss = result[0] if isinstance(result, tuple) else result
-        _differentiate_with_one_thread(loss.grad_fn, {tensor.grad_fn for tensor in tensors if tensor is not None})
+        differentiate_with_one_thread(loss.grad_fn, {tensor.grad_fn for tensor in tensors if tensor is not None})
         return result
     if any_nested(tensors):
         return over_values(function, arguments)
@@ -36,21 +36,6 @@ def overridden(function: Callable[..., Any], tensors: tuple[Any, ...], arguments
         # The compiler asks also where a subclass has taken over already, and calls back.
         return function(**{name: _without_overrides(value) for name, value in arguments.items()})
     return handle_torch_function(function, tensors, **arguments)
-
-
-def _differentiate_with_one_thread(last: Any, before: set[Any]) -> None:
-    """Also what PyTorch itself differentiates between the tensors and the loss, such as a change of dtype."""
-    pending, seen = [last], before | {None}
-    while pending:
-        node = pending.pop()
-        # A leaf's node has the leaf; what it does is the caller's.
-        if node in seen or hasattr(node, "variable"):
-            continue
-        seen.add(node)
-        threads = contextlib.ExitStack()
-        node.register_prehook(lambda _, threads=threads: threads.enter_context(one_thread()))
-        node.register_hook(lambda *_, threads=threads: threads.close())
-        pending += [next_node for next_node, _ in node.next_functions]
 
 
 def _without_overrides(value: Any) -> Any:
