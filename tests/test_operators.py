@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchlosses
 from tests.turns import in_turn
@@ -160,7 +161,9 @@ class TestRegistration:
             for operator, _ in calls((4, 3), torch.float32, "mean")
         }
         defined = {name.removeprefix("torchlosses::").partition(".")[0] for name in LIBRARY._op_defs}
-        linear = {f"linear_{name}{end}" for name in ("cross_entropy", "log_probs") for end in ("", "_backward")}
+        linear = {
+            f"linear_{name}{end}" for name in ("cross_entropy", "log_probs", "kl_div") for end in ("", "_backward")
+        }
         assert checked | linear | {"scaled_gradient"} == {
             # Those over processes have tests of their own.
             name
@@ -255,6 +258,66 @@ class TestDerivativesOfAnOperator:
                 operator(*leaves)
             with torch.no_grad():
                 operator(*leaves)
+
+
+class Recorded(TorchDispatchMode):
+    """Keeps the calls of our operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func.namespace == "torchlosses":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+class TestLinearOperators:
+    """Their records of options are long, so what the functions hand them is what is checked."""
+
+    @pytest.mark.parametrize("grad", [False, True])
+    @pytest.mark.parametrize("name", ["linear_cross_entropy", "linear_log_probs", "linear_kl_div"])
+    def test_opcheck(self, name: str, grad: bool) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+        x, linear_weight, bias, target = normal(5, 3), normal(7, 3), normal(7), torch.tensor([0, 1, -100, 3, 6])
+        low_rank, teacher = (normal(2, 3), normal(7, 2), 0.5), {"teacher_logits": normal(5, 7).detach()}
+        functions: dict[str, tuple[Callable[[], Tensor], ...]] = {
+            "linear_cross_entropy": (
+                lambda: torchlosses.linear_cross_entropy(
+                    x, linear_weight, target, linear_bias=bias, low_rank=low_rank, block_rows=2
+                ),
+                lambda: torchlosses.linear_cross_entropy(x, linear_weight, target, reduction="none", return_stats=True)[
+                    0
+                ].sum(),
+            ),
+            "linear_log_probs": (
+                lambda: torchlosses.linear_log_probs(x, linear_weight, target, linear_bias=bias).entropy.sum(),
+            ),
+            "linear_kl_div": (
+                lambda: torchlosses.linear_kl_div(x, linear_weight, block_rows=2, **teacher),
+                lambda: torchlosses.linear_kl_div(
+                    x, linear_weight, reduction="none", divergence="reverse", **teacher
+                ).sum(),
+            ),
+        }
+        with Recorded() as recorded:
+            for function in functions[name]:
+                function().backward()
+        assert {operator.name() for operator, _ in recorded.calls} == {
+            f"torchlosses::{name}",
+            f"torchlosses::{name}_backward",
+        }
+        for operator, arguments in recorded.calls:
+            copies = (a.detach().clone() if isinstance(a, Tensor) else a for a in arguments)
+            torch.library.opcheck(
+                operator,
+                tuple(a.requires_grad_(grad) if isinstance(a, Tensor) and a.is_floating_point() else a for a in copies),
+            )
 
 
 class TestAutocast:

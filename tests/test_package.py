@@ -283,10 +283,14 @@ class TestBuild:
 
 
 class TestMetadata:
-    def test_needs_numpy_and_torch_only(self, metadata: email.message.Message) -> None:
+    def test_needs_torch_and_numpy_and_what_torch_needs(self, metadata: email.message.Message) -> None:
         requirements = metadata.get_all("Requires-Dist") or []
         needed = [requirement for requirement in requirements if "extra ==" not in requirement]
-        assert {re.split(r"[^\w-]", requirement)[0] for requirement in needed} == {"numpy", "torch"}
+        assert {re.split(r"[^\w-]", requirement)[0] for requirement in needed} == {
+            "numpy",
+            "torch",
+            "typing-extensions",
+        }
 
     def test_extras(self, metadata: email.message.Message) -> None:
         assert {"training", "dev"} <= set(metadata.get_all("Provides-Extra") or [])

@@ -336,11 +336,11 @@ class Loss:
         few = kernels.few.get(cls.name)
         if (
             few is not None
-            and 0 < input.numel() <= FEW
-            and type(target) is Tensor
-            and not target.requires_grad
             and options.reduction != "none"
             and _is_plain(input)
+            and type(target) is Tensor
+            and 0 < input.numel() <= FEW
+            and not target.requires_grad
             and input.is_contiguous()
             and target.is_contiguous()
             and not (input.is_neg() or target.is_neg())

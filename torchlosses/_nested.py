@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchlosses import _validation
 from torchlosses._declare import ragged_dimension
@@ -26,8 +26,11 @@ _SHARED = {
 
 
 def any_nested(tensors: tuple[Any, ...]) -> bool:
-    """Whether one of them is a nested tensor."""
-    return any(isinstance(tensor, Tensor) and tensor.is_nested for tensor in tensors)
+    """Whether one of them is a nested tensor; other subclasses are not asked, who may answer as they like."""
+    return any(
+        type(tensor).__name__ == "NestedTensor" or (type(tensor) in (Tensor, nn.Parameter) and tensor.is_nested)
+        for tensor in tensors
+    )
 
 
 def over_values(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -711,7 +711,7 @@ def test_log_probs_in_the_corners(tile: str, monkeypatch: pytest.MonkeyPatch) ->
     assert empty.shape == (0, 2)
 
 
-def test_the_statistics_of_a_row_without_a_share_are_0(some_way: str) -> None:
+def test_the_statistics_of_a_row_without_a_share_are_0(way: str) -> None:
     input, _ = batch((4, 30))
     options = Options(statistics=True, reduction="none", z_loss=0.1)
     loss, _, state = forward(input, torch.zeros(4, 30), None, None, None, options)
