@@ -285,7 +285,7 @@ class TestLinearOperators:
             return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
 
         x, linear_weight, bias, target = normal(5, 3), normal(7, 3), normal(7), torch.tensor([0, 1, -100, 3, 6])
-        low_rank, teacher = (normal(2, 3), normal(7, 2), 0.5), {"teacher_logits": normal(5, 7).detach()}
+        low_rank, teacher = (normal(2, 3), normal(7, 2), 0.5), normal(5, 7).detach()
         functions: dict[str, tuple[Callable[[], Tensor], ...]] = {
             "linear_cross_entropy": (
                 lambda: torchlosses.linear_cross_entropy(
@@ -299,9 +299,9 @@ class TestLinearOperators:
                 lambda: torchlosses.linear_log_probs(x, linear_weight, target, linear_bias=bias).entropy.sum(),
             ),
             "linear_kl_div": (
-                lambda: torchlosses.linear_kl_div(x, linear_weight, block_rows=2, **teacher),
+                lambda: torchlosses.linear_kl_div(x, linear_weight, block_rows=2, teacher_logits=teacher),
                 lambda: torchlosses.linear_kl_div(
-                    x, linear_weight, reduction="none", divergence="reverse", **teacher
+                    x, linear_weight, reduction="none", divergence="reverse", teacher_logits=teacher
                 ).sum(),
             ),
         }
