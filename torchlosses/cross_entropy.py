@@ -482,7 +482,7 @@ def cross_entropy(
         weight is normalizer is sample_weight is logit_softcap is loss_dtype is None
         and empty == "nan"
         and dim == 1
-        and not (z_loss or return_stats or inplace_backward)
+        and not (z_loss or return_stats)
         and logit_scale == 1
         and type(target) is Tensor
         and isinstance(input, Tensor)
@@ -497,7 +497,10 @@ def cross_entropy(
     ):
         # The commonest call: nothing is left to check or to convert.
         options = Options(reduction, math.nan, dtype, gradients, ignore_index, label_smoothing)
-        return CrossEntropy.apply_plain(input, target, options)
+        if not inplace_backward:
+            return CrossEntropy.apply_plain(input, target, options)
+        options = options._replace(inplace_backward=True)
+        return CrossEntropy.apply(input, target, None, None, normalizer=None, options=options)[0]
     normalizer = _validation.check_normalizer(normalizer, reduction)
     empty = _validation.check_empty(empty)
     z_loss = _validation.check_z_loss(z_loss)
