@@ -51,7 +51,7 @@ class Options:
     """Only these losses."""
     seconds: float = 0.2
     """How long to take times of one point; large inputs get 5 to 7 rounds, however long they take."""
-    budget: float = 130.0
+    budget: float = 360.0
     """No point is begun after so many seconds in all."""
     largest: int = EVER_MORE_CLASSES[-1]
     """No more classes or rows than this."""

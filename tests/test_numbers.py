@@ -36,6 +36,7 @@ DEFINITIONS: dict[str, dict[str, str]] = {
     "README.md": {
         "3.10": SUPPORTED,
         "2.10": SUPPORTED,
+        "6.3": "du -sh .venv, as the page says; what pip finds decides",
         "0.0195": "the textbook's own; tests/test_textbook.py",
         "0.1195": "the textbook's own; tests/test_textbook.py",
         "0.510825457099338": "the textbook's own; tests/test_textbook.py",
