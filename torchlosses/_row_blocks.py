@@ -47,6 +47,34 @@ def over_row_blocks(function: BlockFunction, block_rows: int, *arguments: Tensor
     return _RowBlocks.apply(function, block_rows, *arguments)
 
 
+def over_given(
+    of_block: Callable[..., tuple[Tensor, ...]],
+    tensors: Sequence[Tensor | None],
+    shared: set[int],
+    block_rows: int,
+    row_outputs: int,
+    sum_outputs: int = 0,
+    auxiliary: int = 0,
+) -> tuple[Tensor, ...]:
+    """`of_block(*tensors)` of some rows at a time; tensors that are None are so in each call.
+
+    Those at the places `shared` have no rows.
+    """
+    given = [place for place, tensor in enumerate(tensors) if tensor is not None]
+    with_rows = [place for place in given if place not in shared]
+    places = with_rows + [place for place in given if place in shared]
+
+    def call(*found: Tensor) -> tuple[Tensor, ...]:
+        arguments: list[Any] = [None] * len(tensors)
+        for place, tensor in zip(places, found, strict=True):
+            arguments[place] = tensor
+        return of_block(*arguments)
+
+    function = BlockFunction(call, len(with_rows), row_outputs, sum_outputs, auxiliary)
+    chosen: list[Any] = [tensors[place] for place in places]
+    return over_row_blocks(function, block_rows, *chosen)
+
+
 def gradient_over_row_blocks(
     function: BlockFunction,
     block_rows: int,

@@ -25,7 +25,7 @@ torch.func), the logits are computed again, block by block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_type_hints, overload
 
 import torch
@@ -36,7 +36,7 @@ from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, result_dtype
 from torchlosses._module import LossModule, Result_co, intercepted, overridden
 from torchlosses._options import FOUND, FurtherOptions, RowStatistics, statistics_of, with_z_loss
-from torchlosses._row_blocks import BlockFunction, over_row_blocks
+from torchlosses._row_blocks import over_given
 from torchlosses._rows import class_indices_denominator, compute_dtype, probabilities_denominator
 from torchlosses.cross_entropy import CrossEntropy
 from torchlosses.kernels import linear
@@ -86,7 +86,7 @@ class LinearLoss(Loss, abstract=True):
             losses, state = cls.of_logits.forward(y, *others, inner)
             return losses, *(state[-fields:].unbind() if fields else ())
 
-        losses, *found = cls._over_row_blocks(of_block, tensors, options, (), 1 + fields, 0, fields)
+        losses, *found = over_given(of_block, tensors, cls._shared_places, options.block_rows, 1 + fields, 0, fields)
         return losses, torch.stack(found) if found else losses.new_empty((0, losses.shape[0]))
 
     @classmethod
@@ -120,7 +120,8 @@ class LinearLoss(Loss, abstract=True):
 
         grad_rows = grad_output.expand(cls.results(tensors[0]))
         rows = int(0 in wanted)
-        found = cls._over_row_blocks(of_block, tensors, options, (grad_rows,), rows, len(wanted) - rows, 0)
+        shared = {1 + place for place in cls._shared_places}
+        found = over_given(of_block, (grad_rows, *tensors), shared, options.block_rows, rows, len(wanted) - rows)
         gradients: list[Tensor | None] = [None] * 5
         for place, gradient in zip(wanted, found, strict=True):
             gradients[place] = cls.summed(gradient, options) if place in (0, 3) else gradient
@@ -164,33 +165,6 @@ class LinearLoss(Loss, abstract=True):
         x, a = cls.entering(x, options), None if a is None else cls.entering(a, options)
         operands = (x, linear_weight, linear_bias, a, b)
         return [None if t is None else t.to(options.product_dtype) for t in operands], others
-
-    @classmethod
-    def _over_row_blocks(
-        cls,
-        of_block: Callable[..., tuple[Tensor, ...]],
-        tensors: Sequence[Any],
-        options: Any,
-        further: tuple[Tensor, ...],
-        row_outputs: int,
-        sum_outputs: int,
-        auxiliary: int,
-    ) -> tuple[Tensor, ...]:
-        """`of_block(*further, *tensors)` of some rows at a time; tensors that are None are so in each call."""
-        ordered = (*further, *tensors)
-        shared = {len(further) + place for place in cls._shared_places}
-        places = [place for place, tensor in enumerate(ordered) if tensor is not None]
-        with_rows = [place for place in places if place not in shared]
-        places = with_rows + [place for place in places if place in shared]
-
-        def call(*given: Tensor) -> tuple[Tensor, ...]:
-            arguments: list[Any] = [None] * len(ordered)
-            for place, tensor in zip(places, given, strict=True):
-                arguments[place] = tensor
-            return of_block(*arguments)
-
-        function = BlockFunction(call, len(with_rows), row_outputs, sum_outputs, auxiliary)
-        return over_row_blocks(function, options.block_rows, *(ordered[place] for place in places))
 
     @staticmethod
     def entering(tensor: Tensor, options: Any) -> Tensor:

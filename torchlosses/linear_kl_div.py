@@ -48,9 +48,9 @@ from torch import Tensor, nn
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, result_dtype
 from torchlosses._module import LossModule, intercepted, overridden
-from torchlosses._row_blocks import BlockFunction, over_row_blocks
+from torchlosses._row_blocks import over_given
 from torchlosses._rows import compute_dtype, soft_cap, soft_cap_slope, wide_sum
-from torchlosses.kernels.linear import FEW_BLOCKS, default_block_rows
+from torchlosses.kernels.linear import FEW_BLOCKS, WIDENED_CLASSES, default_block_rows, product
 
 _FUNCTION = "linear_kl_div"
 TopK: TypeAlias = tuple[Tensor, Tensor]
@@ -59,8 +59,6 @@ TopKRest = Literal["merge", "renormalize"]
 
 # Elements whose intermediates exist at a time: they stay in a CPU's cache, and are few beside a GPU's memory.
 _FEW, _FEW_ON_ACCELERATOR = 1 << 18, 1 << 24
-# Columns of the weight's gradient that are computed at a time where they are then added in a wider dtype.
-_WIDENED_CLASSES = 4096
 
 
 class Options(NamedTuple):
@@ -151,9 +149,9 @@ class _Problem:
             rows: Any = slice(start, min(count, start + size))
             rows = rows if self.active is None else self.active[rows]
             x, teacher, indices, sample_weight, hidden = self._block(rows)
-            y = _product(x, self.linear_weight, self.bias, logits[: x.shape[0]])
+            y = product(x, self.linear_weight, self.bias, logits[: x.shape[0]])
             if of_teacher is not None:
-                teacher = _product(teacher, self.teacher_weight, self.teacher_bias, of_teacher[: x.shape[0]])
+                teacher = product(teacher, self.teacher_weight, self.teacher_bias, of_teacher[: x.shape[0]])
             found = [y.new_empty(0, dtype=self.compute)]
             g = None
             if grad_rows is not None:
@@ -212,8 +210,8 @@ class _Gradients:
         if self._wanted[1] and not self._widens:
             by_weight.addmm_(by_logits.t(), x)
         elif self._wanted[1]:
-            for start in range(0, by_weight.shape[0], _WIDENED_CLASSES):
-                some = slice(start, start + _WIDENED_CLASSES)
+            for start in range(0, by_weight.shape[0], WIDENED_CLASSES):
+                some = slice(start, start + WIDENED_CLASSES)
                 by_weight[some] += by_logits[:, some].t() @ x
         if self._wanted[2]:
             by_bias += by_logits.sum(0, dtype=by_bias.dtype)
@@ -223,12 +221,6 @@ class _Gradients:
             total.ldexp_(self._exponent).to(tensor.dtype) if wanted else total
             for total, tensor, wanted in zip(self._total, self._problem.operands, self._wanted, strict=True)
         )
-
-
-def _product(x: Tensor, linear_weight: Any, bias: Tensor | None, out: Tensor) -> Tensor:
-    if bias is None:
-        return torch.mm(x, linear_weight.t(), out=out)
-    return torch.addmm(bias, x, linear_weight.t(), out=out)
 
 
 class LinearKLDivergence(Loss):
@@ -266,7 +258,7 @@ class LinearKLDivergence(Loss):
             found = _Comparison(F.linear(x, linear_weight, bias), teacher, indices, options, compute).losses()
             return (_weighted(found, sample_weight, hidden),)
 
-        return _over_row_blocks(of_block, tensors, options, (), 1, 0)[0]
+        return over_given(of_block, tensors, LinearKLDivergence._shared_places, options.block_rows, 1)[0]
 
     @staticmethod
     def backward(grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
@@ -286,7 +278,8 @@ class LinearKLDivergence(Loss):
 
         grad_rows = grad_output.expand(tensors[0].shape[0])
         rows = int(0 in wanted)
-        found = _over_row_blocks(of_block, tensors, options, (grad_rows,), rows, len(wanted) - rows)
+        shared = {1 + place for place in LinearKLDivergence._shared_places}
+        found = over_given(of_block, (grad_rows, *tensors), shared, options.block_rows, rows, len(wanted) - rows)
         gradients: list[Tensor | None] = [None] * 3
         for place, gradient in zip(wanted, found, strict=True):
             gradients[place] = gradient
@@ -468,32 +461,6 @@ def _incoming(g: Tensor, sample_weight: Tensor | None, hidden: Tensor | None) ->
         return g
     without = (sample_weight == 0) & g.isfinite().logical_not()
     return g.masked_fill(without | hidden, 0) * sample_weight
-
-
-def _over_row_blocks(
-    of_block: Callable[..., tuple[Tensor, ...]],
-    tensors: Sequence[Any],
-    options: Any,
-    further: tuple[Tensor, ...],
-    row_outputs: int,
-    sum_outputs: int,
-) -> tuple[Tensor, ...]:
-    """`of_block` of (further, tensors), of which those that are None are not passed."""
-    ordered = [*further, *tensors]
-    shared = [len(further) + place for place in LinearKLDivergence._shared_places]
-    given = [place for place, tensor in enumerate(ordered) if tensor is not None]
-    places = [place for place in given if place not in shared]
-    rows = len(places)
-    places += [place for place in given if place in shared]
-
-    def call(*found: Tensor) -> tuple[Tensor, ...]:
-        arguments: list[Any] = [None] * len(ordered)
-        for place, tensor in zip(places, found, strict=True):
-            arguments[place] = tensor
-        return of_block(*arguments)
-
-    function = BlockFunction(call, rows, row_outputs, sum_outputs)
-    return over_row_blocks(function, options.block_rows, *(ordered[place] for place in places))
 
 
 def linear_kl_div(

@@ -32,7 +32,7 @@ ACCELERATOR_ROWS, ACCELERATOR_BLOCK_BYTES = 2048, 1 << 30
 # Blocks whose sum loses little by being taken in the dtype of the weight.
 FEW_BLOCKS = 8
 # Columns of the weight's gradient that are computed at a time where they are then added in a wider dtype.
-_WIDENED_CLASSES = 4096
+WIDENED_CLASSES = 4096
 
 
 def default_block_rows(classes: int, itemsize: int, device: str = "cpu") -> int:
@@ -96,10 +96,7 @@ class _Problem:
             yield _Block(rows, x, others, reduced, logits, losses, state)
 
     def _logits(self, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.linear_bias is None:
-            torch.mm(x, self.linear_weight.t(), out=out)
-        else:
-            torch.addmm(self.linear_bias, x, self.linear_weight.t(), out=out)
+        product(x, self.linear_weight, self.linear_bias, out)
         if self.a is None:
             return out, None
         reduced = x @ self.a.t()
@@ -110,6 +107,13 @@ class _Problem:
         logits = block.logits
         self.of_logits.backward_operator_(grad_rows, logits, logits, *block.others, None, block.state, *self.inner)
         return logits
+
+
+def product(x: Tensor, linear_weight: Any, linear_bias: Tensor | None, out: Tensor) -> Tensor:
+    """x Wᵀ + b, in the memory of `out`."""
+    if linear_bias is None:
+        return torch.mm(x, linear_weight.t(), out=out)
+    return torch.addmm(linear_bias, x, linear_weight.t(), out=out)
 
 
 class _Gradients:
@@ -185,8 +189,8 @@ class _Gradients:
         if total is None:
             total = torch.empty((gradient.shape[0], x.shape[1]), dtype=problem.compute, device=x.device)
             self._sums[place] = total
-        for start in range(0, total.shape[0], _WIDENED_CLASSES):
-            some = slice(start, start + _WIDENED_CLASSES)
+        for start in range(0, total.shape[0], WIDENED_CLASSES):
+            some = slice(start, start + WIDENED_CLASSES)
             part = gradient[some] @ x
             total[some].copy_(part) if first else total[some].add_(part)
 
