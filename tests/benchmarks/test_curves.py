@@ -65,6 +65,7 @@ def test_a_run_that_ends_early_keeps_its_points_and_another_adds_the_rest(
     assert len(asked) == 6
 
 
+@pytest.mark.thorough
 def test_a_tiny_curve(tmp_path: Path) -> None:
     path = tmp_path / "curves.json"
     assert curves.main(["--losses", "mse_loss", "--largest", "1", "--seconds", "0.001", "--out", str(path)]) == 0
@@ -79,6 +80,7 @@ def test_options_that_make_no_sense(option: str, capsys: pytest.CaptureFixture[s
     assert f"{option} must be above 0, not 0" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_import_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "import_time.json"
     assert import_time.main(["--processes", "2", "--out", str(path)]) == 0
@@ -89,9 +91,12 @@ def test_import_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert import_time.main(["--processes", "1"]) == 2
 
 
-def test_an_import_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHLOSSES_BACKEND", "quantum")
+def test_an_import_that_fails_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(import_time, "_IMPORTS", "raise ImportError('there is no torch')")
     assert import_time.main(["--processes", "2", "--out", str(tmp_path / "no.json")]) == 2
+    assert "the import failed: ImportError: there is no torch" in capsys.readouterr().err
     assert not (tmp_path / "no.json").exists()
 
 

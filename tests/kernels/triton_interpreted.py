@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tests.kernels import triton_oracles as oracles
 from tests.kernels.triton_oracles import Options, numbers
+from tests.turns import in_turn
 from torchlosses.kernels.triton import LOSSES, launch
 from torchlosses.kernels.triton.cross_entropy import backward, forward
 
@@ -73,7 +74,10 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return request.param
 
 
-@pytest.fixture(params=("one program", "many programs"))
+PROGRAMS = ("one program", "many programs")
+
+
+@pytest.fixture(params=PROGRAMS)
 def programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "many programs":
         monkeypatch.setattr(launch, "SMALL", -1)
@@ -496,8 +500,17 @@ def check_elements(name: str, input: Tensor, target: Tensor, weighted: bool, red
         assert torch.equal(ready, written)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "offset", "padded", "transposed", "mixed"])
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize(
+    ("programs", "name", "layout"),
+    in_turn(
+        PROGRAMS,
+        {
+            f"{name}-{layout}": (name, layout)
+            for name, layout in itertools.product(FORMULAS, ("contiguous", "offset", "padded", "transposed", "mixed"))
+        },
+    ),
+    indirect=["programs"],
+)
 def test_elementwise(name: str, layout: str, programs: str) -> None:
     turn = list(FORMULAS).index(name) + len(layout) + len(programs)
     dtype = DTYPES[turn % 4]
@@ -663,8 +676,13 @@ def check_log_probs(input: Tensor, target: Tensor, compute: torch.dtype, **field
     assert_close(over, expected, input.dtype, 0.3)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "offset", "padded", "transposed", "channels last"])
-@pytest.mark.parametrize("tile", ["one tile", "several tiles"])
+@pytest.mark.parametrize(
+    ("tile", "layout"),
+    in_turn(
+        ("one tile", "several tiles"),
+        {layout: (layout,) for layout in ("contiguous", "offset", "padded", "transposed", "channels last")},
+    ),
+)
 def test_log_probs(tile: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "rows", rows(4, tile == "one tile", False))
     for turn, shape in enumerate(((5, 9), (3, 230), (2, 77, 3))):
