@@ -400,8 +400,17 @@ def fake(mode: FakeTensorMode, values: Any) -> Any:
     return tree_map_only(Tensor, mode.from_tensor, values)
 
 
-@every_problem
-@pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
+@pytest.mark.parametrize(
+    ("each_backend", "problem", "inside"),
+    in_turn(
+        kernels.available(),
+        {
+            f"{problem.name}-{'inside' if inside else 'outside'}": (problem, inside)
+            for inside, problem in itertools.product((True, False), PROBLEMS)
+        },
+    ),
+    indirect=["each_backend"],
+)
 @pytest.mark.usefixtures("each_backend")
 def test_fake_tensors(problem: Problem, inside: bool) -> None:
     """Shapes without values, in their mode and out of it, as memory estimators use them."""
