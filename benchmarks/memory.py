@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case
+from benchmarks.cases import Workload
 from benchmarks.implementations import IMPLEMENTATIONS, LIMITS, Call
 from benchmarks.problems import PROBLEMS
 from benchmarks.results import Passes
@@ -29,7 +29,7 @@ def is_measurable() -> bool:
     return sys.platform == "linux" and Path("/proc/self/clear_refs").exists()
 
 
-def peak_in_fresh_process(case: Case, passes: Passes, name: str) -> int:
+def peak_in_fresh_process(case: Workload, passes: Passes, name: str) -> int:
     """The bytes that a call needs at most beyond what was there before it."""
     return in_fresh_process(_peak_of, case, passes, name)
 
@@ -42,7 +42,7 @@ def in_fresh_process(measure: Callable[..., int], *arguments: Any) -> int:
         return executor.submit(measure, *arguments).result()
 
 
-def _peak_of(case: Case, passes: Passes, name: str) -> int:
+def _peak_of(case: Workload, passes: Passes, name: str) -> int:
     arguments = PROBLEMS[case.loss].arguments(case)
     for implementation in IMPLEMENTATIONS:
         if implementation.name == name:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import arguments, curves, import_time
-from benchmarks.cases import Case
+from benchmarks.cases import Workload
 from benchmarks.implementations import IMPLEMENTATIONS, LIMITS
 from benchmarks.results import ImportTimes, Results, read_record, read_results
 from benchmarks.worker import Step
@@ -37,14 +37,14 @@ def test_who_is_drawn_is_measured_and_nobody_else() -> None:
         assert limits == (["products"] if case.loss == "linear_cross_entropy" else ["copy"])
 
 
-def measured(case: Case) -> Step:
+def measured(case: Workload) -> Step:
     return Step(title=str(case), timings=[timing(loss=case.loss, shape=case.shape, passes="forward+backward")])
 
 
 def test_a_run_that_ends_early_keeps_its_points_and_another_adds_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[Case] = []
+    asked: list[Workload] = []
 
     def run_job(job: Any) -> Iterator[Step]:
         for case in job.cases:
