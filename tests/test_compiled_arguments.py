@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
 import torchlosses
+from tests.turns import in_turn
 
 X, Y = torch.linspace(-2, 2, 12).reshape(4, 3), torch.linspace(0.1, 0.9, 12).reshape(4, 3)
 INDICES = torch.tensor([0, 2, 1, 1])
@@ -49,8 +50,7 @@ def nothing_compiled() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("name", NORMALIZED)
+@pytest.mark.parametrize(("backend", "name"), in_turn(("eager", "aot_eager"), {name: (name,) for name in NORMALIZED}))
 def test_a_normalizer_takes_two_graphs(name: str, backend: str) -> None:
     """One for the first number, one for all others."""
     counted = CompileCounterWithBackend(backend)

@@ -191,7 +191,7 @@ def address(site: Path) -> Iterator[str]:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_the_pages_fit_a_telephone_and_a_screen(site: Path, address: str, tmp_path: Path, every: bool) -> None:
-    listed = pages(site) if every else ["index.html", *(f"{name}.html" for name in WITH_FORMULAS)]
+    listed = pages(site) if every else ["index.html", f"{WITH_FORMULAS[0]}.html"]
     (site / "frame.html").write_text(FRAME.replace("PAGES", json.dumps(listed)), encoding="utf-8")
     assert CHROMIUM is not None
     command = [

@@ -464,10 +464,16 @@ class TestCorners:
             assert math.isnan(loss)
             assert all(map(math.isnan, gradient))
 
-    @pytest.mark.parametrize("divergence", DIVERGENCES)
-    @pytest.mark.parametrize("kind", TEACHERS)
-    @pytest.mark.parametrize("way", ["target", "sample_weight", "mask"])
-    @pytest.mark.parametrize("bad", [math.nan, INF])
+    @pytest.mark.parametrize(
+        ("way", "divergence", "kind", "bad"),
+        in_turn(
+            ("target", "sample_weight", "mask"),
+            {
+                f"{divergence}-{kind}-{bad}": (divergence, kind, bad)
+                for divergence, kind, bad in itertools.product(DIVERGENCES, TEACHERS, (math.nan, INF))
+            },
+        ),
+    )
     def test_ignored_rows_leave_no_trace(self, divergence: Divergence, kind: str, way: str, bad: float) -> None:
         if not possible(kind, divergence, 1.0):
             return

@@ -370,7 +370,8 @@ def cases() -> Iterator[Any]:
         everyday = [
             (reduction, backend)
             for reduction, backend in chosen
-            if reduction == "mean" or problem.name in SEVERAL_REDUCTIONS
+            if problem.name in SEVERAL_REDUCTIONS
+            or (reduction == "mean" and backend == backends[(number + place) % len(backends)])
         ]
         if way in SLOW:
             # These see neither what runs inside of an operator nor how its result is made.
@@ -492,7 +493,8 @@ class Recording(TorchDispatchMode):
 @pytest.mark.usefixtures("each_backend")
 def test_an_operator_called_directly_is_differentiated(problem: Problem) -> None:
     """Both operators of a loss, against finite differences, in every mode that gradcheck knows."""
-    for reduction in (problem.reductions[0], problem.reductions[-1]):
+    # Half of them with one number, half with one for each row.
+    for reduction in (problem.reductions[-(PROBLEMS.index(problem) % 2)],):
         with Recording() as recording:
             plain_gradients(problem.loss(reduction), problem.values())
         operators = dict(recording.calls)

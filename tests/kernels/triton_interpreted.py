@@ -246,8 +246,14 @@ def test_cross_entropy_options(monkeypatch: pytest.MonkeyPatch, way: str, name: 
     check_cross_entropy(input, target, weight, sample_weight, normalizer, (reduction,), **OPTIONS[name])
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "offset", "padded", "transposed", "channels last"])
-@pytest.mark.parametrize("shape", [(6, 40), (5, 3), (3, 1), (3, 33, 2), (2, 24, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    in_turn(
+        ("contiguous", "offset", "padded", "transposed", "channels last"),
+        {str(shape): (shape,) for shape in ((6, 40), (5, 3), (3, 1), (3, 33, 2), (2, 24, 5))},
+        count=2,
+    ),
+)
 def test_cross_entropy_layouts(layout: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     turn = sum(shape) + len(layout)
     monkeypatch.setattr(launch, "SHORT", 8 if turn % 2 else 64)
