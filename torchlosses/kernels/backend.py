@@ -59,7 +59,8 @@ class Native:
             *(real, real, ctypes.c_int, integer, real, pointer, pointer),
         ]
         # By the name of a loss, what computes it for a few rows past the dispatcher: f(input, target, options,
-        # grad_output, gradient or None) gives the loss, and fills in the gradient; None where an operator has to look.
+        # grad_output, gradient or None) gives the loss, and fills in the gradient; None where an operator has to look,
+        # as at tensors that wrap others or are zeros by their nature, and have no memory.
         self.few: dict[str, Callable[..., Tensor | None]] = {
             "cross_entropy": self._few_cross_entropy,
             "mse_loss": partial(self._few_elements, 0),
@@ -80,13 +81,14 @@ class Native:
     def _few_cross_entropy(
         self, input: Tensor, target: Tensor, options: Any, grad_output: float, gradient: Tensor | None
     ) -> Tensor | None:
-        if not -_MOST <= options.ignore_index <= _MOST:
+        logits, indices = _address(input), _address(target)
+        if not (logits and indices) or not -_MOST <= options.ignore_index <= _MOST:
             return None
         loss = input.new_empty(())
         rows, classes = input.shape
         found = self._cross_entropy(
-            input.data_ptr(),
-            target.data_ptr(),
+            logits,
+            indices,
             rows,
             classes,
             options.dtype is torch.float64,
@@ -114,11 +116,14 @@ class Native:
         ignore_index = options.ignore_index if which == 3 else None
         if ignore_index is not None and not -_MOST <= ignore_index <= _MOST:
             return None
+        predicted, true = _address(input), _address(target)
+        if not (predicted and true):
+            return None
         loss = input.new_empty(())
         found = self._elementwise(
             which,
-            input.data_ptr(),
-            target.data_ptr(),
+            predicted,
+            true,
             input.numel(),
             options.dtype is torch.float64,
             options.reduction == "mean",
@@ -131,6 +136,14 @@ class Native:
             None if gradient is None else gradient.data_ptr(),
         )
         return loss if found else None
+
+
+def _address(tensor: Tensor) -> int:
+    """Where the first element is; 0 where a tensor has no memory, whose address counts from 0."""
+    address = tensor.data_ptr()
+    if address >> 31 or address != tensor.storage_offset() * tensor.element_size():
+        return address
+    return 0
 
 
 def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
