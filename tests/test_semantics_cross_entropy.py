@@ -291,8 +291,10 @@ def test_infinity_and_nan_give_nan(value: float, place: int, soft: bool, label_s
 @pytest.mark.parametrize("value", [INF, -INF, NAN])
 def test_one_class(value: float) -> None:
     for target in (torch.tensor([0]), torch.tensor([[1.0]])):
-        assert cross_entropy(torch.tensor([[5.0]]), target) == 0
-        assert cross_entropy(torch.tensor([[value]]), target).isnan()
+        loss, gradient = _loss_and_gradient(torch.tensor([[5.0]]), target)
+        assert loss == 0 and gradient == 0
+        loss, gradient = _loss_and_gradient(torch.tensor([[value]]), target)
+        assert loss.isnan() and gradient.isnan()
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -414,6 +416,25 @@ def test_no_classes_with_weights() -> None:
     for label_smoothing in (0.0, 0.1):
         loss = cross_entropy(torch.zeros(2, 0), torch.full((2,), -100), torch.zeros(0), label_smoothing=label_smoothing)
         assert loss.isnan()
+
+
+@pytest.mark.parametrize("shape", [(0,), (4, 0), (4, 0, 3), (0, 0)])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}], ids=str)
+def test_every_derivative_without_classes(shape: tuple[int, ...], soft: bool, reduction: Any, options: Any) -> None:
+    rows = (shape[0], *shape[2:]) if len(shape) > 1 else ()
+    input, weight = torch.zeros(shape, requires_grad=True), torch.zeros(0, requires_grad=True)
+    target = torch.zeros(shape, requires_grad=True) if soft else torch.full(rows, -100)
+    sample_weight = torch.ones(rows, requires_grad=True)
+    loss = cross_entropy(input, target, weight, reduction=reduction, sample_weight=sample_weight, **options)
+    assert loss.isnan() if reduction == "mean" else (loss == 0).all()
+    followed = [tensor for tensor in (input, target, weight, sample_weight) if tensor.requires_grad]
+    first = torch.autograd.grad(loss.sum(), followed, create_graph=True)
+    second = torch.autograd.grad(sum(part.sum() for part in first), followed, materialize_grads=True)
+    for tensor, *gradients in zip(followed, first, second, strict=True):
+        for gradient in gradients:
+            torch.testing.assert_close(gradient.detach(), torch.zeros_like(tensor.detach()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])

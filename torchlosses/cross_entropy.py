@@ -94,6 +94,11 @@ class CrossEntropy(Loss):
         input: Tensor, target: Tensor, weight: Tensor | None, sample_weight: Tensor | None, options: Options
     ) -> tuple[Tensor, Tensor]:
         """The rows' losses; and their maximum, rest and, where they are asked for, statistics."""
+        if not input.shape[1]:
+            # Without classes a row costs nothing.
+            rows, compute = CrossEntropy.rows(input), compute_dtype(input, weight)
+            state = input.new_zeros([CrossEntropy.state_fields(options), *rows], dtype=compute)
+            return input.new_zeros(rows, dtype=compute), state
         shares = _Shares(input, target, weight, sample_weight, options)
         y = scaled_and_capped(input.to(shares.compute), options)
         maximum = y.detach().amax(1, keepdim=True)
@@ -131,6 +136,8 @@ class CrossEntropy(Loss):
         options: Options,
     ) -> Tensor:
         """The gradient by the logits; `grad_output` is one number, or one a row."""
+        if not input.shape[1]:
+            return torch.zeros_like(input)
         shares = _Shares(input, target, weight, sample_weight, options)
         y, _ = shares.hide(scaled_and_capped(input.to(shares.compute), options), None)
         g = shares.incoming(per_class(grad_output), shares.total, shares.hidden)
@@ -268,7 +275,7 @@ class _Shares(RowWeights):
         at_target = p.gather(1, self.target)
         p = replaced(p, self.target, 0)
         # p_t - 1 = -Σ_{j≠t} p_j: the one where p_t is small, the other where it is close to 1.
-        of_target = self.own * torch.where(at_target < 0.5, at_target - 1, -p.sum(1, keepdim=True))
+        of_target = self.own * torch.where(at_target > 0.5, -p.sum(1, keepdim=True), at_target - 1)
         if has_more:
             of_target = of_target + smoothing * at_target
         gradient = p * (pull * g)
