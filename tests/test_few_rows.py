@@ -247,6 +247,14 @@ def test_other_layouts_are_named(name: str, make: Callable[[Tensor], Tensor]) ->
             LOSSES[name](input, make(target))
 
 
+@each_loss
+def test_a_profile_shows_the_loss(name: str) -> None:
+    input, target = example(name)
+    with torch.no_grad(), torch.autograd.profiler.profile() as profile:
+        LOSSES[name](input, target)
+    assert f"torchlosses::{name}" in {event.key for event in profile.key_averages()}
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_a_mean_over_nothing(reduction: str, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, options in (("cross_entropy", {}), ("binary_cross_entropy_with_logits", {"ignore_index": -100})):

@@ -49,7 +49,7 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from torch import Tensor, nn
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function, forward_ad, profiler
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._pytree import tree_map_only
 
@@ -341,6 +341,7 @@ class Loss:
             and not target.requires_grad
             and _is_plain(input)
             and _lie_plainly(input, target)
+            and not profiler._is_profiler_enabled
         ):
             followed = torch.is_grad_enabled() and input.requires_grad
             along = followed and options.gradients and not saved_tensors_have_hooks()
