@@ -250,7 +250,8 @@ def test_other_layouts_are_named(name: str, make: Callable[[Tensor], Tensor]) ->
 @each_loss
 def test_a_profile_shows_the_loss(name: str) -> None:
     input, target = example(name)
-    with torch.no_grad(), torch.autograd.profiler.profile() as profile:
+    profile = torch.autograd.profiler.profile()
+    with torch.no_grad(), profile:
         LOSSES[name](input, target)
     assert f"torchlosses::{name}" in {event.key for event in profile.key_averages()}
 

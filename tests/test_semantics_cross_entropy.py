@@ -292,9 +292,11 @@ def test_infinity_and_nan_give_nan(value: float, place: int, soft: bool, label_s
 def test_one_class(value: float) -> None:
     for target in (torch.tensor([0]), torch.tensor([[1.0]])):
         loss, gradient = _loss_and_gradient(torch.tensor([[5.0]]), target)
-        assert loss == 0 and gradient == 0
+        assert loss == 0
+        assert gradient == 0
         loss, gradient = _loss_and_gradient(torch.tensor([[value]]), target)
-        assert loss.isnan() and gradient.isnan()
+        assert loss.isnan()
+        assert gradient.isnan()
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -431,7 +433,7 @@ def test_every_derivative_without_classes(shape: tuple[int, ...], soft: bool, re
     assert loss.isnan() if reduction == "mean" else (loss == 0).all()
     followed = [tensor for tensor in (input, target, weight, sample_weight) if tensor.requires_grad]
     first = torch.autograd.grad(loss.sum(), followed, create_graph=True)
-    second = torch.autograd.grad(sum(part.sum() for part in first), followed, materialize_grads=True)
+    second = torch.autograd.grad(torch.stack([part.sum() for part in first]).sum(), followed, materialize_grads=True)
     for tensor, *gradients in zip(followed, first, second, strict=True):
         for gradient in gradients:
             torch.testing.assert_close(gradient.detach(), torch.zeros_like(tensor.detach()))

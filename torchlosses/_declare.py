@@ -337,9 +337,9 @@ class Loss:
         if (
             few is not None
             and options.reduction != "none"
+            and _is_plain(input)
             and 0 < input.numel() <= FEW
             and not target.requires_grad
-            and _is_plain(input)
             and _lie_plainly(input, target)
             and not profiler._is_profiler_enabled
         ):
