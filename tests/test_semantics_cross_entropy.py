@@ -316,6 +316,40 @@ def test_ignored_row_equals_a_removed_row_whatever_it_holds(
     assert (gradient[2] == 0).all()
 
 
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+@pytest.mark.parametrize("weightless", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"logit_softcap": 5.0}, {"logit_scale": 0.0}, {"logit_scale": -2.0, "logit_softcap": 5.0}], ids=str
+)
+def test_hidden_rows_leave_no_trace_under_a_scale_and_a_soft_cap(
+    value: float, weightless: bool, options: dict[str, Any]
+) -> None:
+    logits, target = _logits(4, 3, dtype=torch.float64), torch.tensor([0, 1, -100, 2])
+    logits[2] = value
+    if weightless:
+        target[2] = 1
+        options = {**options, "sample_weight": torch.tensor([1.0, 1.0, 0.0, 1.0])}
+
+    def loss(logits: Tensor) -> Tensor:
+        return cross_entropy(logits, target, **options)
+
+    keep = [0, 1, 3]
+    plain = {name: option for name, option in options.items() if name != "sample_weight"}
+    for derivative in (torch.func.grad, torch.func.hessian):
+        found = derivative(loss)(logits)
+        expected = derivative(lambda kept: cross_entropy(kept, target[keep], **plain))(logits[keep])
+        if derivative is torch.func.hessian:
+            assert (found[2] == 0).all()
+            assert (found[:, :, 2] == 0).all()
+            found = found[keep][:, :, keep]
+        else:
+            assert (found[2] == 0).all()
+            found = found[keep]
+        torch.testing.assert_close(found, expected)
+    _, gradient = _loss_and_gradient(logits, target, **options)
+    assert (gradient[2] == 0).all()
+
+
 def test_row_of_weight_zero_equals_a_removed_row() -> None:
     logits, target = _logits(4, 3), torch.tensor([0, 1, 2, 1])
     logits[2] = NAN

@@ -191,6 +191,18 @@ def test_infinite_logits_of_binary_cross_entropy() -> None:
     assert torch.autograd.grad(losses.sum(), x)[0].tolist() == [0, 0, 1, -1]
 
 
+@each_pair
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_nan_passes_through(name: str, reduction: str) -> None:
+    loss, _, options = PAIRS[name]
+    x, t = arguments(name, (4,))
+    x[1] = math.nan
+    value, *gradients = value_and_gradients(loss, x, t, reduction=reduction, **options)
+    assert value.isnan().tolist() == ([False, True, False, False] if reduction == "none" else True)
+    for gradient in gradients:
+        assert gradient.isnan().tolist() == [False, True, False, False]
+
+
 def test_ignored_elements_leave_no_trace() -> None:
     x, t = drawn(6), drawn(6, seed=1).sigmoid()
     t[2] = x[2] = -1

@@ -100,11 +100,12 @@ class CrossEntropy(Loss):
             state = input.new_zeros([CrossEntropy.state_fields(options), *rows], dtype=compute)
             return input.new_zeros(rows, dtype=compute), state
         shares = _Shares(input, target, weight, sample_weight, options)
-        y = scaled_and_capped(input.to(shares.compute), options)
+        x = input.to(shares.compute)
+        y = scaled_and_capped(x, options)
         maximum = y.detach().amax(1, keepdim=True)
-        y, hidden = shares.hide(y, maximum)
-        if hidden is not None:
-            maximum = maximum.masked_fill(hidden, 0)
+        _, y = shares.hide(x, y, maximum, options)
+        if shares.hidden is not None:
+            maximum = maximum.masked_fill(shares.hidden, 0)
         shifted = y - maximum
         dot = shares.dot(shifted)
         i = shares.target if shares.indices else shifted.argmax(1, keepdim=True)
@@ -139,13 +140,14 @@ class CrossEntropy(Loss):
         if not input.shape[1]:
             return torch.zeros_like(input)
         shares = _Shares(input, target, weight, sample_weight, options)
-        y, _ = shares.hide(scaled_and_capped(input.to(shares.compute), options), None)
+        x = input.to(shares.compute)
+        x, y = shares.hide(x, scaled_and_capped(x, options), None, options)
         g = shares.incoming(per_class(grad_output), shares.total, shares.hidden)
         p = torch.softmax(y, 1)
         drawn: Tensor | None = None
         if options.z_loss:
             drawn = (2 * options.z_loss * torch.logsumexp(y, 1, keepdim=True)).masked_fill(shares.total == 0, 0)
-        return times_slope(shares.gradient(p, drawn, g), input.to(shares.compute), options)
+        return times_slope(shares.gradient(p, drawn, g), x, options)
 
     @staticmethod
     def state_fields(options: Options) -> int:
@@ -225,16 +227,17 @@ class _Shares(RowWeights):
             self.share = share if weight is None else share * weight
             self.total = self.share.sum(1, keepdim=True)
 
-    def hide(self, y: Tensor, maximum: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The logits, with zeros in rows that leave no trace and are not finite; and which these are."""
+    def hide(self, x: Tensor, y: Tensor, maximum: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:
+        """The logits, with zeros in rows that leave no trace and are not finite; and what they are scaled and capped."""
         without = self.without_trace(self.total)
         # Where looking is free and nobody follows, most batches need no further pass.
         if may_look(y) and not bool(without.any()):
-            return y, None
+            return x, y
         if maximum is None:
             maximum = y.detach().amax(1, keepdim=True)
         self.hidden = without & maximum.isfinite().logical_not()
-        return y.masked_fill(self.hidden, 0), self.hidden
+        x = x.masked_fill(self.hidden, 0)
+        return x, scaled_and_capped(x, options)
 
     def dot(self, shifted: Tensor) -> Any:
         """Σ_c a_c (x_c - m), of class indices without the target's own part. A class without a share has no effect."""

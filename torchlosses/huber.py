@@ -92,7 +92,7 @@ class SmoothL1(Elementwise):
         """The elements' losses."""
         x, t = elements(input, target, weight, sample_weight)
         e, beta = x - t, options.beta
-        return weighted(e.abs() if beta == 0 else _huber(e, beta) / beta, weight, sample_weight)
+        return weighted(e * _sign(e) if beta == 0 else _huber(e, beta) / beta, weight, sample_weight)
 
     @staticmethod
     def backward(
@@ -106,7 +106,13 @@ class SmoothL1(Elementwise):
         """The gradient by `input`."""
         x, t = elements(input, target, weight, sample_weight)
         e, beta = x - t, options.beta
-        return weighted(grad_output * (e.sign() if beta == 0 else (e / beta).clamp(-1, 1)), weight, sample_weight)
+        slope = _sign(e) if beta == 0 else (e / beta).clamp(-1, 1)
+        return weighted(grad_output * slope, weight, sample_weight)
+
+
+def _sign(e: Tensor) -> Tensor:
+    # That of nan is nan; torch.sign, and the derivative of torch.abs, say 0.
+    return torch.where(e.isnan(), e, e.sign())
 
 
 def _huber(e: Tensor, delta: float) -> Tensor:
