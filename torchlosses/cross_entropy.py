@@ -228,7 +228,7 @@ class _Shares(RowWeights):
             self.total = self.share.sum(1, keepdim=True)
 
     def hide(self, x: Tensor, y: Tensor, maximum: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:
-        """The logits, with zeros in rows that leave no trace and are not finite; and what they are scaled and capped."""
+        """The logits, with zeros in rows that leave no trace and are not finite, and what is made of them."""
         without = self.without_trace(self.total)
         # Where looking is free and nobody follows, most batches need no further pass.
         if may_look(y) and not bool(without.any()):
