@@ -222,6 +222,9 @@ def test_options_of_the_wrong_type() -> None:
         CrossEntropyLoss(ignore_index=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'avg' is not a valid value for reduction"):
         CrossEntropyLoss(reduction="avg")  # type: ignore[arg-type]
+    for z_loss in (None, "", []):
+        with pytest.raises(TypeError, match="z_loss must be a float"):
+            cross_entropy(_logits(4, 3), torch.tensor([0, 1, 2, 0]), z_loss=z_loss)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("legacy", [{"size_average": True}, {"size_average": False}, {"reduce": False}])

@@ -125,11 +125,19 @@ def test_huber_of_large_errors() -> None:
 
 def test_options_of_huber_and_smooth_l1() -> None:
     x = torch.zeros(2)
-    for call in (lambda: huber_loss(x, x, delta=0.0), lambda: torchlosses.HuberLoss(delta=-1.0)):
+    for call in (
+        lambda: huber_loss(x, x, delta=0.0),
+        lambda: huber_loss(x, x, delta=math.inf),
+        lambda: torchlosses.HuberLoss(delta=-1.0),
+    ):
         with pytest.raises(RuntimeError, match="delta must be positive") as caught:
             call()
         assert isinstance(caught.value, ValueError)
-    for call in (lambda: smooth_l1_loss(x, x, beta=-1.0), lambda: torchlosses.SmoothL1Loss(beta=-1.0)):
+    for call in (
+        lambda: smooth_l1_loss(x, x, beta=-1.0),
+        lambda: smooth_l1_loss(x, x, beta=math.inf),
+        lambda: torchlosses.SmoothL1Loss(beta=-1.0),
+    ):
         with pytest.raises(RuntimeError, match="beta must be finite and not negative") as caught:
             call()
         assert isinstance(caught.value, ValueError)

@@ -492,7 +492,8 @@ def cross_entropy(
         weight is normalizer is sample_weight is logit_softcap is loss_dtype is None
         and empty == "nan"
         and dim == 1
-        and not (z_loss or return_stats)
+        and z_loss == 0
+        and not return_stats
         and logit_scale == 1
         and type(target) is Tensor
         and isinstance(input, Tensor)

@@ -158,7 +158,7 @@ def huber_loss(
         A scalar, or with 'none' a tensor of the common shape. Dtypes as in `mse_loss`.
 
     Raises:
-        ValueError: `delta` is not positive (a RuntimeError too, as in torch), or another option is none of its values;
+        ValueError: `delta` is not positive and finite (a RuntimeError too), or another option is none of its values;
             `weight` has another shape than `input`; the shapes differ and `broadcast` is 'error'.
         RuntimeError: The shapes do not broadcast, or the tensors are on different devices.
         NotImplementedError: Both tensors are integer, or one is complex.
@@ -236,7 +236,7 @@ def smooth_l1_loss(
         A scalar, or with 'none' a tensor of the common shape. Dtypes as in `mse_loss`.
 
     Raises:
-        ValueError: `beta` is negative (a RuntimeError too, as in torch), or another option is none of its values;
+        ValueError: `beta` is negative or not finite (a RuntimeError too), or another option is none of its values;
             the shapes differ and `broadcast` is 'error'.
         RuntimeError: The shapes do not broadcast, or the tensors are on different devices.
         NotImplementedError: Both tensors are integer, or one is complex.

@@ -147,7 +147,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
-    """What runs on the CPU: follow TORCHLOSSES_BACKEND: 'auto' (default), 'native', 'triton' or 'eager'.
+    """What runs on the CPU: follow TORCHLOSSES_BACKEND: 'auto' (default, also of an empty one), 'native', 'triton' or 'eager'.
 
     'triton' is about GPUs; only where Triton interprets (TRITON_INTERPRET=1) does it run on the CPU.
 
@@ -158,7 +158,7 @@ def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
         ImportError: 'native' is asked for and this installation has no compiled operators; or it has, and they cannot
             be loaded.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
+    wanted = os.environ.get(VARIABLE) or "auto"
     if wanted not in CHOICES:
         raise ValueError(f"{VARIABLE}={wanted!r} is not a backend: expected one of {', '.join(CHOICES)}.")
     if wanted == "eager":
@@ -197,7 +197,7 @@ def choose_for_gpu() -> Backend:
     Raises:
         ImportError: 'triton' is asked for and cannot be imported.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
+    wanted = os.environ.get(VARIABLE) or "auto"
     if wanted == "eager":
         return Backend("eager", f"{VARIABLE}=eager asks for it")
     if importlib.util.find_spec("triton") is not None:
