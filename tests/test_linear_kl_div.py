@@ -991,14 +991,6 @@ class TestErrors:
         with pytest.raises(error, match=message):
             linear_kl_div(**{**student(), **change})
 
-    def test_dtensors(self) -> None:
-        from torch.distributed.tensor import DTensor
-
-        tensors = student()
-        tensors["student_weight"] = torch.empty(0).as_subclass(DTensor)
-        with pytest.raises(NotImplementedError, match=r"linear_kl_div takes no DTensors: .* \.full_tensor\(\)"):
-            linear_kl_div(**tensors, **LOGITS)
-
     def test_a_tensor_subclass_may_take_over(self) -> None:
         class Marked(Tensor):
             @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -537,15 +537,6 @@ def check_teacher(function: str, given: dict[str, Any], further: dict[str, Any])
             "which is taken as it is: leave them out."
         )
     return chosen[0]
-
-
-def check_no_dtensors(function: str, tensors: Iterable[Any]) -> None:
-    if any(type(tensor).__name__ == "DTensor" for tensor in tensors):
-        raise NotImplementedError(
-            f"{function} takes no DTensors: give each process its own rows with .to_local(), the weights whole with "
-            ".full_tensor(), through which the gradient goes back, and as normalizer the number of rows of all "
-            "processes."
-        )
 
 
 def check_teacher_rows(function: str, name: str, tensor: Tensor, rows: list[int], last: int | str) -> None:

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, result_dtype
+from torchlosses._declare import Loss, autocast_enabled, result_dtype, taken_over
 from torchlosses._module import LossModule, Result_co, intercepted, overridden
 from torchlosses._options import FOUND, FurtherOptions, RowStatistics, statistics_of, with_z_loss
 from torchlosses._row_blocks import over_given
@@ -612,21 +612,24 @@ def each_place(
     indices: bool,
 ) -> list[tuple[Tensor | None, ...]]:
     """The arguments as rows, for each of the places that a linear_weight with more than two dimensions has."""
-    features = input.shape[-1]
-    count = math.prod(input.shape[:-1])
-    rows = input.reshape(count, features)
+    features, classes, dimensions = input.shape[-1], linear_weight.shape[0], input.dim() - 1
+    rows = flat_rows(input, dimensions)
     if linear_weight.dim() == 2:
-        flat = target.reshape(count) if indices else target.reshape(count, linear_weight.shape[0])
-        return [
-            (rows, linear_weight, linear_bias, flat, None if sample_weight is None else sample_weight.reshape(count))
-        ]
-    classes = linear_weight.shape[0]
-    places = math.prod(linear_weight.shape[1:-1])
+        samples = None if sample_weight is None else flat_rows(sample_weight, dimensions)
+        return [(rows, linear_weight, linear_bias, flat_rows(target, dimensions), samples)]
+    count, places = rows.shape[0], math.prod(linear_weight.shape[1:-1])
     weights = linear_weight.reshape(classes, places, features).unbind(1)
     biases = [None] * places if linear_bias is None else linear_bias.reshape(classes, places).unbind(1)
     targets = target.reshape(count, places) if indices else target.reshape(count, classes, places)
-    samples = [None] * places if sample_weight is None else sample_weight.reshape(count, places).unbind(1)
+    samples: Any = [None] * places if sample_weight is None else sample_weight.reshape(count, places).unbind(1)
     return [(rows, *others) for others in zip(weights, biases, targets.unbind(-1), samples, strict=True)]
+
+
+def flat_rows(tensor: Tensor, dimensions: int) -> Tensor:
+    """The first dimensions as one: a view, where there can be one."""
+    if (dtensors := taken_over(tensor)) is not None:
+        tensor = dtensors.flattenable(tensor, dimensions)
+    return tensor.reshape(math.prod(tensor.shape[:dimensions]), *tensor.shape[dimensions:])
 
 
 class _FurtherOptions(FurtherOptions, total=False):

@@ -46,11 +46,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, result_dtype
+from torchlosses._declare import Loss, autocast_enabled, result_dtype, taken_over
 from torchlosses._module import LossModule, intercepted, overridden
 from torchlosses._row_blocks import over_given
 from torchlosses._rows import compute_dtype, soft_cap, soft_cap_slope, wide_sum
 from torchlosses.kernels.linear import FEW_BLOCKS, WIDENED_CLASSES, default_block_rows, product
+from torchlosses.linear_cross_entropy import flat_rows
 
 _FUNCTION = "linear_kl_div"
 TopK: TypeAlias = tuple[Tensor, Tensor]
@@ -604,7 +605,6 @@ def linear_kl_div(
     if intercepted(*tensors):
         arguments = {name: value for name, value in locals().items() if name not in ("tensors", "pair")}
         return overridden(linear_kl_div, tensors, arguments)
-    _validation.check_no_dtensors(_FUNCTION, tensors)
     _validation.check_divergence_reduction(reduction)
     _validation.check_gradient_option(gradient)
     beta = _validation.check_divergence(divergence, beta)
@@ -642,7 +642,6 @@ def linear_kl_div(
         )
     if block_rows is None:
         block_rows = default_block_rows(classes, student_dtype.itemsize, student_input.device.type)
-    count = math.prod(shape)
     settings = Options(
         reduction,
         0.0 if empty == "zero" else math.nan,
@@ -662,12 +661,12 @@ def linear_kl_div(
         block_rows,  # type: ignore[arg-type]
     )
     loss, _ = LinearKLDivergence.apply(
-        student_input.reshape(count, student_input.shape[-1]),
+        flat_rows(student_input, len(shape)),
         student_weight,
         student_bias,
-        teacher.detach().reshape(count, teacher.shape[-1]),
+        flat_rows(teacher.detach(), len(shape)),
         *(None if tensor is None else tensor.detach() for tensor in (teacher_weight, teacher_bias)),
-        None if indices is None else indices.to(torch.int64).reshape(count, indices.shape[-1]),
+        None if indices is None else flat_rows(indices.to(torch.int64), len(shape)),
         sample_weight,
         normalizer=normalizer,
         options=settings,
@@ -714,6 +713,8 @@ def _of_rows(
     """The rows' weights: 0 where a label is to be ignored; None where all count alike."""
     shape = input.shape[:-1]
     _validation.check_same_device(_FUNCTION, input, target=target, sample_weight=sample_weight)
+    if (dtensors := taken_over(target, sample_weight)) is not None:
+        target, sample_weight = dtensors.alike(_FUNCTION, (target, sample_weight))
     if sample_weight is not None:
         _validation.check_sample_weight(_FUNCTION, sample_weight, shape)
         sample_weight = sample_weight.to(compute).expand(shape)
@@ -721,7 +722,7 @@ def _of_rows(
         _validation.check_labels(_FUNCTION, target, shape)
         found = torch.ones_like(target, dtype=compute) if sample_weight is None else sample_weight
         sample_weight = found.masked_fill(target == ignore_index, 0)
-    return None if sample_weight is None else sample_weight.reshape(math.prod(shape))
+    return None if sample_weight is None else flat_rows(sample_weight, len(shape))
 
 
 class LinearKLDivLoss(LossModule, nn.Module):
