@@ -1069,6 +1069,34 @@ class TestPrecision:
         unit = torch.finfo(dtype).eps
         assert_close(found, torch.autograd.grad(expected, leaves), rtol=4 * unit, atol=unit)
 
+    @pytest.mark.parametrize("scale", [1.0, 65536.0])
+    @pytest.mark.parametrize("function", [linear_cross_entropy, torchlosses.linear_kl_div])
+    def test_gradients_of_one_of_many_rows_keep_their_digits_in_float16(self, function: Any, scale: float) -> None:
+        """1e-6 (p - q) is next to nothing in float16; GradScaler's factor arrives with the backward only."""
+        generator = torch.Generator().manual_seed(0)
+        x, weight, teacher = (torch.randn(shape, generator=generator) for shape in ((5, 4), (64, 4), (5, 64)))
+
+        def gradient(to: torch.dtype, loss: Any) -> Tensor:
+            # A weight as it is trained under autocast.
+            leaf = weight.half().to(to).requires_grad_()
+            with torch.autocast("cpu", dtype=torch.float16, enabled=to == torch.float32):
+                (found,) = torch.autograd.grad(loss(x.half().to(to), leaf) * scale, leaf)
+            return found.double()
+
+        def ours(x: Tensor, weight: Tensor) -> Tensor:
+            if function is linear_cross_entropy:
+                return linear_cross_entropy(x, weight, torch.arange(5), normalizer=1e6)
+            return torchlosses.linear_kl_div(x, weight, teacher_logits=teacher, normalizer=1e6)
+
+        def plain(x: Tensor, weight: Tensor) -> Tensor:
+            log_p = (x @ weight.t()).log_softmax(1)
+            if function is linear_cross_entropy:
+                return F.nll_loss(log_p, torch.arange(5), reduction="sum") / 1e6
+            return F.kl_div(log_p, teacher.double().softmax(1), reduction="sum") / 1e6
+
+        truth = gradient(torch.float64, plain)
+        assert (gradient(torch.float32, ours) - truth).abs().max() < 2e-3 * truth.abs().max()
+
     def test_autocast_with_mixed_operands(self) -> None:
         drawn = tensors()
         x, weight = drawn["input"].bfloat16(), drawn["linear_weight"].float().requires_grad_()

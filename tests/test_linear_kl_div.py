@@ -719,7 +719,7 @@ class TestCost:
         tensors.pop("student_bias")
         given.pop("teacher_bias", None)
         order = ("teacher_input", "teacher_logits", "teacher_weight")
-        shapes = [tuple(t.shape) for t in tensors.values()] + [None]
+        shapes = [tuple(t.shape) for t in tensors.values()] + [None] * 3
         shapes += [tuple(given[name].shape) for name in order if name in given] + [None] * 4
         for wanted in ((), STUDENT[:1], STUDENT[:2]):
             own = {name: tensor.requires_grad_(name in wanted) for name, tensor in student().items() if name in tensors}

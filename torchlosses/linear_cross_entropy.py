@@ -63,6 +63,7 @@ class LinearLoss(Loss, abstract=True):
 
     Attributes:
         of_logits: The loss, whose tensors behind its first follow the operands of the product.
+        problem: How its kernels see the rows.
         split: Whether each process has some of the classes.
     """
 
@@ -70,8 +71,16 @@ class LinearLoss(Loss, abstract=True):
     derived = 5
     kernels = linear
     scales = True
-    of_logits: type[Loss]
+    of_logits: Any
+    problem = linear.Problem
     split = False
+
+    @classmethod
+    def apply(cls, *tensors: Any, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
+        """The loss, and the rows' state; in float16 without the gradients along with it."""
+        if linear.is_narrow(options):
+            options = options._replace(gradients=0)
+        return super().apply(*tensors, normalizer=normalizer, options=options)
 
     @classmethod
     def forward(cls, *tensors_and_options: Any) -> tuple[Tensor, Tensor]:
@@ -155,16 +164,31 @@ class LinearLoss(Loss, abstract=True):
 
         Operands and sample weights have zeros in rows that leave no trace and are not finite.
         """
-        (x, linear_weight, linear_bias, a, b), others = tensors[: cls.derived], list(tensors[cls.derived :])
+        (x, linear_weight, linear_bias, a, b), others = tensors[: cls.derived], tensors[cls.derived :]
         without = cls.without_trace(*others, options)
         if without is not None:
-            hidden = without & x.isfinite().all(1).logical_not()
-            x = x.masked_fill(hidden.unsqueeze(1), 0)
-            if cls.tensors[-1] == "sample_weight?" and others[-1] is not None:
-                others[-1] = others[-1].masked_fill(hidden, 0)
+            hidden = without & (x.isfinite().all(1) & cls.is_usual(others, linear_weight.shape[0])).logical_not()
+            x, others = x.masked_fill(hidden.unsqueeze(1), 0), cls.hide(hidden, others)
         x, a = cls.entering(x, options), None if a is None else cls.entering(a, options)
         operands = (x, linear_weight, linear_bias, a, b)
-        return [None if t is None else t.to(options.product_dtype) for t in operands], others
+        return [None if t is None else t.to(options.product_dtype) for t in operands], list(others)
+
+    @staticmethod
+    def is_usual(others: Sequence[Any], classes: int) -> Any:
+        """Whether the tensors behind the operands let a row's numbers be finite."""
+        return True
+
+    @classmethod
+    def hide(cls, hidden: Tensor, others: Sequence[Any]) -> Sequence[Any]:
+        """The tensors behind the operands, with zeros in the sample weights of the rows to hide."""
+        if cls.tensors[-1] != "sample_weight?" or others[-1] is None:
+            return others
+        return *others[:-1], others[-1].masked_fill(hidden, 0)
+
+    @staticmethod
+    def state_fields(options: Any) -> int:
+        """None."""
+        return 0
 
     @staticmethod
     def entering(tensor: Tensor, options: Any) -> Tensor:
@@ -421,7 +445,7 @@ def linear_cross_entropy(
         gradient: When the gradients by `input`, `linear_weight`, `linear_bias` and `low_rank` are computed. 'forward'
             computes them along with a loss that is one number, in three products; they take their memory until the
             backward, which multiplies them by the incoming gradient. 'backward' holds nothing and computes the logits
-            twice.
+            twice; float16 products always do, as the incoming gradient has the factor that keeps theirs large.
 
     Returns:
         A scalar, or with 'none' one loss a row: the shape of class indices. With `return_stats` a pair of that and a

@@ -31,7 +31,6 @@ from torchlosses.cross_entropy import CrossEntropy
 from torchlosses.distributed import _agreement, _groups
 from torchlosses.distributed._split import SplitCrossEntropy, SplitLinearCrossEntropy
 from torchlosses.linear_cross_entropy import LinearCrossEntropy, LinearLoss
-from torchlosses.linear_kl_div import LinearKLDivergence
 
 _SPLIT: dict[Any, Any] = {CrossEntropy: SplitCrossEntropy, LinearCrossEntropy: SplitLinearCrossEntropy}
 # What stands along the dimensions of the tensors of rows: samples n, classes c, further places m, features f, and
@@ -40,7 +39,7 @@ _CLASSES, _ROWS = "c", "nm"
 _OF_LINEAR = {
     "input": "nf", "linear_weight": "cf", "linear_bias": "c", "low_rank_a": "rf", "low_rank_b": "cr", "target": "nc",
     "weight": "w", "sample_weight": "n", "teacher": "nk", "teacher_weight": "ck", "teacher_bias": "c",
-    "teacher_indices": "nk", "student_input": "nf", "student_weight": "cf", "student_bias": "c",
+    "teacher_indices": "nk",
 }  # fmt: skip
 
 
@@ -163,7 +162,7 @@ def _labels_of(loss: Any, tensors: Sequence[Tensor | None]) -> list[str]:
     assert input is not None
     if loss.elementwise:
         return [string.ascii_uppercase[: input.dim()]] * len(tensors)
-    if issubclass(loss, (LinearLoss, LinearKLDivergence)):
+    if issubclass(loss, LinearLoss):
         of_linear = [_OF_LINEAR[name.rstrip("?")] for name in loss.tensors]
         return [along[: 2 if t is None else t.dim()] for t, along in zip(tensors, of_linear, strict=True)]
 
