@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import sys
@@ -17,11 +18,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from torchlosses import (
+    LinearCrossEntropyLoss,
+    LinearKLDivLoss,
     binary_cross_entropy_with_logits,
     cee_loss,
     cross_entropy,
@@ -587,6 +591,26 @@ def check_distillation_of_dtensors(rank: int, processes: int) -> None:
     assert has_it or "rows of another process are wrong" in message
 
 
+def check_fully_sharded_modules(rank: int, processes: int) -> None:
+    """FSDP2 gives the module itself another class and the weight to its forward whole; gradients are averages."""
+    tensors = drawn("index")
+    own = slice(rank, ROWS, processes)
+    for kind, target in (
+        (LinearCrossEntropyLoss, {"target": tensors["target"]}),
+        (LinearKLDivLoss, {"teacher_logits": tensors["logits"]}),
+    ):
+        module: Any = kind(FEATURES, CLASSES, dtype=torch.float64)
+        with torch.no_grad():
+            module.linear.weight.copy_(tensors["linear_weight"])
+        whole = copy.deepcopy(module)
+        fully_shard(module)
+        module(tensors["input"][own], **{name: tensor[own] for name, tensor in target.items()}).backward()
+        each = [slice(process, ROWS, processes) for process in range(processes)]
+        losses = [whole(tensors["input"][rows], **{name: t[rows] for name, t in target.items()}) for rows in each]
+        torch.stack(losses).mean().backward()
+        assert_close(gathered(module.linear.weight.grad), whole.linear.weight.grad)
+
+
 def check_against_loss_parallel(rank: int, processes: int) -> None:
     """PyTorch's own, for what it can do: a mean over class indices, without smoothing."""
     from torch.distributed.tensor.parallel import loss_parallel
@@ -1056,6 +1080,7 @@ CHECKS = [
     check_dtensor,
     check_every_loss_of_dtensors,
     check_distillation_of_dtensors,
+    check_fully_sharded_modules,
     check_against_loss_parallel,
     check_corners,
     check_precision,
