@@ -28,6 +28,7 @@ from torchlosses.testing.checks.cost import peak_bytes
 
 ROWS, FEATURES, CLASSES = 7, 4, 5
 BLOCK = 3
+INF = float("inf")
 
 
 def textbook(
@@ -1171,6 +1172,23 @@ class TestModule:
             losses.append(loss.item())
         assert losses[-1] < 0.5 * losses[0]
 
+    def test_of_a_layer_with_several_places(self) -> None:
+        layer = nn.Linear(FEATURES, 2 * CLASSES)
+        module = LinearCrossEntropyLoss.of(layer, out_features=(2,))
+        x, target = torch.randn(3, FEATURES), torch.randint(CLASSES, (3, 2))
+        assert module.num_classes == CLASSES
+        assert_close(module(x, target), F.cross_entropy(layer(x).unflatten(1, (CLASSES, 2)), target))
+        with pytest.raises(ValueError, match=r"10 out_features is none for the out_features=\(3,\)"):
+            LinearCrossEntropyLoss.of(layer, out_features=(3,))
+
+    @pytest.mark.parametrize("kind", [LinearCrossEntropyLoss, torchlosses.LinearKLDivLoss])
+    def test_of_what_is_no_layer(self, kind: Any) -> None:
+        for other in (torch.ones(4, 2), nn.Conv2d(2, 4, 1)):
+            with pytest.raises(
+                TypeError, match=rf"{kind.__name__}.of: expected a torch.nn.Linear.*{type(other).__name__}"
+            ):
+                kind.of(other)
+
     def test_copies_and_speaks_for_itself(self) -> None:
         module = LinearCrossEntropyLoss(FEATURES, CLASSES, weight=torch.ones(CLASSES), z_loss=0.1, logit_softcap=5.0)
         x, target = torch.randn(2, 3, FEATURES), torch.randint(CLASSES, (2, 3))
@@ -1194,6 +1212,11 @@ class TestErrors:
             ({"normalizer": 2.0, "reduction": "sum"}, ValueError, "normalizer is what reduction='mean' divides by"),
             ({"normalizer": -2.0}, ValueError, "normalizer must be finite and not negative, but got -2.0"),
             ({"normalizer": torch.ones(3)}, ValueError, r"one number, but got a tensor of shape \(3,\)"),
+            ({"low_rank": torch.ones(3)}, TypeError, r"low_rank must be \(A, B, scale\) or None, but got Tensor"),
+            ({"low_rank": 2}, TypeError, "low_rank must be .* but got int"),
+            ({"low_rank": (torch.ones(1, 4), torch.ones(5, 1), INF)}, ValueError, "scale of low_rank must be finite"),
+            ({"low_rank": (torch.ones(1, 4).long(), torch.ones(5, 1), 1.0)}, RuntimeError, "floating-point A of low_r"),
+            ({"logit_scale": torch.ones((), requires_grad=True)}, TypeError, "got a tensor that requires grad"),
             ({"sample_weight": torch.ones(3)}, ValueError, r"sample_weight must broadcast to one weight a row, \(7,\)"),
             ({"sample_weight": torch.ones(2, 7)}, ValueError, "sample_weight must broadcast"),
             ({"block_rows": 0}, ValueError, "block_rows must be at least 1, but got 0"),

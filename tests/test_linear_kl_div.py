@@ -937,6 +937,7 @@ class TestErrors:
             ({**LOGITS, "normalizer": 2.0, "reduction": "sum"}, ValueError, "normalizer is what reduction='mean'"),
             ({**LOGITS, "block_rows": 0}, ValueError, "block_rows must be at least 1, but got 0"),
             ({**LOGITS, "empty": "inf"}, ValueError, "'inf' is not a valid value for empty"),
+            ({**LOGITS, "sample_weight": 2.0}, TypeError, "sample_weight must be a Tensor, but got float"),
             ({**LOGITS, "sample_weight": torch.ones(3)}, ValueError, r"sample_weight must broadcast to .* \(7,\)"),
             ({**LOGITS, "target": torch.ones(3).long()}, ValueError, r"expected a target of shape \(7,\)"),
             ({**LOGITS, "target": torch.ones(7)}, RuntimeError, "of an integer dtype, but got Float; a mask goes"),

@@ -483,7 +483,7 @@ def linear_cross_entropy(
     Source: as for `cross_entropy`; the z-loss from A. Chowdhery et al., *PaLM* (2022), section 5; the soft cap from
     Gemma Team, *Gemma 2* (2024), section 2.
     """
-    tensors = (input, linear_weight, target, linear_bias, weight, sample_weight, *(low_rank or ())[:2])
+    tensors = (input, linear_weight, target, linear_bias, weight, sample_weight, *_validation.pair_of(low_rank))
     if intercepted(*tensors):
         arguments = {name: value for name, value in locals().items() if name != "tensors"}
         return overridden(linear_cross_entropy, tensors, arguments)
@@ -869,8 +869,15 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
     @classmethod
     def of(cls, linear: nn.Linear, **options: Any) -> Any:
         """The loss of an existing linear layer, whose weight and bias it shares; `options` as in the constructor."""
+        _validation.check_linear_layer(f"{cls.__name__}.of", linear)
+        places = math.prod(options.get("out_features", ()))
+        if not places or linear.out_features % places:
+            raise ValueError(
+                f"{cls.__name__}.of: a layer of {linear.out_features} out_features is none for the "
+                f"out_features={options['out_features']!r} of a loss, which has all classes at each of {places} places."
+            )
         make: Any = cls
-        module = make(1, linear.out_features, device="meta", **options)
+        module = make(1, linear.out_features // places, device="meta", **options)
         module.linear = linear
         return module
 

@@ -499,8 +499,7 @@ def linear_kl_div(
     teacher, indices = top_k if top_k is not None else (given[kind], None)
     autocast = _check(student_input, student_weight, student_bias, kind, teacher, teacher_weight, teacher_bias, indices)
     shape, classes = student_input.shape[:-1], student_weight.shape[0]
-    compute = compute_dtype(student_input, teacher, sample_weight)
-    sample_weight = _of_rows(target, ignore_index, sample_weight, student_input, compute)
+    sample_weight = _of_rows(target, ignore_index, sample_weight, student_input, teacher)
     student_dtype, teacher_dtype = student_input.dtype, teacher.dtype
     if autocast:
         product_dtype = torch.get_autocast_dtype(student_input.device.type)
@@ -578,11 +577,12 @@ def _check(
 
 
 def _of_rows(
-    target: Tensor | None, ignore_index: int, sample_weight: Tensor | None, input: Tensor, compute: torch.dtype
+    target: Tensor | None, ignore_index: int, sample_weight: Tensor | None, input: Tensor, teacher: Tensor
 ) -> Tensor | None:
     """The rows' weights: 0 where a label is to be ignored; None where all count alike."""
     shape = input.shape[:-1]
     _validation.check_same_device(_FUNCTION, input, target=target, sample_weight=sample_weight)
+    compute = compute_dtype(input, teacher, sample_weight)
     if (dtensors := taken_over(target, sample_weight)) is not None:
         target, sample_weight = dtensors.alike(_FUNCTION, (target, sample_weight))
     if sample_weight is not None:
@@ -739,6 +739,7 @@ class LinearKLDivLoss(LossModule, nn.Module):
     @classmethod
     def of(cls, linear: nn.Linear, **options: Any) -> LinearKLDivLoss:
         """The loss of an existing linear layer, whose weight and bias it shares; `options` as in the constructor."""
+        _validation.check_linear_layer(f"{cls.__name__}.of", linear)
         module = cls(1, linear.out_features, device="meta", **options)
         module.linear = linear
         return module
