@@ -94,6 +94,16 @@ LIBRARY = torch.library.Library("torchlosses", "FRAGMENT")
 torch.ops.torchlosses.library_in_use = LIBRARY  # type: ignore[assignment]
 
 
+def taken_over(*tensors: Any) -> Any:
+    """The module that computes a loss of these tensors, if there is one for a subclass among them."""
+    for tensor in tensors:
+        if tensor is None or type(tensor) is Tensor or type(tensor) is nn.Parameter:
+            continue
+        if (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
+            return importlib.import_module(module)
+    return None
+
+
 def ragged_dimension(nested: Tensor) -> int:
     """The dimension of a jagged tensor along which its parts differ in size."""
     return nested._ragged_idx  # type: ignore[attr-defined]
@@ -300,11 +310,8 @@ class Loss:
     @classmethod
     def apply(cls, *tensors: Any, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
         """The loss, and the rows' state (None where nothing is kept of it)."""
-        for tensor in (*tensors, normalizer):
-            if tensor is None or type(tensor) is Tensor or type(tensor) is nn.Parameter:
-                continue
-            if (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
-                return importlib.import_module(module).apply(cls, tensors, normalizer, options)
+        if (module := taken_over(*tensors, normalizer)) is not None:
+            return module.apply(cls, tensors, normalizer, options)
         if options.reduction == "mean":
             if normalizer is None:
                 normalizer = cls.denominator(*tensors, options)
