@@ -148,7 +148,9 @@ def run(
         )
         programs, warps = choice.programs, choice.warps
     else:
-        choice = launches.tiles(device, outer, inner, classes, adjacent, state.dtype == torch.float64)
+        # Not only where there are statistics to find: a backward sums shares as its forward did.
+        much = state.dtype == torch.float64 or (probabilities and options.statistics)
+        choice = launches.tiles(device, outer, inner, classes, adjacent, much)
         programs, warps = choice.programs, choice.warps
     if alone:
         programs, warps = 1, max(warps, 4)

@@ -282,7 +282,7 @@ def shares(t, weight, valid, kept, even, PROBABILITIES: tl.constexpr, SMOOTHED: 
     elif WEIGHTED:
         share = weight
     else:
-        share = t * 0.0 + 1.0
+        share = tl.full(t.shape, 1.0, t.dtype)
     return tl.where(valid, share, 0.0)
 
 
