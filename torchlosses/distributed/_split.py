@@ -14,7 +14,8 @@ from the others. That by the class weights, by which each process weighs its own
 
 forward and backward are written in differentiable steps, those in which numbers are sent among them: `_groups` says how
 a derivative passes between what all processes have (here: what there is one of a row) and what one has (what there is
-one of a class). So all further derivatives follow.
+one of a class). So all further derivatives follow. Where nobody follows and Triton runs, a kernel finds each process's
+numbers in one pass over its logits, relative to its own maximum (`_of_parts`), and another writes the gradient.
 """
 
 from __future__ import annotations
@@ -446,8 +447,9 @@ def _statistics_parts(shifted: Tensor, shares: _Shares) -> list[Tensor]:
 def _of_parts(in_triton: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, Tensor]:
     """The same as `SplitCrossEntropy.forward`, from what a kernel has found of this process's classes."""
     own = in_triton.parts(*tensors, options)
-    own = type(own)(*(field.unsqueeze(1) for field in own))
-    shares = _Shares(*tensors, options)
+    own = own._make(field.unsqueeze(1) for field in own)
+    input, target, weight, sample_weight = tensors
+    shares = _Shares(input, target, weight, sample_weight, options)
     maximum, index = _first_largest(own.maximum, own.largest, options)
     mine = shares.has(index)
     # From this process's maximum to that of all.
