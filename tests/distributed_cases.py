@@ -35,6 +35,7 @@ from torchlosses import (
 )
 from torchlosses.distributed import (
     _agreement,
+    assume_agreement,
     class_parallel_cross_entropy,
     class_parallel_linear_cross_entropy,
     global_normalizer,
@@ -787,6 +788,43 @@ def check_agreement(rank: int, processes: int) -> None:
     assert ("broadcast" if last else "another process") in message
 
 
+def check_assumed_agreement(rank: int, processes: int) -> None:
+    """The processes tell each other once what they bring along, and nothing while that is the same."""
+    told = []
+    reduce = dist.all_reduce
+
+    def counted(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
+        told.append(tensor.shape == (processes, _agreement._WIDTH))
+        return reduce(tensor, *arguments, **options)
+
+    def calls(split: list[int], kind: str, rows: int) -> int:
+        tensors = drawn(kind, (rows,))
+        mine = part(tensors["logits"], split, rank, 1).requires_grad_()
+        target = part(tensors["target"], split, rank, 1) if kind == "probability" else tensors["target"]
+        told.clear()
+        loss = class_parallel_cross_entropy(mine, target)
+        whole = tensors["logits"].requires_grad_()
+        assert_close(loss, F.cross_entropy(whole, tensors["target"]))
+        truth = torch.autograd.grad(F.cross_entropy(whole, tensors["target"]), whole)[0]
+        assert_close(torch.autograd.grad(loss, mine)[0], part(truth, split, rank, 1))
+        return sum(told)
+
+    first, *others = splits(processes)
+    several = int(processes > 1)
+    _agreement._found.clear()
+    dist.all_reduce = counted
+    try:
+        with assume_agreement():
+            # Other rows and other targets are no reason to talk; other classes are.
+            assert [calls(first, *case) for case in (("ignored", 6), ("ignored", 6), ("probability", 4))] == [
+                several, 0, 0,
+            ]  # fmt: skip
+            assert [calls(split, "index", 3) for split in others * 2] == [1] * len(others) + [0] * len(others)
+        assert calls(first, "ignored", 6) == several
+    finally:
+        dist.all_reduce = reduce
+
+
 def check_outside_of_a_group(rank: int, processes: int) -> None:
     if processes == 1:
         return
@@ -1011,6 +1049,7 @@ CHECKS = [
     check_low_precision,
     check_communication,
     check_agreement,
+    check_assumed_agreement,
     check_outside_of_a_group,
     check_strides,
     check_many_classes,
