@@ -132,13 +132,16 @@ class CrossEntropy(Loss):
     ) -> Tensor:
         """The gradient by the logits; `grad_output` is one number, or one a row."""
         shares = _Shares(input, target, weight, sample_weight, options)
-        y, _ = shares.hide(scaled_and_capped(input.to(shares.compute), options), None)
+        x = input.to(shares.compute)
+        y, hidden = shares.hide(scaled_and_capped(x, options), None)
+        if hidden is not None:
+            x = x.masked_fill(hidden, 0)
         g = shares.incoming(per_class(grad_output), shares.total, shares.hidden)
         p = torch.softmax(y, 1)
         drawn: Tensor | None = None
         if options.z_loss:
             drawn = (2 * options.z_loss * torch.logsumexp(y, 1, keepdim=True)).masked_fill(shares.total == 0, 0)
-        return times_slope(shares.gradient(p, drawn, g), input.to(shares.compute), options)
+        return times_slope(shares.gradient(p, drawn, g), x, options)
 
     @staticmethod
     def state_fields(options: Options) -> int:
@@ -246,6 +249,8 @@ class _Shares(RowWeights):
         cost = log_sum - at_target
         if isinstance(self.own, Tensor):
             cost = finite_where(self.own, cost)
+        elif not self.own:
+            cost = cost.masked_fill(cost.isinf(), 0)
         losses = self.own * cost
         return losses if dot is None else losses + (self.all_smooth * log_sum - dot)
 

@@ -383,6 +383,9 @@ def test_means_over_nothing(way: str, programs: str) -> None:
     loss, gradient, _ = cross_entropy(full, indices, None, None, torch.tensor(0), empty=empty)
     assert loss.isinf()
     assert gradient.eq(0).all()
+    full[1, 3] = math.nan
+    _, gradient, _ = cross_entropy(full, indices, None, None, torch.tensor(0), empty=empty)
+    assert gradient.eq(0).all()
     shares = torch.rand(3, 37)
     loss, gradient, _ = cross_entropy(full[:, :0], shares[:, :0], empty=empty)
     assert torch.equal(loss.isnan(), torch.tensor(math.isnan(empty)))
@@ -633,6 +636,11 @@ def test_textbook_corners() -> None:
     with pytest.raises(ValueError, match="probabilities"):
         textbook.forward(p * 3, torch.tensor([0, 1]), None, None, Options(delta=0.0, validate_args=True))
     sample_weight = torch.tensor([1.0, 0.0])
+    one_hot = torch.tensor([[1, 0], [0, 7]])
+    for values, target in ((p * torch.tensor([[1.0], [9.0]]), torch.tensor([0, 1])), (p, one_hot)):
+        textbook.forward(values, target, sample_weight, None, Options(delta=1e-7, validate_args=True))
+        with pytest.raises(ValueError, match=r"probabilities|one-hot"):
+            textbook.forward(values, target, None, None, Options(delta=1e-7, validate_args=True))
     p[1] = math.nan
     loss, gradient = textbook.forward(p, torch.tensor([0, 1]), sample_weight, None, Options(delta=1e-7))
     assert loss.isfinite()
@@ -717,12 +725,25 @@ def test_log_probs_in_the_corners(tile: str, monkeypatch: pytest.MonkeyPatch) ->
     assert empty.shape == (0, 2)
 
 
-def test_the_statistics_of_a_row_without_a_share_are_0(way: str) -> None:
+def test_a_row_without_a_share_leaves_no_trace(way: str) -> None:
     input, _ = batch((4, 30))
     options = Options(statistics=True, reduction="none", z_loss=0.1)
     loss, _, state = forward(input, torch.zeros(4, 30), None, None, None, options)
     assert not loss.any()
     assert not state[2:].any()
+    # Nor does it have a loss or a gradient, whatever its logits are.
+    input[0, 3], input[1], input[2, 4] = math.nan, -math.inf, math.inf
+    for fields in ({}, {"z_loss": 0.1}, {"logit_softcap": 3.0}):
+        for tensors in (
+            (input, torch.zeros(4, 30), None, None, None),
+            (input, torch.zeros(4, dtype=torch.int64), torch.zeros(30), None, None),
+        ):
+            options = Options(reduction="sum", label_smoothing=0.1 * (tensors[2] is not None), **fields)
+            loss, gradient, state = forward(*tensors, options)
+            assert loss == 0
+            assert not gradient.any()
+            backward(torch.tensor(2.0), gradient, *tensors, state, options._replace(gradients=0))
+            assert not gradient.any()
 
 
 # Classes that are split over processes; here one process has them all. tests/distributed_cases.py has several.

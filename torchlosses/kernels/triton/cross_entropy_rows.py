@@ -268,6 +268,9 @@ def rows_kernel(
     SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
     WEIGHTED: tl.constexpr = weight_ptr is not None
     MEAN: tl.constexpr = REDUCTION == "mean"
+    # A logit that was not read is -inf, which a negative scale makes inf; and of a row that was read it may turn out
+    # that it does not count.
+    MASKED: tl.constexpr = SCALED or SHARES or normalizer_ptr is not None
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     # Lines that are read again soon are kept, and those of the second look are let go.
     KEEP: tl.constexpr = "evict_last" if FORWARD and not SINGLE else "evict_first"
@@ -504,13 +507,15 @@ def rows_kernel(
                     SMOOTHED,
                     Z_LOSS,
                 )
+                if SHARES:
+                    # Where no class has a share, nothing of the row counts.
+                    loss = tl.where((total == 0.0) & (loss - loss != 0.0), 0.0, loss)
                 loss = tl.where(active, loss * sample_weight, 0.0)
                 m = tl.where(active, m, 0.0)
                 rest = tl.where(active, rest, 0.0)
                 tl.store(state_ptr + row, m)
                 tl.store(state_ptr + rows + row, rest)
                 if STATISTICS:
-                    # Where no class has a share, the row leaves no trace.
                     traced = active & (total != 0.0) if SHARES else active
                     log_sum_exp, log_probability, correct, entropy = row_statistics(
                         m, rest, product, first_largest, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
@@ -568,6 +573,8 @@ def rows_kernel(
 
         # The second look: the gradient.
         if GRADIENT:
+            if SHARES and not SPLIT:
+                active = active & ((total != 0.0) | (rest - rest == 0.0))
             if MEAN:
                 # A mean over nothing has the gradient 0 whatever its rows hold.
                 active = active & (divisor != 0.0)
@@ -615,7 +622,6 @@ def rows_kernel(
                     logit_scale,
                     logit_softcap,
                     factor,
-                    # A logit that was not read is -inf, which a negative scale makes inf.
                     PROBABILITIES,
                     SMOOTHED,
                     WEIGHTED,
@@ -624,7 +630,7 @@ def rows_kernel(
                     COMPUTE,
                     DTYPE,
                     UNIT_FIRST,
-                    SCALED,
+                    MASKED,
                     SPLIT,
                 )
                 tl.store(gradient_base + place, gradient, mask=place < whole, cache_modifier=CACHE)

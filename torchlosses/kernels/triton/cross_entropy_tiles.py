@@ -215,13 +215,15 @@ def tiles_kernel(
                     SMOOTHED,
                     Z_LOSS,
                 )
+                if SHARES:
+                    # Where no class has a share, nothing of the row counts.
+                    loss = tl.where((total == 0.0) & (loss - loss != 0.0), 0.0, loss)
                 loss = tl.where(active, loss * sample_weight, 0.0)
                 m = tl.where(active, m, 0.0)
                 rest = tl.where(active, rest, 0.0)
                 tl.store(state_ptr + row, m, mask=exists)
                 tl.store(state_ptr + rows + row, rest, mask=exists)
                 if STATISTICS:
-                    # Where no class has a share, the row leaves no trace.
                     traced = active & (total != 0.0) if SHARES else active
                     log_sum_exp, log_probability, correct, entropy = row_statistics(
                         m, rest, product, first_largest, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
@@ -255,6 +257,8 @@ def tiles_kernel(
 
         # The second look: the gradient.
         if GRADIENT:
+            if SHARES and not SPLIT:
+                active = active & ((total != 0.0) | (rest - rest == 0.0))
             if MEAN:
                 # A mean over nothing has the gradient 0 whatever its rows hold.
                 active = active & (position < tl.where(divisor != 0.0, inner, 0))
