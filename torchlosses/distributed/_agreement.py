@@ -114,7 +114,8 @@ def agree(
         return Classes(name, 0, count, count, False)
     tensors = {**replicated, **split}
     recorded = sum(1 << place for place, tensor in enumerate(tensors.values()) if _is_recorded(tensor))
-    known = _found.setdefault(group or dist.group.WORLD, {})
+    whole: Any = dist.group.WORLD
+    known = _found.setdefault(group or whole, {})
     key = (function, count, recorded)
     if _assumed.get() and key in known:
         return known[key]
