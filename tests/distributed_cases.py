@@ -190,7 +190,7 @@ def compare_linear(
 
 def check_triton(rank: int, processes: int) -> None:
     """In a process whose backend is Triton: the value is the same number in each process, with any split."""
-    assert kernels.local_in_triton("class_parallel_cross_entropy", torch.device("cpu")) is not None
+    assert kernels._local_in_triton("class_parallel_cross_entropy", torch.device("cpu")) is not None
     _, uneven, without = splits(processes)
     compare_logits(rank, without, "ignored", "mean", OPTIONS[-1], (ROWS,))
     compare_logits(rank, without, "probability", "none", OPTIONS[-1], (2, 3))

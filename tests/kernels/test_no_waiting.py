@@ -150,7 +150,7 @@ def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     launch = pytest.importorskip("torchlosses.kernels.triton.launch")
     local = pytest.importorskip("torchlosses.kernels.triton").LOCAL
     monkeypatch.setattr(kernels, "_TRITON_KEYS", ("CUDA",))
-    monkeypatch.setattr(kernels, "local_in_triton", lambda name, device: local[name])
+    monkeypatch.setattr(kernels, "_local_in_triton", lambda name, device: local[name])
     for loss in declared():
         of_backend |= {f"{loss.name}{suffix}": kernel for suffix, _, kernel in kernels._in_triton(loss)}
     with launch.rehearsing(launch.Rehearsal(lambda *_: None, launch.Device(132, 32))), (steps := Steps(of_backend)):

@@ -121,7 +121,7 @@ class _Kernels:
 
 def _in_triton(input: Tensor, options: Any) -> Any:
     """The kernels, if they run and there is a class."""
-    return kernels.local_in_triton(SplitCrossEntropy.name, input.device) if options.total else None
+    return kernels._local_in_triton(SplitCrossEntropy.name, input.device) if options.total else None
 
 
 class _OverProcesses(Loss, abstract=True):

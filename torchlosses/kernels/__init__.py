@@ -120,7 +120,7 @@ def _in_triton(loss: Any) -> Iterator[tuple[str, str, Callable[..., Any]]]:
         yield from (("", key, forward), ("_backward", key, backward), ("_backward_", key, backward_))
 
 
-def local_in_triton(name: str, device: torch.device) -> Any:
+def _local_in_triton(name: str, device: torch.device) -> Any:
     """What a process does by itself for the loss of that name, in Triton; None where that does not run on the device.
 
     Between forward and backward the processes talk, which is not a matter of kernels: the loss calls these itself.
