@@ -6,12 +6,10 @@ what torch needs for the same, where torch has it. Times are not taken, so that 
 
 from __future__ import annotations
 
-import multiprocessing
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -133,10 +131,10 @@ class Options:
     """Where to write the results."""
 
 
-def peak_of(number: int, name: str) -> int:
+def peak_of(title: str, name: str) -> int:
     """The bytes that a call and its backward need beyond what is there; to be run in a process of its own."""
     torch.manual_seed(0)
-    asked = ASKED[number]
+    (asked,) = (asked for asked in ASKED if asked.title == title)
     loss = getattr(torchlosses if name == "native" else F, asked.loss)
     arguments, options = asked.draw()
     learnt = [value for value in (*arguments, *options.values()) if isinstance(value, Tensor) and value.requires_grad]
@@ -158,13 +156,10 @@ def measure(command: str) -> Results:
     if not memory.is_measurable():
         raise BenchmarkError("this system does not tell the peak memory of a process")
     begun, started = time.monotonic(), datetime.now(timezone.utc)
-    # This process has imported everything and computed nothing: no thread of torch is lost in a fork.
-    context = multiprocessing.get_context("fork")
     peaks = []
-    for number, asked in enumerate(ASKED):
+    for asked in ASKED:
         for name in ("native", "torch") if asked.in_torch else ("native",):
-            with ProcessPoolExecutor(1, mp_context=context) as executor:
-                extra = executor.submit(peak_of, number, name).result()
+            extra = memory.in_fresh_process(peak_of, asked.title, name)
             peaks.append(
                 PeakMemory(
                     setting="all",

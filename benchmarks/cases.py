@@ -23,7 +23,7 @@ TOGETHER: tuple[Passes, ...] = ("forward+backward",)
 
 
 @dataclass(frozen=True)
-class Case:
+class Workload:
     """A loss on inputs of one shape and dtype.
 
     Args:
@@ -61,27 +61,29 @@ SETTINGS = ("all", "single", "pages")
 THREADS = ("all", "single")
 
 CASES = (
-    Case("cross_entropy", (64, 10), settings=THREADS, quick=True),
-    Case("cross_entropy", (128, 1000)),
-    Case("cross_entropy", (4096, 1000), settings=THREADS, quick=True, memory=True),
-    Case("cross_entropy", (1024, 32000), settings=SETTINGS, memory=True),
-    Case("cross_entropy", (512, 128256), settings=("all", "pages"), memory=True),
-    Case("cross_entropy", (8, 21, 256, 256), settings=("all", "pages"), memory=True),
-    Case("cross_entropy", (1024, 32000), "bfloat16", settings=SETTINGS, memory=True),
-    Case("cross_entropy", (4096, 1000), "float16"),
-    Case("cross_entropy", (4096, 1000), "float64"),
-    Case("mse_loss", (64, 10), settings=THREADS, quick=True),
-    Case("mse_loss", (1 << 20,)),
-    Case("mse_loss", (1 << 25,), settings=SETTINGS, memory=True),
-    Case("mse_loss", (1 << 25,), "bfloat16"),
+    Workload("cross_entropy", (64, 10), settings=THREADS, quick=True),
+    Workload("cross_entropy", (128, 1000)),
+    Workload("cross_entropy", (4096, 1000), settings=THREADS, quick=True, memory=True),
+    Workload("cross_entropy", (1024, 32000), settings=SETTINGS, memory=True),
+    Workload("cross_entropy", (512, 128256), settings=("all", "pages"), memory=True),
+    Workload("cross_entropy", (8, 21, 256, 256), settings=("all", "pages"), memory=True),
+    Workload("cross_entropy", (1024, 32000), "bfloat16", settings=SETTINGS, memory=True),
+    Workload("cross_entropy", (4096, 1000), "float16"),
+    Workload("cross_entropy", (4096, 1000), "float64"),
+    Workload("mse_loss", (64, 10), settings=THREADS, quick=True),
+    Workload("mse_loss", (1 << 20,)),
+    Workload("mse_loss", (1 << 25,), settings=SETTINGS, memory=True),
+    Workload("mse_loss", (1 << 25,), "bfloat16"),
     *(
-        Case(loss, shape, passes=TOGETHER, memory=shape == (1 << 25,) and loss == "binary_cross_entropy_with_logits")
+        Workload(
+            loss, shape, passes=TOGETHER, memory=shape == (1 << 25,) and loss == "binary_cross_entropy_with_logits"
+        )
         for loss in ("huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits")
         for shape in ((64, 10), (1 << 25,))
     ),
-    Case("cee_loss", (64, 10)),
-    Case("cee_loss", (4096, 1000)),
-    Case("cee_loss", (1024, 32000), memory=True),
-    Case("cross_entropy_hessian", (2048, 1000), passes=TOGETHER),
-    Case("linear_cross_entropy", (2048, 512, 32000), passes=TOGETHER, memory=True),
+    Workload("cee_loss", (64, 10)),
+    Workload("cee_loss", (4096, 1000)),
+    Workload("cee_loss", (1024, 32000), memory=True),
+    Workload("cross_entropy_hessian", (2048, 1000), passes=TOGETHER),
+    Workload("linear_cross_entropy", (2048, 512, 32000), passes=TOGETHER, memory=True),
 )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.cases import Workload
 from benchmarks.errors import BenchmarkError
 from benchmarks.implementations import Loss
 from benchmarks.problems import PROBLEMS
@@ -41,7 +41,7 @@ def answer(loss: Loss, arguments: tuple[Tensor, ...], passes: Passes, *, consume
     return Answer(value.detach(), gradients)
 
 
-def truth(case: Case, arguments: tuple[Tensor, ...]) -> Answer:
+def truth(case: Workload, arguments: tuple[Tensor, ...]) -> Answer:
     """The builtin formula in float64; kept in float32 at least."""
     wide = tuple(
         argument.detach().double().requires_grad_(argument.requires_grad) if argument.is_floating_point() else argument
@@ -52,7 +52,7 @@ def truth(case: Case, arguments: tuple[Tensor, ...]) -> Answer:
     return Answer(exact.loss, tuple(gradient.to(kept) for gradient in exact.gradients))
 
 
-def check(name: str, case: Case, found: Answer, exact: Answer) -> None:
+def check(name: str, case: Workload, found: Answer, exact: Answer) -> None:
     """Compare with the truth.
 
     Raises:

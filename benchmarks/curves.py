@@ -21,7 +21,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from benchmarks.cases import TOGETHER, Case, LossName
+from benchmarks.cases import TOGETHER, LossName, Workload
 from benchmarks.errors import BenchmarkError
 from benchmarks.results import Results, Timing, read_results, write_results
 from benchmarks.run import CURVES, INTERRUPTED, USAGE_ERROR, run_job
@@ -81,12 +81,12 @@ def far_apart_first(values: Sequence[int]) -> list[int]:
     return [values[place] for place in dict.fromkeys(order)]
 
 
-def points(losses: Sequence[LossName], largest: int) -> list[Case]:
+def points(losses: Sequence[LossName], largest: int) -> list[Workload]:
     """What is measured, in the order in which it is."""
 
-    def case(loss: LossName, rows: int, classes: int) -> Case:
+    def case(loss: LossName, rows: int, classes: int) -> Workload:
         shape = (rows, FEATURES, classes) if loss == "linear_cross_entropy" else (rows, classes)
-        return Case(loss, shape, passes=TOGETHER, only=DRAWN)
+        return Workload(loss, shape, passes=TOGETHER, only=DRAWN)
 
     classes = far_apart_first([extent for extent in EVER_MORE_CLASSES if extent <= largest])
     rows = far_apart_first([extent for extent in EVER_MORE_ROWS if extent <= largest])

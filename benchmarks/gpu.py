@@ -44,7 +44,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Case:
+class TableRow:
     """What is measured, beside what limit (ms, measured in the same run), and how often the limit it may take."""
 
     name: str
@@ -100,7 +100,7 @@ def rivals(logits: Tensor, target: Tensor) -> dict[str, Callable[[], Any]]:
     return found
 
 
-def cross_entropy_cases() -> Iterator[Case]:
+def cross_entropy_cases() -> Iterator[TableRow]:
     """Sizes of language models, of images and of a classifier, and every option of one of them."""
     for shape, dtype, goal in (
         ((8192, 32000), torch.bfloat16, 1.12),
@@ -116,12 +116,12 @@ def cross_entropy_cases() -> Iterator[Case]:
         name = f"cross_entropy {'×'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
         detached = logits.detach()
         ours = {"torchlosses": step(torchlosses.cross_entropy, (logits,), logits, target)}
-        yield Case(name, detached.clone, 1.0, goal, {**ours, **rivals(logits, target)})
+        yield TableRow(name, detached.clone, 1.0, goal, {**ours, **rivals(logits, target)})
         alone = {
             "torchlosses": lambda x=detached, t=target: torchlosses.cross_entropy(x, t),
             "torch": lambda x=detached, t=target: F.cross_entropy(x, t),
         }
-        yield Case(f"{name}, forward alone", detached.clone, 0.5, 1.12, alone)
+        yield TableRow(f"{name}, forward alone", detached.clone, 0.5, 1.12, alone)
         if shape != (8192, 32000):
             continue
         plain = ours["torchlosses"]
@@ -137,7 +137,7 @@ def cross_entropy_cases() -> Iterator[Case]:
                 result = torchlosses.cross_entropy(x, t, **fields)
                 return result[0] if isinstance(result, tuple) else result
 
-            yield Case(
+            yield TableRow(
                 f"{name}, {option}, beside plain",
                 plain,
                 1.0,
@@ -145,7 +145,7 @@ def cross_entropy_cases() -> Iterator[Case]:
                 {"torchlosses": step(loss, (logits,), logits, target)},
             )
         probabilities = torch.softmax(torch.randn(shape, device="cuda"), 1).to(dtype)
-        yield Case(
+        yield TableRow(
             f"{name}, probabilities", detached.clone, 1.5, 1.2,
             {
                 "torchlosses": step(torchlosses.cross_entropy, (logits,), logits, probabilities),
@@ -156,12 +156,14 @@ def cross_entropy_cases() -> Iterator[Case]:
         def rows(x: Tensor, t: Tensor) -> Tensor:
             return torchlosses.cross_entropy(x, t, reduction="none")
 
-        yield Case(f"{name}, none", detached.clone, 1.0, 1.6, {"torchlosses": step(rows, (logits,), logits, target)})
+        yield TableRow(
+            f"{name}, none", detached.clone, 1.0, 1.6, {"torchlosses": step(rows, (logits,), logits, target)}
+        )
         other = step(torchlosses.cross_entropy, (logits,), logits, target, factor=0.5)
-        yield Case(f"{name}, incoming gradient 0.5", detached.clone, 1.0, 2.2, {"torchlosses": other})
+        yield TableRow(f"{name}, incoming gradient 0.5", detached.clone, 1.0, 2.2, {"torchlosses": other})
 
 
-def elementwise_cases() -> Iterator[Case]:
+def elementwise_cases() -> Iterator[TableRow]:
     """Beside a sum that reads as much, and an addition that reads and writes as much."""
     count = 1 << 26
     input = torch.randn(count, device="cuda", requires_grad=True)
@@ -172,7 +174,7 @@ def elementwise_cases() -> Iterator[Case]:
     for name in ("mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits"):
         ours, builtin = getattr(torchlosses, name), getattr(F, name)
         compiled = torch.compile(builtin)
-        yield Case(
+        yield TableRow(
             f"{name} 64 Mi float32, forward alone", double.sum, 1.0, 1.08,
             {
                 "torchlosses": lambda ours=ours: ours(detached, target),
@@ -180,7 +182,7 @@ def elementwise_cases() -> Iterator[Case]:
                 "torch.compile": lambda compiled=compiled: compiled(detached, target),
             },
         )  # fmt: skip
-        yield Case(
+        yield TableRow(
             f"{name} 64 Mi float32", lambda: torch.add(detached, target, out=out), 1.0, 1.08,
             {
                 "torchlosses": step(ours, (input,), input, target),
@@ -190,7 +192,7 @@ def elementwise_cases() -> Iterator[Case]:
         )  # fmt: skip
 
 
-def small_cases() -> Iterator[Case]:
+def small_cases() -> Iterator[TableRow]:
     """64×10: torch's own time is the limit."""
     logits = torch.randn(64, 10, device="cuda", requires_grad=True)
     target = torch.randint(10, (64,), device="cuda")
@@ -199,10 +201,10 @@ def small_cases() -> Iterator[Case]:
         second = target if name == "cross_entropy" else values
         ours = step(getattr(torchlosses, name), (logits,), logits, second)
         builtin = step(getattr(F, name), (logits,), logits, second)
-        yield Case(f"{name} 64×10, beside torch", builtin, 1.0, 1.0, {"torchlosses": ours})
+        yield TableRow(f"{name} 64×10, beside torch", builtin, 1.0, 1.0, {"torchlosses": ours})
 
 
-def linear_cases() -> Iterator[Case]:
+def linear_cases() -> Iterator[TableRow]:
     """Beside the products alone."""
     for rows, features, classes, goal in (
         (8192, 4096, 128256, 1.08),
@@ -239,10 +241,10 @@ def linear_cases() -> Iterator[Case]:
             found["Liger"] = step(
                 lambda x, w, t: liger_fused_linear_cross_entropy(x, w, t), (hidden, weight), hidden, weight, target
             )
-        yield Case(f"linear_cross_entropy {rows}×{features}×{classes} bfloat16", products, 1.0, goal, found)
+        yield TableRow(f"linear_cross_entropy {rows}×{features}×{classes} bfloat16", products, 1.0, goal, found)
 
 
-def measure(case: Case) -> list[Measured]:
+def measure(case: TableRow) -> list[Measured]:
     """The limit first, then each implementation."""
     limit = milliseconds(case.limit) * case.limit_factor
     found = [Measured(case.name, "limit", limit, 0.0, 1.0, None)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 import torchlosses
-from benchmarks.cases import BOTH, TOGETHER, Case
+from benchmarks.cases import BOTH, TOGETHER, Workload
 from benchmarks.problems import PROBLEMS, gradient_along_a_direction
 from benchmarks.results import Passes
 from torchlosses import kernels
@@ -57,7 +57,7 @@ class Implementation:
     consumes: bool = False
     passes: tuple[Passes, ...] = BOTH
 
-    def serves(self, case: Case, passes: Passes) -> bool:
+    def serves(self, case: Workload, passes: Passes) -> bool:
         """Whether it can be measured on this."""
         available = self.backend is None or self.backend in kernels.available()
         asked = case.loss in self.losses and passes in self.passes and case.asks_for(self.name)
@@ -67,7 +67,7 @@ class Implementation:
         """Within it, the backend is the one asked for."""
         return nullcontext() if self.backend is None else kernels.use(self.backend)
 
-    def function(self, case: Case) -> Loss:
+    def function(self, case: Workload) -> Loss:
         """The loss, compiled for this one case if it is to be."""
         loss = self.losses[case.loss]
         if not self.compiled:
@@ -113,7 +113,7 @@ class Limit:
     call: Callable[..., Call] = field(compare=False)
     largest: int | None = None
 
-    def serves(self, case: Case) -> bool:
+    def serves(self, case: Workload) -> bool:
         """Whether it says something about this: of a large input, a step that does not depend on the size does not."""
         fits = self.largest is None or math.prod(case.shape) <= self.largest
         return case.loss in self.losses and fits and case.asks_for(self.name)

@@ -10,10 +10,12 @@ import ctypes
 import gc
 import multiprocessing
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from benchmarks.cases import Case
+from benchmarks.cases import Workload
 from benchmarks.implementations import IMPLEMENTATIONS, LIMITS, Call
 from benchmarks.problems import PROBLEMS
 from benchmarks.results import Passes
@@ -27,18 +29,20 @@ def is_measurable() -> bool:
     return sys.platform == "linux" and Path("/proc/self/clear_refs").exists()
 
 
-def peak_in_fresh_process(case: Case, passes: Passes, name: str) -> int:
-    """The bytes that a call needs at most beyond what was there before it.
+def peak_in_fresh_process(case: Workload, passes: Passes, name: str) -> int:
+    """The bytes that a call needs at most beyond what was there before it."""
+    return in_fresh_process(_peak_of, case, passes, name)
 
-    The process is forked from one that has imported everything and computed nothing.
-    """
+
+def in_fresh_process(measure: Callable[..., int], *arguments: Any) -> int:
+    """What `measure` finds in a process that is forked from one that has imported everything and computed nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(1, mp_context=context) as executor:
-        return executor.submit(_peak_of, case, passes, name).result()
+        return executor.submit(measure, *arguments).result()
 
 
-def _peak_of(case: Case, passes: Passes, name: str) -> int:
+def _peak_of(case: Workload, passes: Passes, name: str) -> int:
     arguments = PROBLEMS[case.loss].arguments(case)
     for implementation in IMPLEMENTATIONS:
         if implementation.name == name:

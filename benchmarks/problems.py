@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from benchmarks.cases import Case
+from benchmarks.cases import Workload
 
 DELTA = 1e-7
 
@@ -31,7 +31,7 @@ class Problem:
     unit: Callable[[tuple[int, ...]], int] = math.prod
     terms: Callable[[tuple[int, ...]], int] = lambda _: 1
 
-    def arguments(self, case: Case) -> tuple[Tensor, ...]:
+    def arguments(self, case: Workload) -> tuple[Tensor, ...]:
         """The arguments, the same every time."""
         return self.draw(case.shape, getattr(torch, case.dtype), Generator().manual_seed(0))
 

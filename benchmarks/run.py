@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.cases import CASES, Case, LossName
+from benchmarks.cases import CASES, LossName, Workload
 from benchmarks.errors import BenchmarkError
 from benchmarks.results import PeakMemory, Results, Timing, write_results
 
@@ -84,12 +84,12 @@ class Options:
         return self.out or (QUICK if self.quick else FULL)
 
     @property
-    def cases(self) -> tuple[Case, ...]:
+    def cases(self) -> tuple[Workload, ...]:
         """What is measured."""
         return tuple(case for case in CASES if case.loss in self.losses and (case.quick or not self.quick))
 
 
-def measure(cases: Sequence[Case], options: Options, command: str, console: Console) -> Results:
+def measure(cases: Sequence[Workload], options: Options, command: str, console: Console) -> Results:
     """Measure `cases`, each under its settings, and the peak memory of those that ask for it.
 
     Raises:

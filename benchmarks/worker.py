@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, TypeAdapter
 
 from benchmarks import memory
-from benchmarks.cases import Case
+from benchmarks.cases import Workload
 from benchmarks.checks import answer, check, truth
 from benchmarks.errors import BenchmarkError
 from benchmarks.implementations import IMPLEMENTATIONS, LIMITS, Call, Implementation
@@ -31,7 +31,7 @@ class Job:
     """What a worker has to do: times of `cases` under `setting`, for so many seconds each; or their peak memory."""
 
     setting: Setting
-    cases: tuple[Case, ...]
+    cases: tuple[Workload, ...]
     seconds: float = 0.0
     memory: bool = False
 
@@ -58,7 +58,7 @@ def steps(job: Job) -> Iterator[Step]:
                 yield Step(title=title, timings=list(_timings(job.setting, case, passes, job.seconds)))
 
 
-def _timings(setting: Setting, case: Case, passes: Passes, seconds: float) -> Iterator[Timing]:
+def _timings(setting: Setting, case: Workload, passes: Passes, seconds: float) -> Iterator[Timing]:
     arguments = PROBLEMS[case.loss].arguments(case)
     exact = truth(case, arguments)
     calls: dict[str, Call] = {}
@@ -77,18 +77,18 @@ def _timings(setting: Setting, case: Case, passes: Passes, seconds: float) -> It
         yield Timing(**_about(setting, case, passes, name).model_dump(), **asdict(summary))
 
 
-def _memory(setting: Setting, case: Case, passes: Passes) -> Iterator[PeakMemory]:
+def _memory(setting: Setting, case: Workload, passes: Passes) -> Iterator[PeakMemory]:
     unit = PROBLEMS[case.loss].unit(case.shape) * getattr(torch, case.dtype).itemsize
     for name in (*(implementation.name for implementation in _implementations(case, passes)), MEMORY_LIMIT):
         extra = memory.peak_in_fresh_process(case, passes, name)
         yield PeakMemory(**_about(setting, case, passes, name).model_dump(), extra_bytes=extra, unit_bytes=unit)
 
 
-def _implementations(case: Case, passes: Passes) -> list[Implementation]:
+def _implementations(case: Workload, passes: Passes) -> list[Implementation]:
     return [implementation for implementation in IMPLEMENTATIONS if implementation.serves(case, passes)]
 
 
-def _about(setting: Setting, case: Case, passes: Passes, name: str) -> Measured:
+def _about(setting: Setting, case: Workload, passes: Passes, name: str) -> Measured:
     return Measured(
         setting=setting.name,
         loss=case.loss,

@@ -19,7 +19,7 @@ INPUT_SHAPES = ((CLASSES,), (4, CLASSES), (2, CLASSES, 2), (2, CLASSES, 2, 2))
 
 
 @dataclass(frozen=True)
-class Case:
+class ComparedLoss:
     """A loss with fixed options, and how to draw its tensors; `differentiable` names those that take a gradient."""
 
     name: str
@@ -49,7 +49,7 @@ def _rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return () if len(shape) == 1 else (shape[0], *shape[2:])
 
 
-def _cross_entropy_cases() -> list[Case]:
+def _cross_entropy_cases() -> list[ComparedLoss]:
     cases = []
     for shape, kind, reduction, weighted, smoothing in itertools.product(
         INPUT_SHAPES, ("index", "ignored", "probability"), REDUCTIONS, (False, True), (0.0, 0.2)
@@ -88,7 +88,9 @@ def _cross_entropy_cases() -> list[Case]:
         options = {"reduction": reduction, "label_smoothing": smoothing}
         name = f"cross_entropy-{kind}-{'x'.join(map(str, shape))}-{reduction}"
         name += ("-weight" if weighted else "") + ("-smoothing" if smoothing else "")
-        cases.append(Case(name, torchlosses.cross_entropy, F.cross_entropy, draw, tuple(differentiable), options))
+        cases.append(
+            ComparedLoss(name, torchlosses.cross_entropy, F.cross_entropy, draw, tuple(differentiable), options)
+        )
     return cases
 
 
@@ -102,7 +104,7 @@ def _sample_weight(shape: tuple[int, ...], generator: torch.Generator, dtype: to
 EVERYTHING = {"z_loss": 0.1, "logit_softcap": 1.5, "label_smoothing": 0.2}
 
 
-def _option_cases() -> list[Case]:
+def _option_cases() -> list[ComparedLoss]:
     """What the namesakes in torch do not have: a few combinations, since options and shapes do not interact."""
     cases = []
     rows, images = (4, CLASSES), (2, CLASSES, 2)
@@ -145,7 +147,7 @@ def _option_cases() -> list[Case]:
         differentiable = ("input", *(("target",) if kind == "probability" else ()), *names)
         name = "-".join((f"cross_entropy-options-{kind}", "x".join(map(str, shape)), *names, *options))
         cases.append(
-            Case(name, torchlosses.cross_entropy, None, draw, differentiable, {"reduction": "mean", **options})
+            ComparedLoss(name, torchlosses.cross_entropy, None, draw, differentiable, {"reduction": "mean", **options})
         )
     for loss, names, reduction in itertools.product(
         (torchlosses.mse_loss, torchlosses.cee_loss),
@@ -166,11 +168,11 @@ def _option_cases() -> list[Case]:
             return tensors
 
         name = "-".join((f"{loss.__name__}-options", *names, reduction))
-        cases.append(Case(name, loss, None, draw_rows, ("input", "target", *names), {"reduction": reduction}))
+        cases.append(ComparedLoss(name, loss, None, draw_rows, ("input", "target", *names), {"reduction": reduction}))
     return cases
 
 
-def _cee_cases() -> list[Case]:
+def _cee_cases() -> list[ComparedLoss]:
     cases = []
     for shape, kind, reduction in itertools.product(INPUT_SHAPES, ("index", "probability"), REDUCTIONS):
 
@@ -189,11 +191,11 @@ def _cee_cases() -> list[Case]:
         differentiable = ("input", "target") if kind == "probability" else ("input",)
         name = f"cee_loss-{kind}-{'x'.join(map(str, shape))}-{reduction}"
         options = {"reduction": reduction}
-        cases.append(Case(name, torchlosses.cee_loss, None, draw, differentiable, options))
+        cases.append(ComparedLoss(name, torchlosses.cee_loss, None, draw, differentiable, options))
     return cases
 
 
-def _mse_cases() -> list[Case]:
+def _mse_cases() -> list[ComparedLoss]:
     cases = []
     pairs = (((), ()), ((5,), (5,)), ((3, 2), (3, 2)), ((3, 1), (3,)), ((2, 3, 2), (3, 2)))
     for (input_shape, target_shape), reduction, weighted in itertools.product(pairs, REDUCTIONS, (False, True)):
@@ -221,7 +223,9 @@ def _mse_cases() -> list[Case]:
         builtin = F.mse_loss if same or not weighted else None
         options = {"reduction": reduction} if same else {"reduction": reduction, "broadcast": "allow"}
         cases.append(
-            Case(name + ("-weight" if weighted else ""), torchlosses.mse_loss, builtin, draw, differentiable, options)
+            ComparedLoss(
+                name + ("-weight" if weighted else ""), torchlosses.mse_loss, builtin, draw, differentiable, options
+            )
         )
     return cases
 
@@ -230,5 +234,5 @@ CASES = [*_mse_cases(), *_cross_entropy_cases(), *_cee_cases(), *_option_cases()
 CASES_WITH_BUILTIN = [case for case in CASES if case.builtin is not None]
 
 
-def identifier(case: Case) -> str:
+def identifier(case: ComparedLoss) -> str:
     return case.name

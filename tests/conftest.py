@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import hypothesis
@@ -29,6 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", warning)
     # Small tensors gain nothing from threads, and several test processes at once would wait for each other's.
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    # What is imported and collected by now stays; to look for garbage in it again and again takes a while.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=kernels.available())

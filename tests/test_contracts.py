@@ -48,7 +48,7 @@ def as_probabilities(rows: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Case:
+class Subject:
     """A loss as a module, with its first argument and its target for any number of rows."""
 
     module: Callable[[], nn.Module]
@@ -77,32 +77,34 @@ def linear(**options: Any) -> nn.Module:
 
 
 CASES = {
-    "mse": Case(torchlosses.MSELoss, as_logits, as_probabilities),
-    "mse none": Case(lambda: torchlosses.MSELoss(reduction="none"), as_logits, as_probabilities),
-    "cross_entropy": Case(torchlosses.CrossEntropyLoss, as_logits, indices),
-    "cross_entropy weight smoothing": Case(
+    "mse": Subject(torchlosses.MSELoss, as_logits, as_probabilities),
+    "mse none": Subject(lambda: torchlosses.MSELoss(reduction="none"), as_logits, as_probabilities),
+    "cross_entropy": Subject(torchlosses.CrossEntropyLoss, as_logits, indices),
+    "cross_entropy weight smoothing": Subject(
         lambda: torchlosses.CrossEntropyLoss(class_weight(), label_smoothing=0.1), as_logits, indices
     ),
-    "cross_entropy ignore_index": Case(lambda: torchlosses.CrossEntropyLoss(ignore_index=255), as_logits, some_ignored),
-    "cross_entropy none": Case(lambda: torchlosses.CrossEntropyLoss(reduction="none"), as_logits, indices),
-    "cross_entropy probabilities": Case(
+    "cross_entropy ignore_index": Subject(
+        lambda: torchlosses.CrossEntropyLoss(ignore_index=255), as_logits, some_ignored
+    ),
+    "cross_entropy none": Subject(lambda: torchlosses.CrossEntropyLoss(reduction="none"), as_logits, indices),
+    "cross_entropy probabilities": Subject(
         lambda: torchlosses.CrossEntropyLoss(class_weight(), label_smoothing=0.1, reduction="sum"),
         as_logits,
         lambda rows: probabilities(rows, CLASSES),
     ),
-    "cross_entropy options": Case(
+    "cross_entropy options": Subject(
         lambda: torchlosses.CrossEntropyLoss(
             ignore_index=255, label_smoothing=0.1, z_loss=0.1, logit_softcap=2.0, empty="zero"
         ),
         as_logits,
         some_ignored,
     ),
-    "linear_cross_entropy": Case(linear, as_logits, indices),
-    "linear_cross_entropy none": Case(
+    "linear_cross_entropy": Subject(linear, as_logits, indices),
+    "linear_cross_entropy none": Subject(
         lambda: linear(reduction="none", label_smoothing=0.1, z_loss=0.1), as_logits, indices
     ),
-    "cee indices": Case(torchlosses.CEELoss, as_probabilities, indices),
-    "cee probabilities": Case(
+    "cee indices": Subject(torchlosses.CEELoss, as_probabilities, indices),
+    "cee probabilities": Subject(
         lambda: torchlosses.CEELoss(reduction="none"), as_probabilities, lambda rows: probabilities(rows, CLASSES)
     ),
 }
@@ -132,13 +134,13 @@ class TestCompile:
         torch._dynamo.reset()
 
     @every_case_in_turn
-    def test_static_shapes(self, case: Case) -> None:
+    def test_static_shapes(self, case: Subject) -> None:
         module, input, target = case.build()
         compiled = torch.compile(module, fullgraph=True, dynamic=False, backend="aot_eager")
         assert_close(value_and_gradient(compiled, input, target), value_and_gradient(module, input, target))
 
     @every_case_in_turn
-    def test_dynamic_shapes_are_compiled_for_the_first_only(self, case: Case) -> None:
+    def test_dynamic_shapes_are_compiled_for_the_first_only(self, case: Subject) -> None:
         module = case.build()[0]
         counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
@@ -213,7 +215,7 @@ class TestCompile:
 class TestExport:
     @pytest.mark.parametrize("strict", [False, True])
     @every_case_in_turn
-    def test_the_exported_module_runs(self, case: Case, strict: bool) -> None:
+    def test_the_exported_module_runs(self, case: Subject, strict: bool) -> None:
         module, input, target = case.build(torch.float32)
         input = input.detach()
         program = torch.export.export(module, (input, target), strict=strict)
@@ -240,7 +242,7 @@ class TestExport:
 @on_each_backend
 class TestAutocast:
     @every_case_without_product
-    def test_the_loss_is_float32_and_the_gradient_has_the_dtype_of_the_input(self, case: Case) -> None:
+    def test_the_loss_is_float32_and_the_gradient_has_the_dtype_of_the_input(self, case: Subject) -> None:
         module, input, target = case.build(torch.bfloat16)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss, gradient = value_and_gradient(module, input, target)
@@ -255,7 +257,7 @@ class TestAutocast:
         assert_close(gradient, expected_gradient.bfloat16(), rtol=2**-8, atol=1e-8)
 
     @every_case_without_product
-    def test_float32_inputs_stay_float32(self, case: Case) -> None:
+    def test_float32_inputs_stay_float32(self, case: Subject) -> None:
         module, input, target = case.build(torch.float32)
         expected = value_and_gradient(module, input, target)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -307,7 +309,7 @@ class TestAutocast:
 @on_each_backend
 class TestGraph:
     @every_case
-    def test_saved_tensors_go_through_the_hooks(self, case: Case) -> None:
+    def test_saved_tensors_go_through_the_hooks(self, case: Subject) -> None:
         module, input, target = case.build()
         expected = value_and_gradient(module, input, target)
         packed: list[Tensor] = []
@@ -326,7 +328,7 @@ class TestGraph:
             assert_close(value_and_gradient(module, input, target), expected, rtol=tolerance, atol=tolerance)
 
     @every_case
-    def test_a_saved_tensor_that_was_changed_is_noticed(self, case: Case) -> None:
+    def test_a_saved_tensor_that_was_changed_is_noticed(self, case: Subject) -> None:
         module, input, target = case.build()
         leaf = input.clone()
         loss = module(leaf, target)
@@ -340,7 +342,7 @@ class TestGraph:
             loss.sum().backward()
 
     @every_case
-    def test_a_graph_that_was_freed_is_noticed(self, case: Case) -> None:
+    def test_a_graph_that_was_freed_is_noticed(self, case: Subject) -> None:
         module, input, target = case.build()
         loss = module(input, target).sum()
         loss.backward()
@@ -348,7 +350,7 @@ class TestGraph:
             loss.backward()
 
     @every_case
-    def test_a_scaled_loss(self, case: Case) -> None:
+    def test_a_scaled_loss(self, case: Subject) -> None:
         """What a GradScaler does: a loss times 2^16, and its gradients divided by it again."""
         module, input, target = case.build(torch.float32)
         (gradient,) = torch.autograd.grad((module(input, target) * 2.0**16).sum(), input)
@@ -356,7 +358,7 @@ class TestGraph:
         assert_close(gradient / 2.0**16, expected, rtol=1e-6, atol=0)
 
     @every_case
-    def test_accumulation_over_parts_of_a_batch(self, case: Case) -> None:
+    def test_accumulation_over_parts_of_a_batch(self, case: Subject) -> None:
         module, input, target = case.build()
         (module(input, target).sum() / 2).backward()
         assert input.grad is not None
@@ -365,7 +367,7 @@ class TestGraph:
         assert_close(input.grad, 2 * once)
 
     @every_case
-    def test_no_gradient_that_is_not_asked_for(self, case: Case) -> None:
+    def test_no_gradient_that_is_not_asked_for(self, case: Subject) -> None:
         module, input, target = case.build()
         assert not module(input.detach(), target).requires_grad
         with torch.no_grad():
@@ -378,7 +380,7 @@ class TestGraph:
             assert gradient.any()
 
     @every_case
-    def test_inference_mode(self, case: Case) -> None:
+    def test_inference_mode(self, case: Subject) -> None:
         module, input, target = case.build()
         expected = module(input, target)
         with torch.inference_mode():
@@ -387,7 +389,7 @@ class TestGraph:
         assert_close(loss, expected, rtol=0, atol=0)
 
     @every_case
-    def test_anomaly_detection(self, case: Case) -> None:
+    def test_anomaly_detection(self, case: Subject) -> None:
         module, input, target = case.build()
         with (
             pytest.warns(UserWarning, match="Anomaly Detection has been enabled"),
@@ -408,7 +410,7 @@ class TestGraph:
 class TestInputs:
     @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "expanded"])
     @every_case
-    def test_are_never_modified(self, case: Case, layout: str) -> None:
+    def test_are_never_modified(self, case: Subject, layout: str) -> None:
         module, input, target = case.build()
         x = input.detach()
         if layout == "transposed":
@@ -426,7 +428,7 @@ class TestInputs:
         assert_close((x.detach(), target, list(module.buffers())), before, rtol=0, atol=0)
 
     @every_case
-    def test_the_random_numbers_of_the_caller_stay_as_they_are(self, case: Case) -> None:
+    def test_the_random_numbers_of_the_caller_stay_as_they_are(self, case: Subject) -> None:
         module, input, target = case.build()
         state = torch.get_rng_state()
         first = value_and_gradient(module, input, target)
@@ -435,7 +437,7 @@ class TestInputs:
         assert_close(value_and_gradient(module, input, target), first, rtol=0, atol=0)
 
     @every_case
-    def test_deterministic_algorithms(self, case: Case) -> None:
+    def test_deterministic_algorithms(self, case: Subject) -> None:
         module, input, target = case.build()
         expected = value_and_gradient(module, input, target)
         torch.use_deterministic_algorithms(True)

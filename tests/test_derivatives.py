@@ -12,7 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import torchlosses
-from tests.cases import CASES, CASES_WITH_BUILTIN, CLASSES, Case, identifier
+from tests.cases import CASES, CASES_WITH_BUILTIN, CLASSES, ComparedLoss, identifier
 from tests.turns import in_turn
 from torchlosses import kernels
 
@@ -89,7 +89,7 @@ def _polynomial_mse(input: Tensor, target: Tensor, weight: Tensor | None = None,
     ),
     indirect=["each_backend"],
 )
-def test_torch_func_equals_the_builtin(case: Case, transform) -> None:
+def test_torch_func_equals_the_builtin(case: ComparedLoss, transform) -> None:
     tensors = case.tensors()
     builtin = case.builtin if case.ours is not torchlosses.mse_loss else _polynomial_mse
     others = {name: tensor for name, tensor in tensors.items() if name != "input"}
@@ -106,7 +106,7 @@ def test_torch_func_equals_the_builtin(case: Case, transform) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=identifier)
-def test_vmapped_gradients_equal_a_loop(case: Case) -> None:
+def test_vmapped_gradients_equal_a_loop(case: ComparedLoss) -> None:
     batch = [case.tensors(seed=seed) for seed in range(3)]
     names = list(batch[0])
     positions = tuple(names.index(name) for name in case.differentiable)

@@ -116,7 +116,7 @@ def test_gradients_that_come_along_with_the_loss() -> None:
     assert made(LinearCrossEntropy, "linear_cross_entropy", (*arguments[:n], *options)) == 3 * PRODUCT
 
 
-@pytest.mark.parametrize("first", ["torchlosses", "torch.utils.flop_counter"])
+@pytest.mark.parametrize("first", ["torchlosses", pytest.param("torch.utils.flop_counter", marks=pytest.mark.thorough)])
 def test_whichever_is_imported_first(first: str) -> None:
     """And `import torchlosses` does not wait for the counter, which imports Triton."""
     program = f"""

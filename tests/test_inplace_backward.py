@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from tests.cases import CASES, Case, identifier
+from tests.cases import CASES, ComparedLoss, identifier
 from torchlosses import CrossEntropyLoss, cross_entropy
 from torchlosses.kernels import eager
 from torchlosses.testing.checks.cost import peak_bytes
@@ -28,7 +28,7 @@ def logits_and_target(rows: int = 6, classes: int = 5) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("case", OF_CROSS_ENTROPY, ids=identifier)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_the_gradient_is_the_same(case: Case, dtype: torch.dtype) -> None:
+def test_the_gradient_is_the_same(case: ComparedLoss, dtype: torch.dtype) -> None:
     tensors = case.tensors(dtype)
     gradients = []
     for inplace_backward in (False, True):

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torchlosses
 from tests.test_linear_cross_entropy import multiplications
+from tests.turns import in_turn
 from torchlosses import LinearKLDivLoss, linear_kl_div
 from torchlosses.linear_kl_div import Divergence, LinearKLDivergence, Options, TopKRest
 from torchlosses.testing.checks.cost import peak_bytes
@@ -208,8 +209,7 @@ class TestAgainstThePlainFormula:
             truth = F.kl_div(log_p, logits.log_softmax(1), reduction=theirs, log_target=True)
             assert_close(linear_kl_div(**tensors, teacher_logits=logits, reduction=reduction), truth)
 
-    @pytest.mark.parametrize("divergence", DIVERGENCES)
-    @pytest.mark.parametrize("kind", TEACHERS)
+    @pytest.mark.parametrize(("divergence", "kind"), in_turn(DIVERGENCES, {kind: (kind,) for kind in TEACHERS}))
     def test_derivatives_of_two_orders(self, divergence: Divergence, kind: str) -> None:
         if not possible(kind, divergence, 1.0):
             return
@@ -464,10 +464,16 @@ class TestCorners:
             assert math.isnan(loss)
             assert all(map(math.isnan, gradient))
 
-    @pytest.mark.parametrize("divergence", DIVERGENCES)
-    @pytest.mark.parametrize("kind", TEACHERS)
-    @pytest.mark.parametrize("way", ["target", "sample_weight", "mask"])
-    @pytest.mark.parametrize("bad", [math.nan, INF])
+    @pytest.mark.parametrize(
+        ("way", "divergence", "kind", "bad"),
+        in_turn(
+            ("target", "sample_weight", "mask"),
+            {
+                f"{divergence}-{kind}-{bad}": (divergence, kind, bad)
+                for divergence, kind, bad in itertools.product(DIVERGENCES, TEACHERS, (math.nan, INF))
+            },
+        ),
+    )
     def test_ignored_rows_leave_no_trace(self, divergence: Divergence, kind: str, way: str, bad: float) -> None:
         if not possible(kind, divergence, 1.0):
             return

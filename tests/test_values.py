@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import oracles
-from tests.cases import CASES_WITH_BUILTIN, Case, identifier
+from tests.cases import CASES_WITH_BUILTIN, ComparedLoss, identifier
 from torchlosses import cee_loss, cross_entropy, mse_loss, reference
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", CASES_WITH_BUILTIN, ids=identifier)
 @pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
-def test_equals_the_builtin(case: Case, dtype: torch.dtype) -> None:
+def test_equals_the_builtin(case: ComparedLoss, dtype: torch.dtype) -> None:
     tensors = case.tensors(dtype)
     options = {name: value for name, value in case.options.items() if name != "broadcast"}
     # torch has no gradient for class weights with class indices; the other gradients are compared.
@@ -152,7 +152,7 @@ def test_cee_keeps_delta_next_to_one(probability: float, delta: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", CASES_WITH_BUILTIN, ids=identifier)
 @pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
-def test_low_precision_rounds_once(case: Case, dtype: torch.dtype) -> None:
+def test_low_precision_rounds_once(case: ComparedLoss, dtype: torch.dtype) -> None:
     """The loss is the float32 loss of the same numbers, rounded to the dtype; so are the gradients."""
     tensors = case.tensors(dtype)
     wide = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}

@@ -31,8 +31,16 @@ def in_turn(
     return cases
 
 
-# Checks of the conformance kit that differentiate twice, for every combination of options, that compile, or are large.
-_SLOW_CHECKS = ("derivatives.", "transforms.", "integration.compile", "integration.export", "integration.thread_counts")
+# Checks of the conformance kit that differentiate twice, for all combinations of options, compile, or run threads.
+_SLOW_CHECKS = (
+    "derivatives.",
+    "transforms.",
+    "integration.compile",
+    "integration.export",
+    "integration.thread_counts",
+    "integration.threads",
+    "integration.deterministic",
+)
 
 
 def is_slow(check: str) -> bool:

@@ -58,6 +58,14 @@ def statistics(x: Tensor, t: Tensor, w: Tensor, asked: bool) -> None:
     assert_type(class_parallel_cross_entropy(x, t, return_stats=True), tuple[Tensor, RowStatistics])
     assert_type(class_parallel_linear_cross_entropy(x, w, t, return_stats=True), tuple[Tensor, RowStatistics])
     assert_type(cross_entropy(x, t, return_stats=asked), Tensor | tuple[Tensor, RowStatistics])
+    assert_type(
+        cross_entropy(x, t, w, None, -1, None, "sum", 0.1, dim=-1, sample_weight=w, z_loss=0.1, return_stats=True),
+        tuple[Tensor, RowStatistics],
+    )
+    assert_type(
+        linear_cross_entropy(x, w, t, low_rank=(x, w, 0.5), normalizer=3.0, loss_dtype=x.dtype, return_stats=asked),
+        Tensor | tuple[Tensor, RowStatistics],
+    )
     assert_type(linear_cross_entropy(x, w, t, return_stats=asked), Tensor | tuple[Tensor, RowStatistics])
     assert_type(class_parallel_cross_entropy(x, t, return_stats=asked), Tensor | tuple[Tensor, RowStatistics])
     either = class_parallel_linear_cross_entropy(x, w, t, return_stats=asked)

@@ -66,6 +66,13 @@ class FurtherOptions(TypedDict, total=False):
     gradient: Gradient
 
 
+class CallOptions(FurtherOptions, total=False):
+    """What their functions take beside these, for their type."""
+
+    normalizer: Tensor | float | None
+    sample_weight: Tensor | None
+
+
 def row_statistics(logits: Tensor, target: Tensor, maximum: Tensor, rest: Tensor) -> tuple[Tensor, ...]:
     """The first fields of `RowStatistics` of (rows, classes) logits, where log Σ exp(x_j - maximum) = log1p(rest).
 

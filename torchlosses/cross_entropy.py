@@ -37,6 +37,7 @@ from torchlosses._declare import Loss, autocast_enabled, exponential, may_look, 
 from torchlosses._module import LossModule, Result_co, intercepted, overridden
 from torchlosses._options import (
     FOUND,
+    CallOptions,
     FurtherOptions,
     RowStatistics,
     row_statistics,
@@ -284,6 +285,15 @@ class _Shares(RowWeights):
         return replaced(gradient, self.target, of_target * g)
 
 
+class _FurtherOptions(FurtherOptions, total=False):
+    dim: int
+    inplace_backward: bool
+
+
+class _CallOptions(_FurtherOptions, CallOptions, total=False):
+    pass
+
+
 @overload
 def cross_entropy(
     input: Tensor,
@@ -320,17 +330,8 @@ def cross_entropy(
     reduction: _validation.Reduction = "mean",
     label_smoothing: float = 0.0,
     *,
-    dim: int = 1,
-    normalizer: Tensor | float | None = None,
-    sample_weight: Tensor | None = None,
-    empty: _validation.Empty = "nan",
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
-    loss_dtype: torch.dtype | None = None,
     return_stats: Literal[True],
-    inplace_backward: bool = False,
-    gradient: _validation.Gradient = "forward",
+    **options: Unpack[_CallOptions],
 ) -> tuple[Tensor, RowStatistics]: ...
 
 
@@ -345,17 +346,8 @@ def cross_entropy(
     reduction: _validation.Reduction = "mean",
     label_smoothing: float = 0.0,
     *,
-    dim: int = 1,
-    normalizer: Tensor | float | None = None,
-    sample_weight: Tensor | None = None,
-    empty: _validation.Empty = "nan",
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
-    loss_dtype: torch.dtype | None = None,
     return_stats: bool,
-    inplace_backward: bool = False,
-    gradient: _validation.Gradient = "forward",
+    **options: Unpack[_CallOptions],
 ) -> Tensor | tuple[Tensor, RowStatistics]: ...
 
 
@@ -554,11 +546,6 @@ def cross_entropy(
     if state is None:
         return loss
     return loss, statistics_of(from_rows(field, input) for field in state.unbind())
-
-
-class _FurtherOptions(FurtherOptions, total=False):
-    dim: int
-    inplace_backward: bool
 
 
 class CrossEntropyLoss(LossModule[Result_co], nn.CrossEntropyLoss):

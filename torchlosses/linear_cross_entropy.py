@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, result_dtype
 from torchlosses._module import LossModule, Result_co, intercepted, overridden
-from torchlosses._options import FOUND, FurtherOptions, RowStatistics, statistics_of, with_z_loss
+from torchlosses._options import FOUND, CallOptions, FurtherOptions, RowStatistics, statistics_of, with_z_loss
 from torchlosses._row_blocks import over_given
 from torchlosses._rows import class_indices_denominator, compute_dtype, probabilities_denominator
 from torchlosses.cross_entropy import CrossEntropy
@@ -278,6 +278,23 @@ def _logits(operands: Sequence[Any], options: Any) -> Tensor:
     return y if a is None else y + options.low_rank_scale * F.linear(F.linear(x, a), b)
 
 
+class _FurtherOptions(FurtherOptions, total=False):
+    block_rows: int | None
+    drop_ignored: bool
+    wide_sums: bool
+
+
+class _CallOptions(_FurtherOptions, CallOptions, total=False):
+    linear_bias: Tensor | None
+    weight: Tensor | None
+    reduction: _validation.Reduction
+    ignore_index: int | None
+    label_smoothing: float
+    options: Any
+    dim: int
+    low_rank: LowRank | None
+
+
 @overload
 def linear_cross_entropy(
     input: Tensor,
@@ -313,26 +330,8 @@ def linear_cross_entropy(
     linear_weight: Tensor,
     target: Tensor,
     *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: _validation.Reduction = "mean",
-    ignore_index: int | None = -100,
-    label_smoothing: float = 0.0,
-    options: Any = None,
-    dim: int = -1,
-    normalizer: Tensor | float | None = None,
-    sample_weight: Tensor | None = None,
-    empty: _validation.Empty = "nan",
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
-    loss_dtype: torch.dtype | None = None,
-    low_rank: LowRank | None = None,
     return_stats: Literal[True],
-    block_rows: int | None = None,
-    gradient: _validation.Gradient = "forward",
-    drop_ignored: bool = False,
-    wide_sums: bool = False,
+    **further: Unpack[_CallOptions],
 ) -> tuple[Tensor, RowStatistics]: ...
 
 
@@ -342,26 +341,8 @@ def linear_cross_entropy(
     linear_weight: Tensor,
     target: Tensor,
     *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: _validation.Reduction = "mean",
-    ignore_index: int | None = -100,
-    label_smoothing: float = 0.0,
-    options: Any = None,
-    dim: int = -1,
-    normalizer: Tensor | float | None = None,
-    sample_weight: Tensor | None = None,
-    empty: _validation.Empty = "nan",
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
-    loss_dtype: torch.dtype | None = None,
-    low_rank: LowRank | None = None,
     return_stats: bool,
-    block_rows: int | None = None,
-    gradient: _validation.Gradient = "forward",
-    drop_ignored: bool = False,
-    wide_sums: bool = False,
+    **further: Unpack[_CallOptions],
 ) -> Tensor | tuple[Tensor, RowStatistics]: ...
 
 
@@ -658,12 +639,6 @@ def each_place(
     targets = target.reshape(count, places) if indices else target.reshape(count, classes, places)
     samples = [None] * places if sample_weight is None else sample_weight.reshape(count, places).unbind(1)
     return [(rows, *others) for others in zip(weights, biases, targets.unbind(-1), samples, strict=True)]
-
-
-class _FurtherOptions(FurtherOptions, total=False):
-    block_rows: int | None
-    drop_ignored: bool
-    wide_sums: bool
 
 
 class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):

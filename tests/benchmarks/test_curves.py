@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import arguments, curves, import_time
-from benchmarks.cases import Case
+from benchmarks.cases import Workload
 from benchmarks.implementations import IMPLEMENTATIONS, LIMITS
 from benchmarks.results import ImportTimes, Results, read_record, read_results
 from benchmarks.worker import Step
@@ -37,14 +37,14 @@ def test_who_is_drawn_is_measured_and_nobody_else() -> None:
         assert limits == (["products"] if case.loss == "linear_cross_entropy" else ["copy"])
 
 
-def measured(case: Case) -> Step:
+def measured(case: Workload) -> Step:
     return Step(title=str(case), timings=[timing(loss=case.loss, shape=case.shape, passes="forward+backward")])
 
 
 def test_a_run_that_ends_early_keeps_its_points_and_another_adds_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[Case] = []
+    asked: list[Workload] = []
 
     def run_job(job: Any) -> Iterator[Step]:
         for case in job.cases:
@@ -65,6 +65,7 @@ def test_a_run_that_ends_early_keeps_its_points_and_another_adds_the_rest(
     assert len(asked) == 6
 
 
+@pytest.mark.thorough
 def test_a_tiny_curve(tmp_path: Path) -> None:
     path = tmp_path / "curves.json"
     assert curves.main(["--losses", "mse_loss", "--largest", "1", "--seconds", "0.001", "--out", str(path)]) == 0
@@ -79,6 +80,7 @@ def test_options_that_make_no_sense(option: str, capsys: pytest.CaptureFixture[s
     assert f"{option} must be above 0, not 0" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_import_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "import_time.json"
     assert import_time.main(["--processes", "2", "--out", str(path)]) == 0
@@ -89,9 +91,12 @@ def test_import_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert import_time.main(["--processes", "1"]) == 2
 
 
-def test_an_import_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHLOSSES_BACKEND", "quantum")
+def test_an_import_that_fails_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(import_time, "_IMPORTS", "raise ImportError('there is no torch')")
     assert import_time.main(["--processes", "2", "--out", str(tmp_path / "no.json")]) == 2
+    assert "the import failed: ImportError: there is no torch" in capsys.readouterr().err
     assert not (tmp_path / "no.json").exists()
 
 

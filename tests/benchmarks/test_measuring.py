@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import memory, timing
-from benchmarks.cases import CASES, SETTINGS, Case
+from benchmarks.cases import CASES, SETTINGS, Workload
 from benchmarks.checks import answer, check, truth
 from benchmarks.errors import BenchmarkError
 from benchmarks.implementations import IMPLEMENTATIONS, LIMITS, Call, Implementation
@@ -22,15 +22,15 @@ from benchmarks.results import Dtype, Passes
 from torchlosses import kernels
 
 SMALL = (
-    Case("cross_entropy", (6, 5)),
-    Case("cross_entropy", (2, 3, 4, 5)),
-    Case("cross_entropy_hessian", (6, 5), passes=("forward+backward",)),
-    Case("mse_loss", (7, 3)),
-    Case("huber_loss", (7, 3)),
-    Case("smooth_l1_loss", (7, 3)),
-    Case("binary_cross_entropy_with_logits", (7, 3)),
-    Case("cee_loss", (4, 5)),
-    Case("linear_cross_entropy", (6, 5, 7)),
+    Workload("cross_entropy", (6, 5)),
+    Workload("cross_entropy", (2, 3, 4, 5)),
+    Workload("cross_entropy_hessian", (6, 5), passes=("forward+backward",)),
+    Workload("mse_loss", (7, 3)),
+    Workload("huber_loss", (7, 3)),
+    Workload("smooth_l1_loss", (7, 3)),
+    Workload("binary_cross_entropy_with_logits", (7, 3)),
+    Workload("cee_loss", (4, 5)),
+    Workload("linear_cross_entropy", (6, 5, 7)),
 )
 DTYPES: tuple[Dtype, ...] = ("float32", "float64", "bfloat16", "float16")
 PASSES: tuple[Passes, ...] = ("forward", "forward+backward")
@@ -58,7 +58,7 @@ def test_the_list_of_cases_is_sound() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_every_implementation_passes_the_check_and_leaves_its_arguments_alone(
-    case: Case, dtype: Dtype, implementation: Implementation
+    case: Workload, dtype: Dtype, implementation: Implementation
 ) -> None:
     case = replace(case, dtype=dtype)
     arguments = PROBLEMS[case.loss].arguments(case)
@@ -105,7 +105,7 @@ class OneWrongElement(torch.autograd.Function):
     ids=("loss", "nan", "gradient"),
 )
 def test_an_implementation_that_is_wrong_is_caught(wrong: object, what: str) -> None:
-    case = Case("cross_entropy", (6, 5))
+    case = Workload("cross_entropy", (6, 5))
     arguments = PROBLEMS[case.loss].arguments(case)
     found = answer(wrong, arguments, "forward+backward")  # type: ignore[arg-type]
     with pytest.raises(BenchmarkError, match=rf"^bad is wrong on cross_entropy 6×5 float32, {what}: .*not close"):
@@ -113,7 +113,7 @@ def test_an_implementation_that_is_wrong_is_caught(wrong: object, what: str) -> 
 
 
 def test_the_truth_is_the_formula_in_float64() -> None:
-    case = Case("cross_entropy", (6, 5), "bfloat16")
+    case = Workload("cross_entropy", (6, 5), "bfloat16")
     logits, target = arguments = PROBLEMS[case.loss].arguments(case)
     exact = truth(case, arguments)
     x = logits.detach().double().numpy()
@@ -130,14 +130,14 @@ def test_the_truth_is_the_formula_in_float64() -> None:
 def test_a_sample_runs_on_the_backend_it_is_about(name: str) -> None:
     seen = []
     implementation = replace(find(name), losses={"cross_entropy": lambda *_: seen.append(kernels.BACKEND.name)})
-    case = Case("cross_entropy", (2, 3))
+    case = Workload("cross_entropy", (2, 3))
     call = implementation.call(implementation.function(case), PROBLEMS[case.loss].arguments(case), "forward")
     timing._sample(call, SHORT)
     assert seen == [name, name], "one call before the timed one"
 
 
 def test_the_in_place_backward_gets_fresh_logits_for_every_sample() -> None:
-    case = Case("cross_entropy", (6, 5))
+    case = Workload("cross_entropy", (6, 5))
     arguments = PROBLEMS[case.loss].arguments(case)
     seen = []
 
@@ -230,7 +230,7 @@ def test_what_is_prepared_does_not_count() -> None:
 
 @measurable
 def test_a_fresh_process_measures_a_copy_as_one_tensor() -> None:
-    case = Case("cross_entropy", (2048, 2048))
+    case = Workload("cross_entropy", (2048, 2048))
     clone, torch_forward = (memory.peak_in_fresh_process(case, "forward", name) for name in ("clone", "torch"))
     assert clone == pytest.approx(16 * MEBIBYTE, abs=MEBIBYTE)
     assert torch_forward == pytest.approx(16 * MEBIBYTE, abs=MEBIBYTE)

@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 
 from benchmarks import run
-from benchmarks.cases import Case
+from benchmarks.cases import Workload
 from benchmarks.errors import BenchmarkError
 from benchmarks.implementations import IMPLEMENTATIONS, LIMITS
 from benchmarks.results import read_results
 
 # Only a forward, as most of the time goes into compiling it.
-TINY = (Case("mse_loss", (5,), "float64", passes=("forward",), settings=("all", "pages"), memory=True),)
+TINY = (Workload("mse_loss", (5,), "float64", passes=("forward",), settings=("all", "pages"), memory=True),)
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.thorough)])

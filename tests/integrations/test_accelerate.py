@@ -63,7 +63,7 @@ def train_with(
 @every_problem
 @pytest.mark.parametrize(
     ("accumulation", "prepare_criterion"),
-    [(3, False), (1, True), *(pytest.param(*way, marks=pytest.mark.thorough) for way in ((1, False), (3, True)))],
+    [(3, True), *(pytest.param(*way, marks=pytest.mark.thorough) for way in ((3, False), (1, True), (1, False)))],
 )
 def test_training(problem: Problem, accumulation: int, prepare_criterion: bool) -> None:
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulation)

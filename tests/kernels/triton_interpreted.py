@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tests.kernels import triton_oracles as oracles
 from tests.kernels.triton_oracles import Options, numbers
+from tests.turns import in_turn
 from torchlosses import kernels
 from torchlosses.distributed import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
 from torchlosses.distributed._split import SplitCrossEntropy
@@ -76,7 +77,10 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return request.param
 
 
-@pytest.fixture(params=("one program", "many programs"))
+PROGRAMS = ("one program", "many programs")
+
+
+@pytest.fixture(params=PROGRAMS)
 def programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "many programs":
         monkeypatch.setattr(launch, "SMALL", -1)
@@ -245,8 +249,14 @@ def test_cross_entropy_options(monkeypatch: pytest.MonkeyPatch, way: str, name: 
     check_cross_entropy(input, target, weight, sample_weight, normalizer, (reduction,), **OPTIONS[name])
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "offset", "padded", "transposed", "channels last"])
-@pytest.mark.parametrize("shape", [(6, 40), (5, 3), (3, 1), (3, 33, 2), (2, 24, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    in_turn(
+        ("contiguous", "offset", "padded", "transposed", "channels last"),
+        {str(shape): (shape,) for shape in ((6, 40), (5, 3), (3, 1), (3, 33, 2), (2, 24, 5))},
+        count=2,
+    ),
+)
 def test_cross_entropy_layouts(layout: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     turn = sum(shape) + len(layout)
     monkeypatch.setattr(launch, "SHORT", 8 if turn % 2 else 64)
@@ -505,8 +515,17 @@ def check_elements(name: str, input: Tensor, target: Tensor, weighted: bool, red
         assert torch.equal(ready, written)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "offset", "padded", "transposed", "mixed"])
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize(
+    ("programs", "name", "layout"),
+    in_turn(
+        PROGRAMS,
+        {
+            f"{name}-{layout}": (name, layout)
+            for name, layout in itertools.product(FORMULAS, ("contiguous", "offset", "padded", "transposed", "mixed"))
+        },
+    ),
+    indirect=["programs"],
+)
 def test_elementwise(name: str, layout: str, programs: str) -> None:
     turn = list(FORMULAS).index(name) + len(layout) + len(programs)
     dtype = DTYPES[turn % 4]
@@ -677,8 +696,13 @@ def check_log_probs(input: Tensor, target: Tensor, compute: torch.dtype, **field
     assert_close(over, expected, input.dtype, 0.3)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "offset", "padded", "transposed", "channels last"])
-@pytest.mark.parametrize("tile", ["one tile", "several tiles"])
+@pytest.mark.parametrize(
+    ("tile", "layout"),
+    in_turn(
+        ("one tile", "several tiles"),
+        {layout: (layout,) for layout in ("contiguous", "offset", "padded", "transposed", "channels last")},
+    ),
+)
 def test_log_probs(tile: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "rows", rows(4, tile == "one tile", False))
     for turn, shape in enumerate(((5, 9), (3, 230), (2, 77, 3))):

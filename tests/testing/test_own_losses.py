@@ -145,20 +145,18 @@ REPRESENTATIVES = ("mse_loss", "cross_entropy", "cee_loss")
 def audits() -> Iterator[Any]:
     """Every check of every loss on every backend, of which `make test` has each check of each loss once.
 
-    Except for what is slow, which follows from the declaration: there it is asked of the representatives. Of functions,
-    numbers and laws are asked on every backend.
+    Except for what is slow, which follows from the declaration: there it is asked of the representatives. Their numbers
+    and laws are asked on every backend.
     """
     backends = kernels.available()
     for (turn, name), (number, check) in itertools.product(enumerate(LOSSES), enumerate(CHECKS)):
-        # Not the name of a Module, nor a description.
-        is_function = name.islower() and " " not in name
         for place, backend in enumerate(backends):
             everyday = place == (turn + number) % len(backends)
             if is_slow(check):
                 # The one that takes longest is asked of elements alone.
                 few = REPRESENTATIVES[:1] if check == "derivatives.forward_over_reverse" else REPRESENTATIVES
                 everyday = everyday and name in few
-            elif is_function and check.startswith(("values.", "laws.")):
+            elif name in REPRESENTATIVES and check.startswith(("values.", "laws.")):
                 everyday = True
             marks = () if everyday else (pytest.mark.thorough,)
             yield pytest.param(backend, name, check, id=f"{backend}-{name}-{check}", marks=marks)
@@ -185,6 +183,7 @@ SHAPED = {
     "mse_loss": (torchlosses.mse_loss, PAIRS, {"broadcast": "allow"}),
 }
 DERIVATIVES = [name for name in CHECKS if name.partition(".")[0] in ("derivatives", "transforms", "gradients")]
+SLOWEST = ("derivatives.forward_over_reverse", "derivatives.gradgradcheck", "derivatives.forward_ad")
 # Which losses a check applies to, where not to all: those with a model in front, with a tensor for an option, or rows.
 APPLIES = {
     "transforms.per_sample_gradients": (),
@@ -199,11 +198,13 @@ def _shaped_checks(name: str, backend: str) -> dict[str, BoundCheck]:
     return {check.name: check for check in bound_checks(loss, kind=kind, options=options)}
 
 
+# Those of images are the slowest by far, and those of single rows go the same ways.
 @pytest.mark.parametrize(
     ("backend", "name", "check"),
     in_turn(
         kernels.available(),
         {f"{name}-{check}": (name, check) for name, check in itertools.product(SHAPED, DERIVATIVES)},
+        lambda name, check: not (name.endswith("of images") and check in SLOWEST),
     ),
 )
 def test_derivatives_of_other_shapes(backend: str, name: str, check: str) -> None:

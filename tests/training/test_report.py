@@ -1,10 +1,7 @@
 """The page: whole, self-contained, honest about what is missing, and no wider than the screen."""
 
 import itertools
-import json
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree as ElementTree
 from functools import cache
 from html.parser import HTMLParser
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from tests.browser import measured, needs_browser
 from training.comparisons import planned_comparisons
 from training.report import write_report
 from training.results import Results, read_results, write_results
@@ -36,7 +34,6 @@ FIGURES = {
     "sensitivity-digit",
     "sensitivity-angle",
 }
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def unfinished() -> Results:
@@ -351,44 +348,23 @@ FRAME = """<!doctype html><pre id="measured"></pre>
 <iframe src="page.html" style="border: 0; width: WIDTHpx; height: 1000px"></iframe>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@needs_browser
 @pytest.mark.parametrize("width", [1280, 400])
 def test_page_fits_the_window(complete, tmp_path, width):
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.replace("WIDTH", str(width)), encoding="utf-8")
     page = tmp_path / "page.html"
     page.write_text(complete.read_text(encoding="utf-8").replace("</body>", MEASURE + "</body>"), encoding="utf-8")
-    assert CHROMIUM is not None
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=1400,1200",
-        "--virtual-time-budget=5000",
-        "--dump-dom",
-        frame.as_uri(),
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = re.search(r'<pre id="measured">(.+?)</pre>', dom, re.DOTALL)
-    assert found, dom[-2000:]
-    measured = json.loads(found[1].replace("&gt;", ">").replace("&amp;", "&"))
-    assert measured["wide"] == width
-    assert measured["document"] <= width
-    assert measured["outside"] == []
-    assert measured["columns"] == (2 if width == 1280 else 1)
+    found = measured(frame.as_uri(), tmp_path / "profile", seconds=5)
+    assert found["wide"] == width
+    assert found["document"] <= width
+    assert found["outside"] == []
+    assert found["columns"] == (2 if width == 1280 else 1)
     # A phone shows it all in a page that can be scrolled through, the details folded.
-    assert measured["height"] <= 8000
+    assert found["height"] <= 8000
     # Half sure: 0.6931 and 0.5 by cross-entropy; for the mean of squares, 0.25 (1 + 1/9) / 10.
-    assert measured["half"] == ["0.6931", "0.5000", "0.6931", "0.5000", "0.0278", "0.0278"]
-    assert measured["sure"][:2] == ["0.1054", "0.1000"]
-    assert measured["spoken"] == "0.9000"
-    assert len(measured["drawings"]) == len(FIGURES)
-    assert all(300 < drawing <= width for drawing in measured["drawings"])
+    assert found["half"] == ["0.6931", "0.5000", "0.6931", "0.5000", "0.0278", "0.0278"]
+    assert found["sure"][:2] == ["0.1054", "0.1000"]
+    assert found["spoken"] == "0.9000"
+    assert len(found["drawings"]) == len(FIGURES)
+    assert all(300 < drawing <= width for drawing in found["drawings"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchlosses import _validation
 from torchlosses._declare import autocast_enabled, result_dtype
-from torchlosses._options import RowStatistics, statistics_of
+from torchlosses._options import CallOptions, RowStatistics, statistics_of
 from torchlosses._rows import compute_dtype, from_rows, indices_to_rows, row_shape, to_rows
 from torchlosses.cross_entropy import cross_entropy
 from torchlosses.distributed import _agreement, _dtensors
@@ -20,7 +20,17 @@ from torchlosses.distributed._split import LinearOptions, Options, SplitCrossEnt
 from torchlosses.kernels.linear import default_block_rows
 from torchlosses.linear_cross_entropy import LowRank, linear_cross_entropy
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _of_whole: Any = cross_entropy
+
+
+class _CallOptions(CallOptions, total=False):
+    group: dist.ProcessGroup | None
+    ignore_index: int
+    reduction: _validation.Reduction
+    label_smoothing: float
 
 
 @overload
@@ -51,19 +61,8 @@ def class_parallel_cross_entropy(
     target: Tensor,
     weight: Tensor | None = None,
     *,
-    group: dist.ProcessGroup | None = None,
-    ignore_index: int = -100,
-    reduction: _validation.Reduction = "mean",
-    label_smoothing: float = 0.0,
-    normalizer: Tensor | float | None = None,
-    sample_weight: Tensor | None = None,
-    empty: _validation.Empty = "nan",
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
-    loss_dtype: torch.dtype | None = None,
     return_stats: Literal[True],
-    gradient: _validation.Gradient = "forward",
+    **options: Unpack[_CallOptions],
 ) -> tuple[Tensor, RowStatistics]: ...
 
 
@@ -73,19 +72,8 @@ def class_parallel_cross_entropy(
     target: Tensor,
     weight: Tensor | None = None,
     *,
-    group: dist.ProcessGroup | None = None,
-    ignore_index: int = -100,
-    reduction: _validation.Reduction = "mean",
-    label_smoothing: float = 0.0,
-    normalizer: Tensor | float | None = None,
-    sample_weight: Tensor | None = None,
-    empty: _validation.Empty = "nan",
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
-    loss_dtype: torch.dtype | None = None,
     return_stats: bool,
-    gradient: _validation.Gradient = "forward",
+    **options: Unpack[_CallOptions],
 ) -> Tensor | tuple[Tensor, RowStatistics]: ...
 
 
@@ -211,6 +199,13 @@ def class_parallel_cross_entropy(
     return loss, statistics_of(from_rows(field, input) for field in state.unbind())
 
 
+class _LinearCallOptions(_CallOptions, total=False):
+    linear_bias: Tensor | None
+    weight: Tensor | None
+    low_rank: LowRank | None
+    block_rows: int | None
+
+
 @overload
 def class_parallel_linear_cross_entropy(
     input: Tensor,
@@ -243,23 +238,8 @@ def class_parallel_linear_cross_entropy(
     linear_weight: Tensor,
     target: Tensor,
     *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    group: dist.ProcessGroup | None = None,
-    ignore_index: int = -100,
-    reduction: _validation.Reduction = "mean",
-    label_smoothing: float = 0.0,
-    normalizer: Tensor | float | None = None,
-    sample_weight: Tensor | None = None,
-    empty: _validation.Empty = "nan",
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
-    loss_dtype: torch.dtype | None = None,
-    low_rank: LowRank | None = None,
     return_stats: Literal[True],
-    block_rows: int | None = None,
-    gradient: _validation.Gradient = "forward",
+    **options: Unpack[_LinearCallOptions],
 ) -> tuple[Tensor, RowStatistics]: ...
 
 
@@ -269,23 +249,8 @@ def class_parallel_linear_cross_entropy(
     linear_weight: Tensor,
     target: Tensor,
     *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    group: dist.ProcessGroup | None = None,
-    ignore_index: int = -100,
-    reduction: _validation.Reduction = "mean",
-    label_smoothing: float = 0.0,
-    normalizer: Tensor | float | None = None,
-    sample_weight: Tensor | None = None,
-    empty: _validation.Empty = "nan",
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
-    loss_dtype: torch.dtype | None = None,
-    low_rank: LowRank | None = None,
     return_stats: bool,
-    block_rows: int | None = None,
-    gradient: _validation.Gradient = "forward",
+    **options: Unpack[_LinearCallOptions],
 ) -> Tensor | tuple[Tensor, RowStatistics]: ...
 
 
