@@ -152,10 +152,10 @@ SPLIT: dict[str, tuple[int, dict[str, Any]]] = {
     ("target", "case"),
     [
         ("sm_90", "all options"),
-        ("sm_90", "probabilities"),
-        ("sm_80", "unaligned"),
-        ("sm_100", "aligned"),
         ("gfx942", "unaligned"),
+        pytest.param("sm_90", "probabilities", marks=pytest.mark.thorough),
+        pytest.param("sm_80", "unaligned", marks=pytest.mark.thorough),
+        pytest.param("sm_100", "aligned", marks=pytest.mark.thorough),
     ],
 )
 def test_split_classes_are_read_in_whole_vectors(target: str, case: str) -> None:
