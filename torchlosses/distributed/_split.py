@@ -68,7 +68,7 @@ class _Known(NamedTuple):
     rest: Tensor
     total: Tensor  # A = Σ_c a_c
     others: Tensor  # A without the share of the target's index, or of the class of the maximum; summed, not subtracted
-    hidden: Tensor  # 1 for rows that leave no trace and are not finite, else 0
+    hidden: Tensor  # 1 for rows that leave no trace, of those that are finite only where that costs nothing; else 0
 
 
 class _Kernels:
