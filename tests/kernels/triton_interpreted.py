@@ -887,7 +887,9 @@ def test_split_corners(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     input[4], input[5, 7], input[6, 1] = nan, -inf, 40.0
     target = torch.tensor([1, 0, 0, 0, -100, 7, 1, 2, 3])
     shares = torch.rand(9, 37, generator=torch.Generator().manual_seed(2))
-    shares[0, 3:], shares[4], shares[5, 7] = 0, 0, 0
+    shares[0, 3:], shares[4], shares[5, 7], shares[8] = 0, 0, 0, 0
+    # They cancel each other.
+    shares[8, 1], shares[8, 3] = 0.5, -0.5
     sample_weight = torch.ones(9)
     sample_weight[7], input[7] = 0, nan
     weight = torch.ones(37)

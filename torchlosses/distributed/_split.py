@@ -68,7 +68,7 @@ class _Known(NamedTuple):
     rest: Tensor
     total: Tensor  # A = Σ_c a_c
     others: Tensor  # A without the share of the target's index, or of the class of the maximum; summed, not subtracted
-    hidden: Tensor  # 1 for rows that leave no trace, of those that are finite only where that costs nothing; else 0
+    hidden: Tensor  # 1 for rows that leave no trace, at least those that are not finite, else 0
 
 
 class _Kernels:
@@ -478,7 +478,9 @@ def _of_parts(in_triton: Any, tensors: Sequence[Any], options: Any) -> tuple[Ten
         total, others = shares.hard + shares.others, shares.others
     else:
         others, total = sums[-2:]
-    hidden = shares.without_trace(total)
+    # Of shares that cancel each other there is a gradient.
+    cancelled = rest.isfinite() & (total == 0) if not shares.indices else torch.zeros_like(mine)
+    hidden = shares.without_trace(total.masked_fill(cancelled, 1))
     maximum, rest = maximum.masked_fill(hidden, 0), rest.masked_fill(hidden, 0)
     most_likely: Any = None
     if options.statistics and not shares.indices:
