@@ -8,7 +8,7 @@ import itertools
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from torchlosses import (
     cee_loss,
     cross_entropy,
     huber_loss,
+    kernels,
     linear_cross_entropy,
     linear_kl_div,
     linear_log_probs,
@@ -39,6 +40,7 @@ from torchlosses import (
 )
 from torchlosses.distributed import (
     _agreement,
+    assume_agreement,
     class_parallel_cross_entropy,
     class_parallel_linear_cross_entropy,
     global_normalizer,
@@ -47,12 +49,12 @@ from torchlosses.distributed import (
 ROWS, FEATURES, CLASSES = 6, 3, 7
 
 
-def main(rank: int, processes: int, folder: str) -> None:
-    """Run every check, and leave behind what went wrong."""
+def main(rank: int, processes: int, folder: str, only: Sequence[str] = ()) -> None:
+    """Run every check, or those that are named, and leave behind what went wrong."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     try:
-        for check in CHECKS:
+        for check in [globals()[f"check_{name}"] for name in only] or CHECKS:
             # Compiling takes longer than all the others, and two processes are what `make test` starts.
             if check is not check_compiled or processes != 2:
                 check(rank, processes)
@@ -136,49 +138,88 @@ def compare(actual: Any, expected: Any) -> tuple[Tensor, Tensor]:
 
 
 def check_logits(rank: int, processes: int) -> None:
-    for split, kind, reduction, options, shape in combinations(processes, ("mean", "sum", "none")):
-        tensors = drawn(kind, shape)
-        given = {**chosen(tensors, options), "reduction": reduction}
-        whole = {**tensors, "logits": tensors["logits"].requires_grad_()}
-        mine = part(tensors["logits"], split, rank, 1).requires_grad_()
-        target = tensors["target"]
-        leaves, own = [whole["logits"]], [mine]
-        if kind == "probability":
-            whole["target"].requires_grad_()
-            target = part(target, split, rank, 1).requires_grad_()
-            leaves.append(whole["target"])
-            own.append(target)
-        loss, expected = compare(class_parallel_cross_entropy(mine, target, **given), single(whole, **given))
-        incoming = torch.linspace(0.5, 2, expected.numel(), dtype=torch.float64).reshape(expected.shape)
-        truth = torch.autograd.grad(expected, leaves, incoming)
-        for gradient, all_classes in zip(torch.autograd.grad(loss, own, incoming), truth, strict=True):
-            assert_close(gradient, part(all_classes, split, rank, 1))
+    for case in combinations(processes, ("mean", "sum", "none")):
+        compare_logits(rank, *case)
+
+
+def compare_logits(
+    rank: int, split: list[int], kind: str, reduction: str, options: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    tensors = drawn(kind, shape)
+    given = {**chosen(tensors, options), "reduction": reduction}
+    whole = {**tensors, "logits": tensors["logits"].requires_grad_()}
+    mine = part(tensors["logits"], split, rank, 1).requires_grad_()
+    target = tensors["target"]
+    leaves, own = [whole["logits"]], [mine]
+    if kind == "probability":
+        whole["target"].requires_grad_()
+        target = part(target, split, rank, 1).requires_grad_()
+        leaves.append(whole["target"])
+        own.append(target)
+    loss, expected = compare(class_parallel_cross_entropy(mine, target, **given), single(whole, **given))
+    incoming = torch.linspace(0.5, 2, expected.numel(), dtype=torch.float64).reshape(expected.shape)
+    truth = torch.autograd.grad(expected, leaves, incoming)
+    for gradient, all_classes in zip(torch.autograd.grad(loss, own, incoming), truth, strict=True):
+        assert_close(gradient, part(all_classes, split, rank, 1))
 
 
 def check_linear(rank: int, processes: int) -> None:
-    for split, kind, reduction, options, shape in combinations(processes, ("mean", "none")):
-        tensors = drawn(kind, shape)
-        if kind == "probability":
-            tensors["target"] = tensors["target"].movedim(1, -1).contiguous()
-        names = ("input", "linear_weight", "linear_bias")
-        given = {**chosen(tensors, options), "reduction": reduction}
-        whole = {name: tensors[name].clone().requires_grad_() for name in names}
-        mine = {
-            name: (tensors[name].clone() if name == "input" else part(tensors[name], split, rank, 0)).requires_grad_()
-            for name in names
-        }
-        target = tensors["target"]
-        expected = linear_cross_entropy(**whole, target=target, **given)
-        if kind == "probability":
-            target = part(target, split, rank, -1)
-        loss = class_parallel_linear_cross_entropy(**mine, target=target, **given, block_rows=4)
-        loss, expected = compare(loss, expected)
-        incoming = torch.linspace(0.5, 2, expected.numel(), dtype=torch.float64).reshape(expected.shape)
-        found = torch.autograd.grad(loss, list(mine.values()), incoming)
-        truth = torch.autograd.grad(expected, list(whole.values()), incoming)
-        assert_close(found[0], truth[0])
-        for gradient, all_classes in zip(found[1:], truth[1:], strict=True):
-            assert_close(gradient, part(all_classes, split, rank, 0))
+    for case in combinations(processes, ("mean", "none")):
+        compare_linear(rank, *case)
+
+
+def compare_linear(
+    rank: int, split: list[int], kind: str, reduction: str, options: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    tensors = drawn(kind, shape)
+    if kind == "probability":
+        tensors["target"] = tensors["target"].movedim(1, -1).contiguous()
+    names = ("input", "linear_weight", "linear_bias")
+    given = {**chosen(tensors, options), "reduction": reduction}
+    whole = {name: tensors[name].clone().requires_grad_() for name in names}
+    mine = {
+        name: (tensors[name].clone() if name == "input" else part(tensors[name], split, rank, 0)).requires_grad_()
+        for name in names
+    }
+    target = tensors["target"]
+    expected = linear_cross_entropy(**whole, target=target, **given)
+    if kind == "probability":
+        target = part(target, split, rank, -1)
+    loss = class_parallel_linear_cross_entropy(**mine, target=target, **given, block_rows=4)
+    loss, expected = compare(loss, expected)
+    incoming = torch.linspace(0.5, 2, expected.numel(), dtype=torch.float64).reshape(expected.shape)
+    found = torch.autograd.grad(loss, list(mine.values()), incoming)
+    truth = torch.autograd.grad(expected, list(whole.values()), incoming)
+    assert_close(found[0], truth[0])
+    for gradient, all_classes in zip(found[1:], truth[1:], strict=True):
+        assert_close(gradient, part(all_classes, split, rank, 0))
+
+
+def check_triton(rank: int, processes: int) -> None:
+    """In a process whose backend is Triton: the value is the same number in each process, with any split."""
+    from torchlosses.kernels.triton import launch
+
+    assert kernels._local_in_triton("class_parallel_cross_entropy", torch.device("cpu")) is not None
+    _, uneven, without = splits(processes)
+    compare_logits(rank, without, "ignored", "mean", OPTIONS[-1], (ROWS,))
+    compare_logits(rank, without, "probability", "none", OPTIONS[-1], (2, 3))
+    compare_logits(rank, uneven, "probability", "sum", OPTIONS[2], (ROWS,))
+    compare_linear(rank, uneven, "ignored", "mean", OPTIONS[-1], (ROWS,))
+    compare_linear(rank, without, "probability", "none", OPTIONS[1], (ROWS,))
+    # By the kernel that takes a row a turn, as it does where there are many classes.
+    launch.SHORT = 0
+    compare_logits(rank, without, "ignored", "mean", OPTIONS[-1], (ROWS,))
+    compare_logits(rank, uneven, "probability", "none", OPTIONS[-1], (ROWS,))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        tensors = drawn("ignored")
+        mine = part(3 * tensors["logits"], uneven, rank, 1).to(dtype)
+        losses = class_parallel_cross_entropy(mine, tensors["target"], reduction="none", loss_dtype=torch.float32)
+        truth = F.cross_entropy((3 * tensors["logits"]).to(dtype).double(), tensors["target"], reduction="none")
+        assert_close(losses.double(), truth, rtol=1e-6, atol=1e-6)
+        for operation in (dist.ReduceOp.MIN, dist.ReduceOp.MAX):
+            same = losses.clone()
+            dist.all_reduce(same, operation)
+            assert torch.equal(same, losses)
 
 
 def derivatives(loss: Tensor, leaves: list[Tensor], orders: int) -> list[Tensor]:
@@ -863,6 +904,43 @@ def check_agreement(rank: int, processes: int) -> None:
     assert ("broadcast" if last else "another process") in message
 
 
+def check_assumed_agreement(rank: int, processes: int) -> None:
+    """The processes tell each other once what they bring along, and nothing while that is the same."""
+    told = []
+    reduce = dist.all_reduce
+
+    def counted(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
+        told.append(tensor.shape == (processes, _agreement._WIDTH))
+        return reduce(tensor, *arguments, **options)
+
+    def calls(split: list[int], kind: str, rows: int) -> int:
+        tensors = drawn(kind, (rows,))
+        mine = part(tensors["logits"], split, rank, 1).requires_grad_()
+        target = part(tensors["target"], split, rank, 1) if kind == "probability" else tensors["target"]
+        told.clear()
+        loss = class_parallel_cross_entropy(mine, target)
+        whole = tensors["logits"].requires_grad_()
+        assert_close(loss, F.cross_entropy(whole, tensors["target"]))
+        truth = torch.autograd.grad(F.cross_entropy(whole, tensors["target"]), whole)[0]
+        assert_close(torch.autograd.grad(loss, mine)[0], part(truth, split, rank, 1))
+        return sum(told)
+
+    first, *others = splits(processes)
+    several = int(processes > 1)
+    _agreement._found.clear()
+    dist.all_reduce = counted
+    try:
+        with assume_agreement():
+            # Other rows and other targets are no reason to talk; other classes are.
+            assert [calls(first, *case) for case in (("ignored", 6), ("ignored", 6), ("probability", 4))] == [
+                several, 0, 0,
+            ]  # fmt: skip
+            assert [calls(split, "index", 3) for split in others * 2] == [1] * len(others) + [0] * len(others)
+        assert calls(first, "ignored", 6) == several
+    finally:
+        dist.all_reduce = reduce
+
+
 def check_outside_of_a_group(rank: int, processes: int) -> None:
     if processes == 1:
         return
@@ -1089,6 +1167,7 @@ CHECKS = [
     check_low_precision,
     check_communication,
     check_agreement,
+    check_assumed_agreement,
     check_outside_of_a_group,
     check_strides,
     check_many_classes,

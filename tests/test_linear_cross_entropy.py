@@ -24,6 +24,7 @@ import torchlosses
 from tests.oracles import cross_entropy_denominator, cross_entropy_rows
 from tests.turns import in_turn
 from torchlosses import LinearCrossEntropyLoss, linear_cross_entropy
+from torchlosses.kernels import linear
 from torchlosses.testing.checks.cost import peak_bytes
 
 ROWS, FEATURES, CLASSES = 7, 4, 5
@@ -1272,3 +1273,60 @@ class TestErrors:
         drawn = tensors()
         result = linear_cross_entropy(drawn["input"].as_subclass(Marked), drawn["linear_weight"], drawn["target"])
         assert result == "linear_cross_entropy"
+
+
+class TestOnAnAccelerator:
+    """The way there, taken on the CPU: nothing is looked at unless that is asked for."""
+
+    @pytest.fixture(autouse=True)
+    def no_look(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(linear, "looking_is_free", lambda tensor: False)
+
+    @pytest.mark.parametrize("dropped", [False, True])
+    @pytest.mark.parametrize("reduction", ["mean", "none"])
+    def test_rows_without_a_trace(self, dropped: bool, reduction: Any) -> None:
+        """Dropped, they are in no product; else they are hidden, nan and all."""
+        generator = torch.Generator().manual_seed(0)
+        x, weight, bias = (torch.randn(shape, generator=generator).double() for shape in ((9, 3), (5, 3), (5,)))
+        a, b = torch.randn(2, 3, generator=generator).double(), torch.randn(5, 2, generator=generator).double()
+        target = torch.tensor([0, -100, 1, 2, -100, 3, 4, 0, 1])
+        samples = torch.tensor([1.0, 1, 1, 0, 1, 2, 1, 1, 1], dtype=torch.float64)
+        counted = (target != -100) & (samples != 0)
+        x[~counted] = torch.nan
+        results = []
+        for rows in (slice(None), counted):
+            leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias, a, b)]
+            loss = linear_cross_entropy(
+                leaves[0][rows], leaves[1], target[rows], linear_bias=leaves[2], sample_weight=samples[rows],
+                low_rank=(leaves[3], leaves[4], 0.5), reduction=reduction, block_rows=2, drop_ignored=dropped,
+            )  # fmt: skip
+            gradients = torch.autograd.grad(loss, leaves, torch.ones_like(loss))
+            results.append((loss[counted] if loss.shape == (9,) else loss, *gradients))
+        for found, expected in zip(*results, strict=True):
+            assert_close(found, expected)
+
+    def test_how_many_rows_there_are_is_asked_for_only_with_the_option(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+        nonzero = Tensor.nonzero
+        monkeypatch.setattr(Tensor, "nonzero", lambda tensor: asked.append(tensor) or nonzero(tensor))
+        x, weight, target = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3), torch.tensor([0, -100, 1, 2])
+        for dropped in (False, True):
+            linear_cross_entropy(x, weight, target, drop_ignored=dropped).backward()
+            assert len(asked) == dropped
+
+    def test_sums_over_few_blocks(self) -> None:
+        """In bfloat16 each block's part is rounded before the next one is added; in float32 only the sum is."""
+        generator = torch.Generator().manual_seed(1)
+        x, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((64, 8), (6, 8)))
+        target = torch.randint(6, (64,), generator=generator)
+        leaf = weight.double().requires_grad_()
+        F.cross_entropy((x.double() @ leaf.t()).bfloat16().double(), target, reduction="sum").backward()
+        off = {}
+        accurate = nn.LinearCrossEntropyOptions(batch_chunk_size=8, acc_policy="accurate")
+        cases: dict[str, dict[str, Any]] = {"narrow": {"block_rows": 8}, "wide": {"block_rows": 8, "wide_sums": True}}
+        for name, given in {**cases, "torch": {"options": accurate}}.items():
+            own = weight.clone().requires_grad_()
+            linear_cross_entropy(x, own, target, reduction="sum", **given).backward()
+            off[name] = float((own.grad.double() - leaf.grad).norm())  # type: ignore[union-attr]
+        assert off["wide"] == off["torch"] < 0.8 * off["narrow"]
+        assert LinearCrossEntropyLoss(8, 6, options=accurate).wide_sums

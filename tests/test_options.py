@@ -677,3 +677,24 @@ class TestInterface:
             cross_entropy(logits.float(), target, z_loss=0.1, sample_weight=sample_weights()),
         )
         assert statistics.entropy.dtype == torch.float32
+
+
+def test_a_soft_cap_leaves_rows_without_part_alone(each_backend: str) -> None:
+    """nan in them reaches neither the loss nor the gradient, by way of the cap's slope for one."""
+    logits, target = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([-100, 1, 2])
+    logits[0], logits[2] = torch.nan, torch.inf
+    logits.requires_grad_()
+    samples = torch.tensor([1.0, 1.0, 0.0])
+    loss = torchlosses.cross_entropy(logits, target, sample_weight=samples, logit_softcap=3.0, reduction="sum")
+    only = torchlosses.cross_entropy(logits[1:2], target[1:2], logit_softcap=3.0, reduction="sum")
+    assert_close(loss, only)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert_close(gradient[1:2], torch.autograd.grad(only, logits)[0][1:2])
+    assert not gradient[::2].any()
+
+
+def test_where_all_of_the_target_is_smoothed_its_logit_is_as_the_others(each_backend: str) -> None:
+    logits = torch.tensor([[0.0, 1.0, -torch.inf]])
+    for index in range(3):
+        loss = torchlosses.cross_entropy(logits, torch.tensor([index]), label_smoothing=1.0)
+        assert loss == torch.inf

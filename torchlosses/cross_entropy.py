@@ -257,6 +257,8 @@ class _Shares(RowWeights):
         cost = log_sum - at_target
         if isinstance(self.own, Tensor):
             cost = finite_where(self.own, cost)
+        elif not self.own:
+            cost = cost.masked_fill(cost.isinf(), 0)
         losses = self.own * cost
         return losses if dot is None else losses + (self.all_smooth * log_sum - dot)
 

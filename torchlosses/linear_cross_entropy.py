@@ -49,13 +49,22 @@ _FUNCTION = "linear_cross_entropy"
 LowRank: TypeAlias = tuple[Tensor, Tensor, float]
 
 OPERANDS = ("input", "linear_weight", "linear_bias?", "low_rank_a?", "low_rank_b?")
-_FURTHER = {"product_dtype": torch.dtype, "low_rank_scale": float, "block_rows": torch.SymInt}
+_FURTHER = {
+    "product_dtype": torch.dtype,
+    "low_rank_scale": float,
+    "block_rows": torch.SymInt,
+    "drop_ignored": bool,
+    "wide_sums": bool,
+}
 _make_record: Any = NamedTuple
 
 
 def options_of_product(of_logits: Any) -> Any:
     """The options of a loss of logits, passed on unread, and what the product needs."""
-    return _make_record("Options", [*get_type_hints(of_logits.options).items(), *_FURTHER.items()])
+    record = _make_record("Options", [*get_type_hints(of_logits.options).items(), *_FURTHER.items()])
+    # What only an accelerator asks.
+    record.__new__.__defaults__ = (False, False)
+    return record
 
 
 class LinearLoss(Loss, abstract=True):
@@ -295,6 +304,8 @@ def _logits(operands: Sequence[Any], options: Any) -> Tensor:
 
 class _FurtherOptions(FurtherOptions, total=False):
     block_rows: int | None
+    drop_ignored: bool
+    wide_sums: bool
 
 
 class _CallOptions(_FurtherOptions, CallOptions, total=False):
@@ -332,6 +343,8 @@ def linear_cross_entropy(
     return_stats: Literal[False] = False,
     block_rows: int | None = None,
     gradient: _validation.Gradient = "forward",
+    drop_ignored: bool = False,
+    wide_sums: bool = False,
 ) -> Tensor: ...
 
 
@@ -380,6 +393,8 @@ def linear_cross_entropy(
     return_stats: bool = False,
     block_rows: int | None = None,
     gradient: _validation.Gradient = "forward",
+    drop_ignored: bool = False,
+    wide_sums: bool = False,
 ) -> Tensor | tuple[Tensor, RowStatistics]:
     r"""Cross-entropy of a linear layer's logits with class indices or probabilities, in nats, without the logits.
 
@@ -407,8 +422,9 @@ def linear_cross_entropy(
         ignore_index: Rows with this class index count neither for the loss nor for the mean, and their gradient is
             exactly 0 even where they are nan. None is -100. For class indices only.
         label_smoothing: ε in [0, 1], the share of the target that is spread evenly over all classes.
-        options: A `torch.nn.LinearCrossEntropyOptions`, of which `batch_chunk_size` is taken as `block_rows`. Its other
-            fields choose between what always holds here: sums over blocks in float32 at least, repeated backwards.
+        options: A `torch.nn.LinearCrossEntropyOptions`, of which `batch_chunk_size` is taken as `block_rows`, and
+            `acc_policy="accurate"` or an `acc_dtype` of float32 or more as `wide_sums`. Backwards can always be
+            repeated.
         dim: The dimension of `input` that holds the features, where it is not the last: 1 for (N, features, H, W), as
             in a convolution with a kernel of 1. Class probabilities have the classes there, class indices the other
             dimensions in their order; d1, ... stay behind them. The rows are put together first, a copy of `input`.
@@ -429,6 +445,11 @@ def linear_cross_entropy(
             computes them along with a loss that is one number, in three products; they take their memory until the
             backward, which multiplies them by the incoming gradient. 'backward' holds nothing and computes the logits
             twice; float16 products always do, as the incoming gradient has the factor that keeps theirs large.
+        drop_ignored: On an accelerator, whether rows that leave no trace are dropped before the products, as they are
+            on the CPU: where many are ignored that is faster, but it waits for the device once, in the forward and in a
+            backward that computes the logits again, to know how many there are.
+        wide_sums: On an accelerator, whether the gradients by the layer are summed over the blocks in float32 where
+            there are 8 of them or fewer too, as they are on the CPU. It takes their memory again.
 
     Returns:
         A scalar, or with 'none' one loss a row: the shape of class indices. With `return_stats` a pair of that and a
@@ -481,6 +502,7 @@ def linear_cross_entropy(
     logit_softcap = _validation.check_logit_softcap(logit_softcap)
     loss_dtype = _validation.check_loss_dtype(loss_dtype)
     block_rows = _validation.check_block_rows(_block_rows(options, block_rows))
+    wide_sums = bool(wide_sums) or _sums_widely(options)
     indices, shape, dim = _check(input, linear_weight, target, linear_bias, weight, sample_weight, ignore_index, dim)
     a, b, low_rank_scale = _validation.check_low_rank(_FUNCTION, input, linear_weight, low_rank, dim) or (
         None,
@@ -520,6 +542,8 @@ def linear_cross_entropy(
         product_dtype,
         low_rank_scale,
         block_rows,
+        bool(drop_ignored),
+        wide_sums,
     )
     results = [
         LinearCrossEntropy.apply(*operands, a, b, t, weight, s, normalizer=normalizer, options=settings)
@@ -610,6 +634,11 @@ def _block_rows(options: Any, block_rows: int | None) -> int | None:
     return options.batch_chunk_size
 
 
+def _sums_widely(options: Any) -> bool:
+    wide = torch.float32, torch.float64
+    return getattr(options, "acc_policy", "auto") == "accurate" or getattr(options, "acc_dtype", None) in wide
+
+
 def each_place(
     input: Tensor,
     linear_weight: Tensor,
@@ -669,6 +698,8 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         return_stats: Whether to return the rows' statistics beside the loss.
         block_rows: How many rows are worked on at a time.
         gradient: When the gradients are computed, 'forward' or 'backward'.
+        drop_ignored: Whether rows that leave no trace are dropped on an accelerator too, which waits for their number.
+        wide_sums: Whether the layer's gradients are summed in float32 on an accelerator over few blocks too.
 
     `LinearCrossEntropyLoss.of(linear)` makes one of a linear layer that exists, whose parameters it shares.
 
@@ -785,6 +816,8 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         return_stats: bool = False,
         block_rows: int | None = None,
         gradient: _validation.Gradient = "forward",
+        drop_ignored: bool = False,
+        wide_sums: bool = False,
     ) -> None:
         kept = {name: value for name, value in locals().items() if name in type(self).kept}
         super().__init__()
@@ -794,6 +827,7 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         self.num_classes = num_classes
         self.out_features = tuple(out_features)
         kept["block_rows"] = _validation.check_block_rows(_block_rows(options, block_rows))
+        kept["wide_sums"] = bool(wide_sums) or _sums_widely(options)
         if ignore_index is None:
             del kept["ignore_index"]
             self.ignore_index = None

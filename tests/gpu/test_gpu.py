@@ -17,6 +17,7 @@ from torch import Tensor
 
 import torchlosses
 from torchlosses import kernels
+from torchlosses.distributed import class_parallel_cross_entropy
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
@@ -157,6 +158,8 @@ def losses() -> list[tuple[str, Callable[[Tensor, Tensor], Tensor], tuple[int, .
         ("mse", lambda x, t: torchlosses.mse_loss(x, x.detach() * 0.5), (512, 1000)),
         ("binary", lambda x, t: torchlosses.binary_cross_entropy_with_logits(x, x.detach().sigmoid()), (512, 1000)),
         ("linear", lambda x, t: torchlosses.linear_cross_entropy(x, torch.ones_like(x), t.clamp(0, 511)), (512, 64)),
+        ("class parallel", lambda x, t: class_parallel_cross_entropy(x, t, label_smoothing=0.1), (512, 1000)),
+        ("class parallel, statistics", lambda x, t: class_parallel_cross_entropy(x, t, return_stats=True)[0], (64, 10)),
     ]
 
 
@@ -225,6 +228,18 @@ def test_side_stream_and_other_device() -> None:
         )
         for mine, his in zip(moved, expected, strict=True):
             torch.testing.assert_close(mine.cpu(), his.cpu())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("shape", [(64, 10), (300, 50257), (4, 21, 64, 64)], ids=str)
+def test_local_parts_of_split_classes(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    """One process has all classes: to the truth that the whole loss has."""
+    for dtype in DTYPES:
+        logits, target = batch(shape, dtype)
+        found = differentiated(class_parallel_cross_entropy, logits, target, factor=-0.3, **options)
+        exact = truth(torchlosses.cross_entropy, logits, target, factor=-0.3, **options)
+        for mine, right in zip(found, exact, strict=True):
+            assert_as_good(mine, right)
 
 
 def test_statistics_are_those_of_the_cpu() -> None:

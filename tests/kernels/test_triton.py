@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 from tests.kernels.compiled import Compiled, compiling
 from tests.kernels.triton_oracles import Options
 from tests.turns import in_turn
-from torchlosses.kernels.triton import LOSSES, launch, warm_up
+from torchlosses.kernels.triton import LOCAL, LOSSES, launch, warm_up
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,12 +31,39 @@ pytestmark = pytest.mark.skipif(launch.INTERPRETED, reason="needs Triton's compi
 @pytest.mark.parametrize("part", ["not thorough", pytest.param("thorough", marks=pytest.mark.thorough)])
 def test_interpreted(part: str) -> None:
     """Every kernel and option on CPU tensors against NumPy, in a process where Triton interprets."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "TORCHLOSSES_BACKEND": "triton"}
     program = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "-m", part]
     command = [*program, "tests/kernels/triton_interpreted.py"]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-20000:] + result.stderr[-5000:]
     assert " passed" in result.stdout
+
+
+def test_two_processes_with_some_classes_each(tmp_path: Path) -> None:
+    """The class-parallel losses over processes in which Triton interprets."""
+    script = (
+        "import sys; from tests.distributed_cases import main; main(int(sys.argv[1]), 2, sys.argv[2], sys.argv[3:])"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "TORCHLOSSES_BACKEND": "triton"}
+    checks = ("triton", "corners", "precision")
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore::RuntimeWarning", "-c", script, str(rank), str(tmp_path), *checks],
+            env=environment,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=600)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    failures = [path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("failure-*"))]
+    assert not failures, failures[0]
+    assert all(process.returncode == 0 for process in started), errors
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -111,6 +138,49 @@ def test_log_probabilities_are_read_in_whole_vectors(classes: int) -> None:
         assert kernel.loads.count("b16") <= 6
         assert kernel.spilled() <= SPILLED
     assert found[1].stores.count("v4.b32") >= 1
+
+
+SPLIT: dict[str, tuple[int, dict[str, Any]]] = {
+    "aligned": (16032, {}),
+    "unaligned": (16033, {"statistics": True}),
+    "all options": (16033, {"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 30.0, "logit_scale": 0.5}),
+    "probabilities": (16033, {"statistics": True}),
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "case"),
+    [
+        ("sm_90", "all options"),
+        ("gfx942", "unaligned"),
+        pytest.param("sm_90", "probabilities", marks=pytest.mark.thorough),
+        pytest.param("sm_80", "unaligned", marks=pytest.mark.thorough),
+        pytest.param("sm_100", "aligned", marks=pytest.mark.thorough),
+    ],
+)
+def test_split_classes_are_read_in_whole_vectors(target: str, case: str) -> None:
+    """Once before the processes talk, and once for the gradient; small tiles too."""
+    classes, fields = SPLIT[case]
+    options = Options(**fields, first=classes, total=3 * classes)
+    local = LOCAL["class_parallel_cross_entropy"]
+    with compiling(target) as found:
+        for own, rows in ((classes, 8192), (20, 64)):
+            *tensors, _, _ = cross_entropy((rows, own), BFLOAT16, case == "probabilities")
+            tensors[2] = meta(3 * classes) if case == "all options" else None
+            local.parts(*tensors, options)
+            local.backward(meta(), tensors[0], *tensors, None, meta(5, rows), options._replace(gradients=0))
+    kernels = [kernel for kernel in found if kernel.name != "count"]
+    assert [kernel.name for kernel in kernels] == ["rows_kernel"] * 2 + ["tiles_kernel"] * 2
+    if target == "gfx942":
+        return
+    before, after, *_ = kernels
+    for kernel in (before, after):
+        assert kernel.loads.count("v4.b32") >= 2
+        if case != "all options":
+            assert kernel.loads.count("b16") <= 6
+    assert after.stores.count("v4.b32") >= 1
+    assert not before.stores.count("v4.b32")
+    assert max(kernel.spilled() for kernel in found) <= SPILLED
 
 
 @pytest.mark.parametrize("loss", ["mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits"])
@@ -231,6 +301,12 @@ def test_options_of_other_losses_fit_together(dtype: torch.dtype) -> None:
                 LOSSES[name].backward(grad_output, input, input, target, *optional, meta(), options)
                 LOSSES[name].backward(grad_output, input, input, target, *optional, None, options._replace(gradients=0))
     assert {kernel.name for kernel in found} == {"elements_kernel", "count_elements", "textbook_kernel", "finish"}
+
+
+def test_statistics_of_probabilities_have_registers_enough() -> None:
+    with compiling("sm_90") as found:
+        LOSSES["cross_entropy"].forward(*cross_entropy((64, 20), BFLOAT16, probabilities=True, statistics=True))
+    assert found[0].spilled() <= SPILLED
 
 
 def test_a_small_batch_is_one_launch() -> None:

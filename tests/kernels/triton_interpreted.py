@@ -19,6 +19,9 @@ from torch import Tensor
 from tests.kernels import triton_oracles as oracles
 from tests.kernels.triton_oracles import Options, numbers
 from tests.turns import in_turn
+from torchlosses import kernels
+from torchlosses.distributed import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
+from torchlosses.distributed._split import SplitCrossEntropy
 from torchlosses.kernels.triton import LOSSES, launch
 from torchlosses.kernels.triton.cross_entropy import backward, forward
 
@@ -125,7 +128,7 @@ def assert_close(found: Tensor, expected: Any, dtype: torch.dtype, scale: float 
 
 def in_rows(tensor: Any) -> Any:
     """(N, C, M) as (N M, C)."""
-    return tensor if tensor.ndim == 2 else np.moveaxis(tensor, 1, -1).reshape(-1, tensor.shape[1])
+    return tensor if tensor.ndim == 2 else tensor.swapaxes(1, -1).reshape(-1, tensor.shape[1])
 
 
 def check_cross_entropy(
@@ -326,6 +329,9 @@ def test_infinite_and_missing_logits(way: str) -> None:
     np.testing.assert_allclose(loss, truth.losses[0], rtol=1e-6)
     np.testing.assert_allclose(loss, 0.3167, atol=5e-5)
     np.testing.assert_allclose(gradient.numpy(), truth.gradients, atol=1e-7)
+    loss, gradient, _ = cross_entropy(small, torch.tensor([2]), reduction="sum", label_smoothing=0.2)
+    assert loss == inf
+    np.testing.assert_allclose(gradient[0], [-0.05, *(small[0, 1:].softmax(0) - torch.tensor([0.05, 0.85, 0.05]))])
     loss, gradient, _ = cross_entropy(small, torch.tensor([[0.0, 0.5, 0.5, 0.0]]), reduction="sum")
     assert loss.isfinite()
     assert gradient.isfinite().all()
@@ -386,6 +392,9 @@ def test_means_over_nothing(way: str, programs: str) -> None:
     full, indices = batch((3, 37), seed=3)
     loss, gradient, _ = cross_entropy(full, indices, None, None, torch.tensor(0), empty=empty)
     assert loss.isinf()
+    assert gradient.eq(0).all()
+    full[1, 3] = math.nan
+    _, gradient, _ = cross_entropy(full, indices, None, None, torch.tensor(0), empty=empty)
     assert gradient.eq(0).all()
     shares = torch.rand(3, 37)
     loss, gradient, _ = cross_entropy(full[:, :0], shares[:, :0], empty=empty)
@@ -553,6 +562,10 @@ def test_tails_of_binary_cross_entropy() -> None:
     gradient = torch.empty_like(input)
     binary.backward(torch.ones(()).expand(6), gradient, input, target, None, None, None, None, options)
     np.testing.assert_allclose(gradient, [-4.248354e-18, 4.248354e-18, 0, 0, 0, 1], rtol=1e-6)
+    # Neither side has a share.
+    nothing, x = torch.zeros(3), torch.tensor([math.nan, inf, -inf])
+    loss, _ = binary.forward(x, torch.ones(3), None, None, nothing, None, options)
+    np.testing.assert_array_equal(loss, [math.nan, 0, 0])
 
 
 def test_elements_without_part_leave_no_trace() -> None:
@@ -646,6 +659,11 @@ def test_textbook_corners() -> None:
     with pytest.raises(ValueError, match="probabilities"):
         textbook.forward(p * 3, torch.tensor([0, 1]), None, None, Options(delta=0.0, validate_args=True))
     sample_weight = torch.tensor([1.0, 0.0])
+    one_hot = torch.tensor([[1, 0], [0, 7]])
+    for values, target in ((p * torch.tensor([[1.0], [9.0]]), torch.tensor([0, 1])), (p, one_hot)):
+        textbook.forward(values, target, sample_weight, None, Options(delta=1e-7, validate_args=True))
+        with pytest.raises(ValueError, match=r"probabilities|one-hot"):
+            textbook.forward(values, target, None, None, Options(delta=1e-7, validate_args=True))
     p[1] = math.nan
     loss, gradient = textbook.forward(p, torch.tensor([0, 1]), sample_weight, None, Options(delta=1e-7))
     assert loss.isfinite()
@@ -735,9 +753,185 @@ def test_log_probs_in_the_corners(tile: str, monkeypatch: pytest.MonkeyPatch) ->
     assert empty.shape == (0, 2)
 
 
-def test_the_statistics_of_a_row_without_a_share_are_0(way: str) -> None:
+def test_a_row_without_a_share_leaves_no_trace(way: str) -> None:
     input, _ = batch((4, 30))
     options = Options(statistics=True, reduction="none", z_loss=0.1)
     loss, _, state = forward(input, torch.zeros(4, 30), None, None, None, options)
     assert not loss.any()
     assert not state[2:].any()
+    # Nor does it have a loss or a gradient, whatever its logits are.
+    input[0, 3], input[1], input[2, 4] = math.nan, -math.inf, math.inf
+    for fields in ({}, {"z_loss": 0.1}, {"logit_softcap": 3.0}):
+        for tensors in (
+            (input, torch.zeros(4, 30), None, None, None),
+            (input, torch.zeros(4, dtype=torch.int64), torch.zeros(30), None, None),
+        ):
+            options = Options(reduction="sum", label_smoothing=0.1 * (tensors[2] is not None), **fields)
+            loss, gradient, state = forward(*tensors, options)
+            assert loss == 0
+            assert not gradient.any()
+            backward(torch.tensor(2.0), gradient, *tensors, state, options._replace(gradients=0))
+            assert not gradient.any()
+
+
+# Classes that are split over processes; here one process has them all. tests/distributed_cases.py has several.
+
+
+def check_split(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    normalizer: Tensor | None = None,
+    reduction: str = "mean",
+    gradient: str = "forward",
+    **fields: Any,
+) -> None:
+    """Value, statistics and gradients against the definition; twice to the same bits."""
+    wide = any(t is not None and t.dtype == torch.float64 for t in (input, target, weight))
+    compute = torch.float64 if wide else torch.float32
+    of_oracle = Options(**fields)
+    x = in_rows(numbers(input))
+    t = in_rows(numbers(target)) if target.dim() == input.dim() else numbers(target).reshape(-1)
+    s = None if sample_weight is None else numbers(sample_weight).reshape(-1)
+    truth = oracles.cross_entropy(x, t, numbers(weight), s, of_oracle)
+    rows = (input.shape[0], *input.shape[2:])
+    divisor = 1.0
+    if reduction == "mean":
+        divisor = float(truth.counted.sum() if normalizer is None else normalizer)
+    leaf = laid_out_like(input).requires_grad_()
+    calls = [
+        class_parallel_cross_entropy(
+            leaf, target, weight, sample_weight=sample_weight, normalizer=normalizer, reduction=reduction,
+            loss_dtype=compute, return_stats=True, gradient=gradient, **fields,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    (loss, statistics), (other, _) = calls
+    assert torch.equal(loss, other)
+    for field, expected in zip(statistics, truth.statistics, strict=False):
+        assert_close(field.to(compute).reshape(-1), expected, compute, 1.0)
+    if reduction == "none":
+        assert_close(loss.detach().reshape(-1), truth.losses, compute, 1.0)
+        incoming = torch.linspace(0.5, -2, loss.numel(), dtype=compute).reshape(rows)
+        factor: Any = numbers(incoming).reshape(-1, 1)
+    else:
+        assert_close(loss.detach(), truth.losses.sum() / divisor, compute, 1.0 / divisor)
+        incoming, factor = torch.tensor(-0.7, dtype=compute), -0.7 / divisor
+        # Along with the loss, and for 1 it is handed over.
+        (unit,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+        assert_close(in_rows(unit), truth.gradients / divisor, input.dtype, 0.1 / divisor)
+    # What is made of it for another, and what is computed anew.
+    (written,) = torch.autograd.grad(other, leaf, incoming)
+    (anew,) = torch.autograd.grad(loss, leaf, incoming)
+    assert_close(in_rows(anew), truth.gradients * factor, input.dtype, 0.1 * float(np.max(np.abs(factor))))
+    assert torch.equal(written, anew)
+
+
+def laid_out_like(values: Tensor) -> Tensor:
+    """The same numbers in memory of their own, as they lie."""
+    copy = values.new_full((values.untyped_storage().nbytes() // values.element_size(),), math.nan)
+    return copy.as_strided(values.shape, values.stride(), values.storage_offset()).copy_(values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "way"),
+    [
+        pytest.param(kind, name, way, marks=() if (3 * place + turn) % 10 == 6 else pytest.mark.thorough)
+        for kind in ("indices", "probabilities")
+        for (place, way), (turn, name) in itertools.product(enumerate(WAYS), enumerate(OPTIONS))
+    ],
+)
+def test_split_options(monkeypatch: pytest.MonkeyPatch, way: str, name: str, kind: str) -> None:
+    take(way, monkeypatch)
+    turn = list(WAYS).index(way) + list(OPTIONS).index(name) + (kind == "probabilities")
+    input, target = batch((3, 37), DTYPES[turn % 4], kind == "probabilities", turn)
+    weight = sample_weight = normalizer = None
+    reduction = ("none", "mean", "sum")[turn % 3]
+    if turn % 2 or name == "all":
+        weight = torch.rand(37, dtype=input.dtype if kind == "indices" else torch.float32)
+        weight[3::5] = 0
+        sample_weight = torch.tensor([0.5, 0.0, 1.5])
+        normalizer = torch.tensor(3.5) if reduction == "mean" else None
+    if turn // 2 % 2:
+        monkeypatch.setattr(launch, "SMALL", -1)
+    gradient = ("backward", "forward", "forward")[turn // 3 % 3]
+    check_split(input, target, weight, sample_weight, normalizer, reduction, gradient, **OPTIONS[name])
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["offset", "channels last", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("padded", "transposed"))],
+)
+def test_split_layouts(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "SHORT", 32)
+    for turn, shape in enumerate(((4, 9), (2, 33, 2), (2, 41))):
+        monkeypatch.setattr(launch, "rows", rows(2, turn == 0, True))
+        monkeypatch.setattr(launch, "tiles", tiles(turn != 0))
+        monkeypatch.setattr(launch, "SMALL", -1)
+        input, target = batch(shape, DTYPES[(turn + len(layout)) % 4], len(layout) % 2 == turn % 2)
+        target = laid_out(target, layout) if target.dim() == len(shape) else target
+        check_split(laid_out(input, layout), target, reduction=("mean", "none")[turn % 2])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rows, one tile", "tiles, some classes", pytest.param("rows, prefetched", marks=pytest.mark.thorough)],
+)
+def test_split_corners(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nan, infinities and rows without part, as the steps in PyTorch have them."""
+    take(name, monkeypatch)
+    inf, nan = math.inf, math.nan
+    input = torch.randn(9, 37, generator=torch.Generator().manual_seed(1))
+    input[0, 3:], input[1, 2], input[2, 5], input[3] = -inf, nan, inf, -inf
+    input[4], input[5, 7], input[6, 1] = nan, -inf, 40.0
+    target = torch.tensor([1, 0, 0, 0, -100, 7, 1, 2, 3])
+    shares = torch.rand(9, 37, generator=torch.Generator().manual_seed(2))
+    shares[0, 3:], shares[4], shares[5, 7], shares[8] = 0, 0, 0, 0
+    # They cancel each other.
+    shares[8, 1], shares[8, 3] = 0.5, -0.5
+    sample_weight = torch.ones(9)
+    sample_weight[7], input[7] = 0, nan
+    weight = torch.ones(37)
+    weight[7] = 0
+    for given in (
+        {"target": target},
+        {"target": target, "weight": weight},
+        {"target": shares, "weight": weight},
+        {"target": target, "label_smoothing": 0.1, "z_loss": 0.1},
+        {"target": shares, "logit_softcap": 3.0, "z_loss": 0.1},
+    ):
+        results = []
+        for name in ("triton", "eager"):
+            with kernels.use(name):
+                leaf = input.clone().requires_grad_()
+                losses, statistics = class_parallel_cross_entropy(
+                    leaf, **given, sample_weight=sample_weight, reduction="none", return_stats=True
+                )
+                losses.backward(torch.ones(9))
+            results.append((losses.detach(), leaf.grad, *statistics))
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6, equal_nan=True)
+    # A state is what it is whoever made it.
+    leaf = input.clone().requires_grad_()
+    losses = class_parallel_cross_entropy(leaf, **given, sample_weight=sample_weight, reduction="none")
+    with kernels.use("eager"):
+        losses.backward(torch.ones(9))
+    torch.testing.assert_close(leaf.grad, results[1][1], rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+def test_a_gradient_over_split_logits() -> None:
+    """As the blocks of the linear loss have it: in place, for one number a row."""
+    input, target = batch((5, 37), torch.bfloat16)
+    x, weight = torch.randn(5, 8).bfloat16(), torch.randn(37, 8).bfloat16()
+    split = SplitCrossEntropy.options(*Options(reduction="none", gradients=0)[:11], "", 0, 37, False)
+    state = SplitCrossEntropy.operator(input, target, None, None, None, *split)[2]
+    grad = torch.rand(5)
+    expected = SplitCrossEntropy.backward_operator(grad, input, target, None, None, None, state, *split)
+    SplitCrossEntropy.backward_operator_(grad, input, input, target, None, None, None, state, *split)
+    assert torch.equal(input, expected)
+    found, truth = ([t.clone().requires_grad_() for t in (x, weight)] for _ in range(2))
+    class_parallel_linear_cross_entropy(*found, target, block_rows=2).backward()
+    torch.nn.functional.cross_entropy((truth[0].float() @ truth[1].float().t()).bfloat16().float(), target).backward()
+    for ours, right in zip(found, truth, strict=True):
+        torch.testing.assert_close(ours.grad, right.grad, rtol=0.03, atol=0.01)

@@ -28,6 +28,8 @@ class Options(NamedTuple):
     delta: float = 1.0
     beta: float = 1.0
     validate_args: bool = False
+    first: int = 0
+    total: int = 0
 
 
 class Rows(NamedTuple):

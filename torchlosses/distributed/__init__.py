@@ -8,6 +8,7 @@ Class parallel: every process has the same rows, and classes of its own, of the 
 DTensors: every loss of this package takes them, with rows or classes split; nothing has to be imported from here.
 """
 
+from torchlosses.distributed._agreement import assume_agreement
 from torchlosses.distributed.class_parallel import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
 from torchlosses.distributed.data_parallel import global_normalizer
 from torchlosses.distributed.modules import ClassParallelCrossEntropyLoss, ClassParallelLinearCrossEntropyLoss
@@ -15,6 +16,7 @@ from torchlosses.distributed.modules import ClassParallelCrossEntropyLoss, Class
 __all__ = [
     "ClassParallelCrossEntropyLoss",
     "ClassParallelLinearCrossEntropyLoss",
+    "assume_agreement",
     "class_parallel_cross_entropy",
     "class_parallel_linear_cross_entropy",
     "global_normalizer",

@@ -14,11 +14,13 @@ from the others. That by the class weights, by which each process weighs its own
 
 forward and backward are written in differentiable steps, those in which numbers are sent among them: `_groups` says how
 a derivative passes between what all processes have (here: what there is one of a row) and what one has (what there is
-one of a class). So all further derivatives follow.
+one of a class). So all further derivatives follow. Where nobody follows and Triton runs, a kernel finds each process's
+numbers in one pass over its logits, relative to its own maximum (`_of_parts`), and another writes the gradient.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_type_hints
@@ -26,6 +28,7 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from torch import Tensor
 
+from torchlosses import kernels
 from torchlosses._declare import Loss, exponential, may_look, replaced
 from torchlosses._options import FOUND
 from torchlosses._rows import (
@@ -65,18 +68,22 @@ class _Known(NamedTuple):
     rest: Tensor
     total: Tensor  # A = Σ_c a_c
     others: Tensor  # A without the share of the target's index, or of the class of the maximum; summed, not subtracted
-    hidden: Tensor  # 1 for rows that leave no trace and are not finite, else 0
+    hidden: Tensor  # 1 for rows that leave no trace, at least those that are not finite, else 0
 
 
 class _Kernels:
-    """The operators on all rows at once, as each process has as many rows but not as many classes as the others."""
+    """The operators on all rows at once, as each process has as many rows but not as many classes as the others.
+
+    What a process does by itself, before and after the processes talk, is done in Triton where that runs.
+    """
 
     @staticmethod
     @torch.no_grad()
     def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ...]:
         *own, _ = tensors
         input = own[0]
-        losses, state = loss.forward(*own, options)
+        in_triton = _in_triton(input, options)
+        losses, state = loss.forward(*own, options) if in_triton is None else _of_parts(in_triton, own, options)
         wide = torch.float64 if input.device.type == "cpu" else losses.dtype
         gradient = input.new_empty(0)
         if options.gradients:
@@ -89,6 +96,10 @@ class _Kernels:
     @torch.no_grad()
     def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Any], options: Any, state: Tensor) -> Tensor:
         *own, _ = tensors
+        if (in_triton := _in_triton(own[0], options)) is not None:
+            gradient = torch.empty_like(own[0])
+            in_triton.backward(grad_output, gradient, *tensors, state, options._replace(gradients=0))
+            return gradient
         if grad_output.device.type == "cpu":
             grad_output = grad_output.double()
         grad_rows = loss.grad_of_rows(grad_output, tensors, options)
@@ -102,7 +113,15 @@ class _Kernels:
     def backward_(
         loss: Any, grad_output: Tensor, gradient: Tensor, tensors: Sequence[Any], options: Any, state: Tensor
     ) -> None:
-        gradient.copy_(_Kernels.backward(loss, grad_output, tensors, options, state))
+        if (in_triton := _in_triton(tensors[0], options)) is not None:
+            in_triton.backward(grad_output, gradient, *tensors, state, options)
+        else:
+            gradient.copy_(_Kernels.backward(loss, grad_output, tensors, options, state))
+
+
+def _in_triton(input: Tensor, options: Any) -> Any:
+    """The kernels, if they run and there is a class."""
+    return kernels._local_in_triton(SplitCrossEntropy.name, input.device) if options.total else None
 
 
 class _OverProcesses(Loss, abstract=True):
@@ -162,18 +181,10 @@ class SplitCrossEntropy(_OverProcesses, CrossEntropy):  # type: ignore[misc]
             return [*shares.dots(shifted), *(_statistics_parts(shifted, shares) if options.statistics else ())]
 
         known, index, sums = _exchanged(y, shares, parts)
-        log_rest = known.rest.log1p()
-        losses = shares.losses(log_rest, known.total, sums)
-        if options.z_loss:
-            log_sum_exp = (known.maximum + log_rest).masked_fill(known.total == 0, 0)
-            losses = losses + options.z_loss * log_sum_exp.square()
-        losses = shares.weighted(losses, known.total, known.hidden != 0)
-        state = [field.detach() for field in known]
-        if options.statistics:
-            without = shares.without_trace(known.total)
-            found = _statistics(known, index, [part.detach() for part in sums], shares)
-            state += [field.to(losses.dtype).masked_fill(without, 0) for field in found]
-        return losses.squeeze(1), torch.cat([field.movedim(1, 0) for field in state])
+        most_likely: Any = None
+        if options.statistics and not shares.indices:
+            most_likely = _first_largest(*_largest(shares.target.detach()), options)[1]
+        return _finished(shares, known, index, most_likely, sums)
 
     @staticmethod
     def backward(
@@ -285,23 +296,31 @@ class _Shares(RowWeights):
             weight = weight.to(compute)
             self.weight = along_classes(_groups.entering(weight, options.group)[first : first + self.own], input)
         if not self.indices:
-            share = target.to(compute)
-            if smoothing:
-                share = (1 - smoothing) * share + self.smooth
-            self.share = share if self.weight is None else share * self.weight
             return
         ignored = (target == options.ignore_index).unsqueeze(1)
         self.ignored, index = ignored, target.unsqueeze(1).masked_fill(ignored, 0)
-        self.inside = (index >= first) & (index < first + self.own)
+        self.inside = self.has(index)
         self.place = (index - first).clamp(0, max(0, self.own - 1))
         ones = torch.ones_like(index, dtype=compute)
         # The share of the index without its part of what is spread over all classes, and that part of all together.
         self.hard = (1 - smoothing) * (ones if weight is None else weight[index])
         self.others = self.smooth * (options.total if weight is None else weight.sum()) * ones
 
+    @functools.cached_property
+    def share(self) -> Tensor:
+        """a of each class, of probabilities."""
+        share, smoothing = self.target.to(self.compute), self.options.label_smoothing
+        if smoothing:
+            share = (1 - smoothing) * share + self.smooth
+        return share if self.weight is None else share * self.weight
+
     def at(self, tensor: Tensor, place: Tensor) -> Tensor:
         """What stands at some class of each row."""
         return tensor.gather(1, place) if self.own else tensor.new_zeros(place.shape)
+
+    def has(self, index: Tensor) -> Tensor:
+        """Whether a class is one of this process's."""
+        return (index >= self.options.first) & (index < self.options.first + self.own)
 
     def has_none(self) -> Tensor:
         """Rows none of whose classes has a share, as far as this process knows."""
@@ -361,18 +380,21 @@ def _hide(y: Tensor, hidden: Tensor) -> Tensor:
     return y.masked_fill(hidden, 0)
 
 
-def _first_largest(values: Tensor, first: int, options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row's maximum over all processes, the first class that has it, and the place of the maximum in this one."""
+def _largest(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's maximum in this process, and its place."""
     if values.shape[1]:
-        own, place = values.max(1, keepdim=True)
-    else:
-        own = values.new_full([values.shape[0], 1, *values.shape[2:]], -math.inf)
-        place = torch.zeros_like(own, dtype=torch.int64)
+        return values.max(1, keepdim=True)
+    own = values.new_full([values.shape[0], 1, *values.shape[2:]], -math.inf)
+    return own, torch.zeros_like(own, dtype=torch.int64)
+
+
+def _first_largest(own: Tensor, place: Tensor, options: Any) -> tuple[Tensor, Tensor]:
+    """Each row's maximum over all processes, and the first class that has it."""
     # Where a logit is nan, the maximum is inf, so that all processes find the same.
     own = own.masked_fill(own.isnan(), math.inf)
     maximum = _groups.maximum(own, options.group)
-    index = torch.where(own == maximum, place + first, options.total)
-    return maximum, _groups.minimum(index, options.group), place
+    index = torch.where(own == maximum, place.to(torch.int64) + options.first, options.total)
+    return maximum, _groups.minimum(index, options.group)
 
 
 def _exchanged(
@@ -380,8 +402,9 @@ def _exchanged(
 ) -> tuple[_Known, Tensor, list[Tensor]]:
     """What all processes know of each row, the class of its maximum, and the sums over the processes of `parts`."""
     options = shares.options
-    maximum, index, place = _first_largest(y.detach(), options.first, options)
-    mine = (index >= options.first) & (index < options.first + shares.own)
+    own, place = _largest(y.detach())
+    maximum, index = _first_largest(own, place, options)
+    mine = shares.has(index)
     none = shares.has_none()
     if not shares.indices:
         none = _groups.minimum(none.to(torch.int8), options.group) != 0
@@ -421,7 +444,71 @@ def _statistics_parts(shifted: Tensor, shares: _Shares) -> list[Tensor]:
     return [weighted, dot(t, shifted), t.sum(1, keepdim=True)]
 
 
-def _statistics(known: _Known, index: Tensor, sums: list[Tensor], shares: _Shares) -> list[Tensor]:
+def _of_parts(in_triton: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, Tensor]:
+    """The same as `SplitCrossEntropy.forward`, from what a kernel has found of this process's classes."""
+    own = in_triton.parts(*tensors, options)
+    own = own._make(field.unsqueeze(1) for field in own)
+    input, target, weight, sample_weight = tensors
+    shares = _Shares(input, target, weight, sample_weight, options)
+    maximum, index = _first_largest(own.maximum, own.largest, options)
+    mine = shares.has(index)
+    # From this process's maximum to that of all.
+    change = own.maximum - maximum
+    factor = change.exp()
+    mass = (1 + own.rest).masked_fill(own.maximum == -math.inf, 0)
+
+    def moved(weighed: Tensor, total: Tensor) -> Tensor:
+        return weighed + (total * change).masked_fill(total == 0, 0)
+
+    rest = torch.where(mine, own.rest + (maximum - maximum), mass * factor)
+    if shares.indices:
+        found = [torch.where(shares.inside, own.at_target - maximum, 0)]
+        if shares.smooth:
+            found.append(moved(own.weighed, own.total))
+    else:
+        found = [moved(own.weighed, own.total)]
+    if options.statistics:
+        found.append(((own.product + mass * change) * factor).masked_fill(factor == 0, 0))
+        if not shares.indices:
+            found += [moved(own.raw_weighed, own.raw), own.raw]
+    if not shares.indices:
+        found += [torch.where(mine, own.beside, own.total), own.total]
+    rest, *sums = _groups.summed(torch.stack([rest, *found]), options.group).unbind()
+    if shares.indices:
+        total, others = shares.hard + shares.others, shares.others
+    else:
+        others, total = sums[-2:]
+    # Of shares that cancel each other there is a gradient.
+    cancelled = rest.isfinite() & (total == 0) if not shares.indices else torch.zeros_like(mine)
+    hidden = shares.without_trace(total.masked_fill(cancelled, 1))
+    maximum, rest = maximum.masked_fill(hidden, 0), rest.masked_fill(hidden, 0)
+    most_likely: Any = None
+    if options.statistics and not shares.indices:
+        most_likely = _first_largest(own.most, own.most_likely, options)[1]
+    return _finished(shares, _Known(maximum, rest, total, others, hidden.to(rest.dtype)), index, most_likely, sums)
+
+
+def _finished(
+    shares: _Shares, known: _Known, index: Tensor, most_likely: Tensor | None, sums: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The rows' losses; and what is known of them, with statistics where they are asked for."""
+    options, log_rest = shares.options, known.rest.log1p()
+    losses = shares.losses(log_rest, known.total, sums)
+    if options.z_loss:
+        log_sum_exp = (known.maximum + log_rest).masked_fill(known.total == 0, 0)
+        losses = losses + options.z_loss * log_sum_exp.square()
+    losses = shares.weighted(losses, known.total, known.hidden != 0)
+    state = [field.detach() for field in known]
+    if options.statistics:
+        without = shares.without_trace(known.total)
+        found = _statistics(known, index, most_likely, [part.detach() for part in sums], shares)
+        state += [field.to(losses.dtype).masked_fill(without, 0) for field in found]
+    return losses.squeeze(1), torch.cat([field.movedim(1, 0) for field in state])
+
+
+def _statistics(
+    known: _Known, index: Tensor, most_likely: Tensor | None, sums: list[Tensor], shares: _Shares
+) -> list[Tensor]:
     """The first fields of `RowStatistics`."""
     rest = known.rest.detach()
     log_rest = rest.log1p()
@@ -429,9 +516,8 @@ def _statistics(known: _Known, index: Tensor, sums: list[Tensor], shares: _Share
         target, weighted, log_probability = shares.target.unsqueeze(1), sums[-1], sums[0] - log_rest
     else:
         weighted, dot, whole = sums[1:4]
-        options = shares.options
         log_probability = dot - whole * log_rest
-        target = _first_largest(shares.target.detach(), options.first, options)[1]
+        target = most_likely
     # Which of nan or infinite logits is the largest says nothing.
     correct = (index == target) & rest.isfinite()
     return [known.maximum + log_rest, log_probability, correct, log_rest - weighted / (1 + rest)]

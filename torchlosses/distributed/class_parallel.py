@@ -391,7 +391,8 @@ def class_parallel_linear_cross_entropy(
     check_against_all(name, input, target, weight, indices, agreed, ignore_index)
     if block_rows is None:
         block_rows = default_block_rows(agreed.most, product_dtype.itemsize, input.device.type)
-    options = LinearOptions(*settings.values(), *agreed.of_operator(), product_dtype, low_rank_scale, block_rows)
+    of_product = (product_dtype, low_rank_scale, block_rows, False, False)
+    options = LinearOptions(*settings.values(), *agreed.of_operator(), *of_product)
     count = math.prod(shape)
     if sample_weight is not None:
         sample_weight = _sample_weight(input, target, weight, sample_weight, shape).reshape(count)

@@ -120,6 +120,18 @@ def _in_triton(loss: Any) -> Iterator[tuple[str, str, Callable[..., Any]]]:
         yield from (("", key, forward), ("_backward", key, backward), ("_backward_", key, backward_))
 
 
+def _local_in_triton(name: str, device: torch.device) -> Any:
+    """What a process does by itself for the loss of that name, in Triton; None where that does not run on the device.
+
+    Between forward and backward the processes talk, which is not a matter of kernels: the loss calls these itself.
+    """
+    if not _triton_runs or device.type.upper() not in _TRITON_KEYS:
+        return None
+    from torchlosses.kernels.triton import LOCAL
+
+    return LOCAL[name]
+
+
 def warm_up(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
     """Compile the Triton kernels of a call and its backward ahead; see `torchlosses.kernels.triton.warm_up`."""
     from torchlosses.kernels.triton.warm_up import warm_up

@@ -8,8 +8,9 @@ the losses from it and write the gradient over it, and what the gradient is mult
     d loss / dA = r (G B)ᵀ x            d loss / dB = r Gᵀ (x Aᵀ)
 
 Rows that leave no trace are dropped before the first product, where their number can be had without waiting for a
-device. Products are of `product_dtype`; what is summed over the blocks is summed in float32 at least, on an accelerator
-only where there are more than `FEW_BLOCKS` of them. In float16 the gradients wait for the backward.
+device, or that is asked for. Products are of `product_dtype`; what is summed over the blocks is summed in float32 at
+least, on an accelerator only where there are more than `FEW_BLOCKS` of them, or that is asked for. In float16 the
+gradients wait for the backward.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ FEW_BLOCKS = 8
 WIDENED_CLASSES = 4096
 # Small gradients are multiplied in float16 as if the largest of them were about this power of two.
 _LARGEST_EXPONENT = -6
+
+
+def looking_is_free(tensor: Tensor) -> bool:
+    """Whether to read a value of the tensor is to wait for nothing."""
+    return tensor.device.type == "cpu"
 
 
 def default_block_rows(classes: int, itemsize: int, device: str = "cpu") -> int:
@@ -71,10 +77,13 @@ class Problem:
         self.loss, self.of_logits = loss, loss.of_logits
         self.inner = loss.inner(options)._replace(reduction="none", dtype=self.compute, gradients=0)
         self.active: Tensor | None = None
-        if input.device.type == "cpu":
+        # Of a tensor on the CPU a value is read for nothing.
+        self.may_look = may_look = looking_is_free(input)
+        if may_look:
             loss.check(*tensors, options)
+        if may_look or options.drop_ignored:
             without = loss.without_trace(*self.others, options)
-            if without is not None and bool(without.any()):
+            if without is not None and (not may_look or bool(without.any())):
                 self.active = without.logical_not().nonzero().squeeze(1)
 
     def blocks(self, grad_rows: Tensor | None) -> Iterator[_Block]:
@@ -83,7 +92,8 @@ class Problem:
         # Blocks of equal size: a last one of a few rows would cost the products as much as a full one.
         parts = max(1, math.ceil(count / self.options.block_rows))
         classes, size = self.linear_weight.shape[0], max(1, math.ceil(count / parts))
-        self.widens = self.product_dtype != self.compute and (parts > FEW_BLOCKS or self.input.device.type == "cpu")
+        widely = parts > FEW_BLOCKS or self.may_look or self.options.wide_sums
+        self.widens = self.product_dtype != self.compute and widely
         buffer = self.input.new_empty((size, classes), dtype=self.product_dtype)
         for start in range(0, count, size):
             stop = min(count, start + size)
@@ -157,7 +167,7 @@ class _Gradients:
     def _visible(self, block: _Block, x: Tensor) -> Tensor:
         """Where rows that leave no trace could not be dropped: 0 · nan is not 0."""
         problem = self._problem
-        if problem.input.device.type == "cpu":
+        if problem.may_look or problem.active is not None:
             return x
         inert = problem.loss.without_trace(*block.others, problem.options)
         return x if inert is None else x.masked_fill(inert.unsqueeze(1), 0)

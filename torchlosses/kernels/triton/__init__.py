@@ -8,7 +8,16 @@ an order that depends on sizes and on the device only.
 With TRITON_INTERPRET=1 in the environment Triton's interpreter runs the kernels on tensors of the CPU.
 """
 
-from torchlosses.kernels.triton import binary_cross_entropy, cee, cross_entropy, huber, log_probs, mse, smooth_l1
+from torchlosses.kernels.triton import (
+    binary_cross_entropy,
+    cee,
+    cross_entropy,
+    huber,
+    log_probs,
+    mse,
+    smooth_l1,
+    split_cross_entropy,
+)
 
 LOSSES = {
     "mse_loss": mse,
@@ -19,3 +28,6 @@ LOSSES = {
     "cee_loss": cee,
     "log_probs": log_probs,
 }
+
+# Of losses whose rows are split over processes, what each process does by itself: the file says what that is.
+LOCAL = {"class_parallel_cross_entropy": split_cross_entropy}

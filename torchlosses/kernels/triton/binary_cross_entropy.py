@@ -24,8 +24,8 @@ def binary_cross_entropy(x, t, q, label_smoothing):
     negative = 1.0 - t
     small = accurate_exp(-tl.abs(x))
     both = log1p(small)
-    # A side without a share counts for nothing, also where its loss is infinite.
-    loss = tl.where(positive == 0.0, 0.0, positive * (tl.maximum(-x, 0.0) + both))
+    # A side without a share counts for nothing, also where its loss is infinite; nan stays nan without any.
+    loss = tl.where(positive == 0.0, both - both, positive * (tl.maximum(-x, 0.0) + both))
     loss += tl.where(negative == 0.0, 0.0, negative * (tl.maximum(x, 0.0) + both))
     likely = 1.0 / (1.0 + small)
     unlikely = small / (1.0 + small)

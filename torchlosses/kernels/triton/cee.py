@@ -140,7 +140,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Loss, and gradient by the input (empty unless options.gradients asks for it)."""
     if options.validate_args:
-        _check(input, target)
+        _check(input, target, sample_weight)
     shape = (input.shape[0], *input.shape[2:]) if options.reduction == "none" else ()
     loss = input.new_empty(shape, dtype=options.dtype)
     gradient = torch.empty_like(input) if options.gradients & 1 else None
@@ -164,10 +164,14 @@ def backward(
     _run(grad_output, gradient, input, target, sample_weight, normalizer, None, options)
 
 
-def _check(input: Tensor, target: Tensor) -> None:
-    """Look at the values: the one option that waits for the device."""
+def _check(input: Tensor, target: Tensor, sample_weight: Tensor | None) -> None:
+    """Look at the values, but for rows of weight 0: the one option that waits for the device."""
     if not input.numel():
         return
+    if sample_weight is not None:
+        hidden = (sample_weight == 0).unsqueeze(1)
+        input = input.masked_fill(hidden, 0)
+        target = target.masked_fill(hidden, 0) if target.dim() == input.dim() else target
     tolerance = 4 * torch.finfo(input.dtype).eps
     # nan may pass: it is no value outside of [0, 1].
     lowest, highest = torch.stack(input.nan_to_num(0.5, float("inf"), float("-inf")).aminmax()).tolist()

@@ -10,7 +10,7 @@ For logits y of a row with the largest m, rest = Σ exp(y - m) - 1 without the 1
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,17 @@ from torchlosses.kernels.triton.cross_entropy_rows import rows_kernel
 from torchlosses.kernels.triton.cross_entropy_tiles import tiles_kernel
 from torchlosses.kernels.triton.launch import launch
 from torchlosses.kernels.triton.reduction import count, finish
+
+
+class Split(NamedTuple):
+    """Which classes of the rows there are in this process: those from `first` on, of `total`.
+
+    `largest` takes the place of the largest logit of a row, and of its largest target probability.
+    """
+
+    first: int
+    total: int
+    largest: Tensor | None = None
 
 
 def forward(
@@ -36,7 +47,7 @@ def forward(
     state = input.new_empty((6 if options.statistics else 2, *shape), dtype=compute)
     loss = input.new_empty(shape if options.reduction == "none" else (), dtype=options.dtype)
     gradient = torch.empty_like(input) if options.gradients & 1 else None
-    _run(None, gradient, input, target, weight, sample_weight, normalizer, state, loss, options)
+    run(None, gradient, input, target, weight, sample_weight, normalizer, state, loss, options)
     return loss, input.new_empty(0) if gradient is None else gradient, state
 
 
@@ -56,10 +67,10 @@ def backward(
     if options.gradients & 1 and launches.unit_first(input, options.reduction):
         launches.scale_in_place(gradient, grad_output, compute)
         return
-    _run(grad_output, gradient, input, target, weight, sample_weight, normalizer, state, None, options)
+    run(grad_output, gradient, input, target, weight, sample_weight, normalizer, state, None, options)
 
 
-def _run(
+def run(
     grad_output: Tensor | None,
     gradient: Tensor | None,
     input: Tensor,
@@ -70,7 +81,9 @@ def _run(
     state: Tensor,
     loss: Tensor | None,
     options: Any,
+    split: Split | None = None,
 ) -> None:
+    """Forward, without `grad_output`, or backward; of rows that are `split`, forward finds parts and no loss."""
     device, reduction = input.device, options.reduction
     samples, classes = input.shape[:2]
     positions = input.shape[2] if input.dim() == 3 else 1
@@ -81,7 +94,8 @@ def _run(
     order = (0, 2) if along_rows else row_order(input, adjacent)
     outer, inner = (size_along(input, dimension) for dimension in order)
 
-    alone = total * classes <= launches.SMALL
+    forward = grad_output is None
+    alone = total * classes <= launches.SMALL and reduction != "none"
     mean = reduction == "mean" and normalizer is None
     counted = mean and not probabilities
     held = grad_output is not None and bool(options.gradients & 1)
@@ -103,18 +117,20 @@ def _run(
         "Z_LOSS": options.z_loss != 0,
         "SCALED": options.logit_scale != 1,
         "CAPPED": options.logit_softcap is not None,
-        "STATISTICS": options.statistics and loss is not None,
-        "FORWARD": loss is not None,
+        "STATISTICS": options.statistics and forward,
+        "FORWARD": forward,
         "GRADIENT": gradient is not None,
         "HELD": held,
         "UNIT_FIRST": grad_output is not None and launches.unit_first(input, reduction),
         "ALONE": alone,
         "COUNTED": counted,
         "PARTS": parts,
+        "SPLIT": split is not None,
     }
     numbers = (
         options.label_smoothing, options.z_loss, options.logit_scale, options.logit_softcap or 1.0, options.empty,
     )  # fmt: skip
+    place_of_classes = (0, classes) if split is None else (split.first, split.total)
     weight_step = 0 if weight is None else weight.stride(0)
     sample_steps = row_steps(sample_weight, order, False)
     grad_steps = row_steps(grad_output, order, False) if reduction == "none" else (0, 0)
@@ -126,13 +142,15 @@ def _run(
     aligned = not any(number % vector for number in (offset, classes, *input_steps))
     if along_rows:
         # A backward that sums shares again does it in the forward's tiles, so that every bit is the same.
-        shares = probabilities or (options.label_smoothing != 0 and weight is not None)
+        shares = split is None and (probabilities or (options.label_smoothing != 0 and weight is not None))
         choice = launches.rows(
-            device, total, classes, input.element_size(), aligned, gradient is not None, loss is not None or shares
+            device, total, classes, input.element_size(), aligned, gradient is not None, forward or shares
         )
         programs, warps = choice.programs, choice.warps
     else:
-        choice = launches.tiles(device, outer, inner, classes, adjacent, state.dtype == torch.float64)
+        # Not only where there are statistics to find: a backward sums shares as its forward did.
+        much = state.dtype == torch.float64 or (probabilities and options.statistics)
+        choice = launches.tiles(device, outer, inner, classes, adjacent, much)
         programs, warps = choice.programs, choice.warps
     if alone:
         programs, warps = 1, max(warps, 4)
@@ -140,7 +158,8 @@ def _run(
     if loss is not None and reduction != "none" and not alone:
         partials = torch.empty(programs, dtype=torch.float64, device=device)
     tensors = (
-        input, target, weight, sample_weight, normalizer, grad_output, counts, state, partials, loss, gradient,
+        input, target, weight, sample_weight, normalizer, grad_output, counts, state,
+        None if split is None else split.largest, partials, loss, gradient,
     )  # fmt: skip
 
     if isinstance(choice, launches.Rows):
@@ -148,7 +167,7 @@ def _run(
             rows_kernel, device, programs, warps, *tensors,
             outer, inner, classes, *input_steps, offset, *target_steps, weight_step, *sample_steps, *grad_steps,
             *gradient_steps,
-            options.ignore_index, *numbers,
+            options.ignore_index, *place_of_classes, *numbers,
             FLAT=positions == 1, ALIGNED=aligned, TARGET_ALIKE=alike(input, target, vector) if probabilities else 0,
             GRADIENT_ALIKE=0 if gradient is None else alike(input, gradient, vector),
             BLOCK=choice.block, VEC=vector, SINGLE=choice.single, PREFETCH=choice.prefetch, **constants,
@@ -167,7 +186,8 @@ def _run(
         launch(
             tiles_kernel, device, programs, warps, *tensors,
             outer, inner, classes, *loss_steps, *input_steps, input.stride(1), *target_steps, target_class, weight_step,
-            *sample_steps, *grad_steps, *gradient_steps, gradient_class, options.ignore_index, *numbers,
+            *sample_steps, *grad_steps, *gradient_steps, gradient_class, options.ignore_index, *place_of_classes,
+            *numbers,
             ALIGNED=vector_of((input, target if probabilities else None, gradient)), WIDE=reach >= 2**31,
             ROWS=choice.rows, CLASSES=choice.classes, SINGLE=choice.single, **constants,
         )  # fmt: skip

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from torchlosses.kernels.triton.functions import (
+    BEYOND,
     accumulated,
     denominator,
     ends,
@@ -35,6 +36,7 @@ from torchlosses.kernels.triton.functions import (
     seeded,
     share_of_mean,
     shares,
+    store_parts,
 )
 from torchlosses.kernels.triton.reduction import counted
 
@@ -147,6 +149,7 @@ def taken_in(
     SCALED: tl.constexpr,
     CAPPED: tl.constexpr,
     STATISTICS: tl.constexpr,
+    SPLIT: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
     """`accumulated` of a tile as it was loaded."""
@@ -160,7 +163,7 @@ def taken_in(
         weight = weights_of(weight_ptr, weight_stride, place - shift, valid, COMPUTE, WEIGHTED)
         share = shares(t, weight, valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
     return accumulated(
-        state, y, share, t, tl.where(valid, place - shift, 2147483647), EXACT, SHARES, PROBABILITIES, STATISTICS
+        state, y, share, t, tl.where(valid, place - shift, BEYOND), EXACT, SHARES, PROBABILITIES, STATISTICS, SPLIT
     )
 
 
@@ -176,6 +179,7 @@ def gradient_of(
     m,
     rest,
     total,
+    beside,
     multiplier,
     special,
     kept,
@@ -193,6 +197,7 @@ def gradient_of(
     DTYPE: tl.constexpr,
     UNIT_FIRST: tl.constexpr,
     MASKED: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     """A tile of the gradient, as it is stored."""
     y, slope = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
@@ -203,7 +208,8 @@ def gradient_of(
         if PROBABILITIES:
             gradient = e * (multiplier * correction) - share
             # Where it has less than half, its own digits are the better ones.
-            gradient = tl.where(y == tl.where(rest < 1.0, m, float("inf")), (total - share) + special, gradient)
+            others = beside if SPLIT else total - share
+            gradient = tl.where(y == tl.where(rest < 1.0, m, float("inf")), others + special, gradient)
         else:
             gradient = e * (multiplier * correction) - even * share
         gradient = gradient * (slope * row_scale)
@@ -234,15 +240,16 @@ def gradient_of(
         "gradient_outer",
         "gradient_inner",
         "ignore_index",
+        "first_class",
+        "all_classes",
     ]
 )
 def rows_kernel(
     x_ptr, target_ptr, weight_ptr, sample_weight_ptr, normalizer_ptr, grad_output_ptr, counts_ptr, state_ptr,
-    partials_ptr,
-    loss_ptr, gradient_ptr,
+    largest_ptr, partials_ptr, loss_ptr, gradient_ptr,
     outer, inner, classes, x_outer, x_inner, x_offset, target_outer, target_inner, weight_stride, sample_outer,
     sample_inner,
-    grad_outer, grad_inner, gradient_outer, gradient_inner, ignore_index,
+    grad_outer, grad_inner, gradient_outer, gradient_inner, ignore_index, first_class, all_classes,
     label_smoothing: tl.float64, z_loss_factor: tl.float64, scale_of_logits: tl.float64, cap_of_logits: tl.float64,
     empty: tl.float64,
     COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr,
@@ -250,13 +257,20 @@ def rows_kernel(
     SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, FORWARD: tl.constexpr, GRADIENT: tl.constexpr,
     HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr,
     FLAT: tl.constexpr, ALIGNED: tl.constexpr, TARGET_ALIKE: tl.constexpr, GRADIENT_ALIKE: tl.constexpr,
-    BLOCK: tl.constexpr, VEC: tl.constexpr, SINGLE: tl.constexpr, PREFETCH: tl.constexpr,
+    BLOCK: tl.constexpr, VEC: tl.constexpr, SINGLE: tl.constexpr, PREFETCH: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Loss, state and gradient, or with the state of an earlier call the gradient alone."""
+    """Loss, state and gradient, or with the state of an earlier call the gradient alone.
+
+    If SPLIT the row has more classes elsewhere: this process has those from `first_class` on, of `all_classes`. There
+    are parts in place of loss and state, and what is made of them is the state that the gradient is computed with.
+    """
     GROUPS: tl.constexpr = BLOCK // VEC
     SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
     WEIGHTED: tl.constexpr = weight_ptr is not None
     MEAN: tl.constexpr = REDUCTION == "mean"
+    # A logit that was not read is -inf, which a negative scale makes inf; and of a row that was read it may turn out
+    # that it does not count.
+    MASKED: tl.constexpr = SCALED or SHARES or normalizer_ptr is not None
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     # Lines that are read again soon are kept, and those of the second look are let go.
     KEEP: tl.constexpr = "evict_last" if FORWARD and not SINGLE else "evict_first"
@@ -266,8 +280,11 @@ def rows_kernel(
     logit_scale = number(scale_of_logits, COMPUTE)
     logit_softcap = number(cap_of_logits, COMPUTE)
     kept = number(1.0 - label_smoothing, COMPUTE)
-    even = (number(label_smoothing, tl.float64) / classes.to(tl.float64)).to(COMPUTE)
+    even = (number(label_smoothing, tl.float64) / all_classes.to(tl.float64)).to(COMPUTE)
     rows = outer.to(tl.int64) * inner
+    weights_ptr = weight_ptr
+    if SPLIT and WEIGHTED:
+        weights_ptr = weight_ptr + first_class.to(tl.int64) * weight_stride
 
     grad_output = tl.full((), 1.0, COMPUTE)
     if not FORWARD and REDUCTION != "none":
@@ -280,7 +297,7 @@ def rows_kernel(
         found = counted(target_ptr, 0, stop, 1024, inner, target_outer, target_inner, ignore_index, 1024)
         divisor = tl.sum(found, 0).to(tl.float64)
     else:
-        divisor = denominator(normalizer_ptr, counts_ptr, rows * (classes > 0), MEAN, PARTS)
+        divisor = denominator(normalizer_ptr, counts_ptr, rows * (all_classes > 0), MEAN, PARTS)
     unit = share_of_mean(tl.full((), 1.0, COMPUTE) if UNIT_FIRST else grad_output, divisor, COMPUTE)
     losses = tl.full((), 0.0, tl.float64)
 
@@ -304,7 +321,7 @@ def rows_kernel(
         row_scale = unit
         sample_weight = tl.full((), 1.0, COMPUTE)
         target_weight = tl.full((), 1.0, COMPUTE)
-        active = classes > 0
+        active = all_classes > 0
         target = tl.full((), 0, tl.int64)
         t_base = target_ptr
         if PROBABILITIES:
@@ -314,7 +331,7 @@ def rows_kernel(
         else:
             target = tl.load(target_ptr + sample * target_outer + position * target_inner).to(tl.int64)
             ignored = target == ignore_index
-            inside = (target >= 0) & (target < classes)
+            inside = (target >= 0) & (target < all_classes)
             tl.device_assert(ignored | inside, "torchlosses: cross_entropy: a target is no class index of its input")
             active = inside & (ignored == 0)
             target = tl.where(active, target, 0)
@@ -328,6 +345,12 @@ def rows_kernel(
         if GRADIENT and not FORWARD and REDUCTION == "none":
             row_scale = tl.load(grad_output_ptr + sample * grad_outer + position * grad_inner).to(COMPUTE)
         row_scale = row_scale * sample_weight
+        if SPLIT and not FORWARD:
+            active = active & (tl.load(state_ptr + 4 * rows + row) == 0.0)
+        here = active
+        if SPLIT:
+            target -= first_class
+            here = active & (target >= 0) & (target < classes)
 
         # An inactive row has no elements.
         end = tl.where(active, shift + classes, shift)
@@ -336,7 +359,7 @@ def rows_kernel(
         at_target = tl.full((), 0.0, COMPUTE)
         slope_at_target = logit_scale
         if not PROBABILITIES:
-            own = tl.load(x_base + shift + target, mask=active, other=0.0).to(COMPUTE)
+            own = tl.load(x_base + shift + target, mask=here, other=0.0).to(COMPUTE)
             at_target, slope_at_target = logits(own, logit_scale, logit_softcap, SCALED, CAPPED)
         if not ALIGNED:
             end_places, end_valid = ends(shift, end, VEC)
@@ -346,6 +369,7 @@ def rows_kernel(
         m = tl.full((), 0.0, COMPUTE)
         rest = tl.full((), 0.0, COMPUTE)
         total = classes.to(COMPUTE)
+        beside = total
         if SINGLE or PREFETCH or not FORWARD:
             place = low + places(0, GROUPS, VEC)
             x, t = loaded(x_base, t_base, place, place < high, PROBABILITIES, KEEP)
@@ -359,7 +383,7 @@ def rows_kernel(
                     end_places,
                     shift,
                     end_valid,
-                    weight_ptr,
+                    weights_ptr,
                     weight_stride,
                     logit_scale,
                     logit_softcap,
@@ -372,6 +396,7 @@ def rows_kernel(
                     SCALED,
                     CAPPED,
                     STATISTICS,
+                    SPLIT,
                     COMPUTE,
                 )
                 state = seeded(state_of_ends, GROUPS, COMPUTE, SINGLE)
@@ -384,7 +409,7 @@ def rows_kernel(
                     place,
                     shift,
                     place < high,
-                    weight_ptr,
+                    weights_ptr,
                     weight_stride,
                     logit_scale,
                     logit_softcap,
@@ -397,6 +422,7 @@ def rows_kernel(
                     SCALED,
                     CAPPED,
                     STATISTICS,
+                    SPLIT,
                     COMPUTE,
                 )
             else:
@@ -414,7 +440,7 @@ def rows_kernel(
                         place,
                         shift,
                         place < high,
-                        weight_ptr,
+                        weights_ptr,
                         weight_stride,
                         logit_scale,
                         logit_softcap,
@@ -427,13 +453,13 @@ def rows_kernel(
                         SCALED,
                         CAPPED,
                         STATISTICS,
+                        SPLIT,
                         COMPUTE,
                     )
                     if PREFETCH:
                         x, t = next_x, next_t
-            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, _most, most_first = merged(
-                state, SINGLE
-            )
+            of_row = merged(state, SINGLE)
+            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, most, most_first, beside = of_row
             if SHARES:
                 total = found_total
             if not SINGLE:  # noqa: SIM102  (the first is decided when the kernel is compiled)
@@ -456,34 +482,59 @@ def rows_kernel(
                         GROUPS,
                         VEC,
                     )
-            # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
-            rest += m - m
-            loss = row_loss(
-                m, rest, at_target, target_weight, total, weighed, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS
-            )
-            loss = tl.where(active, loss * sample_weight, 0.0)
-            m = tl.where(active, m, 0.0)
-            rest = tl.where(active, rest, 0.0)
-            tl.store(state_ptr + row, m)
-            tl.store(state_ptr + rows + row, rest)
-            if STATISTICS:
-                # Where no class has a share, the row leaves no trace.
-                traced = active & (total != 0.0) if SHARES else active
-                log_sum_exp, log_probability, correct, entropy = row_statistics(
-                    m, rest, product, first_largest, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
-                )
-                tl.store(state_ptr + 2 * rows + row, tl.where(traced, log_sum_exp, 0.0))
-                tl.store(state_ptr + 3 * rows + row, tl.where(traced, log_probability, 0.0))
-                tl.store(state_ptr + 4 * rows + row, tl.where(traced, correct, 0.0))
-                tl.store(state_ptr + 5 * rows + row, tl.where(traced, entropy, 0.0))
-            if REDUCTION == "none":
-                tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty))
+            if SPLIT:
+                of_row = (
+                    m, rest, product, first_largest, total, weighed, raw, raw_weighed, most, most_first, beside,
+                )  # fmt: skip
+                store_parts(
+                    state_ptr, largest_ptr, rows, row, row < rows, active, at_target, of_row,
+                    SHARES, PROBABILITIES, STATISTICS,
+                )  # fmt: skip
             else:
-                losses += loss.to(tl.float64)
+                # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
+                rest += m - m
+                loss = row_loss(
+                    m,
+                    rest,
+                    at_target,
+                    target_weight,
+                    total,
+                    weighed,
+                    kept,
+                    even,
+                    z_loss,
+                    PROBABILITIES,
+                    SMOOTHED,
+                    Z_LOSS,
+                )
+                if SHARES:
+                    # Where no class has a share, nothing of the row counts.
+                    loss = tl.where((total == 0.0) & (loss - loss != 0.0), 0.0, loss)
+                loss = tl.where(active, loss * sample_weight, 0.0)
+                m = tl.where(active, m, 0.0)
+                rest = tl.where(active, rest, 0.0)
+                tl.store(state_ptr + row, m)
+                tl.store(state_ptr + rows + row, rest)
+                if STATISTICS:
+                    traced = active & (total != 0.0) if SHARES else active
+                    log_sum_exp, log_probability, correct, entropy = row_statistics(
+                        m, rest, product, first_largest, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
+                    )
+                    tl.store(state_ptr + 2 * rows + row, tl.where(traced, log_sum_exp, 0.0))
+                    tl.store(state_ptr + 3 * rows + row, tl.where(traced, log_probability, 0.0))
+                    tl.store(state_ptr + 4 * rows + row, tl.where(traced, correct, 0.0))
+                    tl.store(state_ptr + 5 * rows + row, tl.where(traced, entropy, 0.0))
+                if REDUCTION == "none":
+                    tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty))
+                else:
+                    losses += loss.to(tl.float64)
         else:
             m = tl.load(state_ptr + row)
             rest = tl.load(state_ptr + rows + row)
-            if PROBABILITIES or (SMOOTHED and WEIGHTED):
+            if SPLIT:
+                total = tl.load(state_ptr + 2 * rows + row)
+                beside = tl.load(state_ptr + 3 * rows + row)
+            elif PROBABILITIES or (SMOOTHED and WEIGHTED):
                 # In the order of the forward, so that every bit is the same.
                 shares_of_groups = tl.zeros([GROUPS], COMPUTE)
                 if not ALIGNED:
@@ -492,7 +543,7 @@ def rows_kernel(
                         end_places,
                         shift,
                         end_valid,
-                        weight_ptr,
+                        weights_ptr,
                         weight_stride,
                         kept,
                         even,
@@ -509,7 +560,7 @@ def rows_kernel(
                         place,
                         shift,
                         place < high,
-                        weight_ptr,
+                        weights_ptr,
                         weight_stride,
                         kept,
                         even,
@@ -522,11 +573,15 @@ def rows_kernel(
 
         # The second look: the gradient.
         if GRADIENT:
+            if SHARES and not SPLIT:
+                active = active & ((total != 0.0) | (rest - rest == 0.0))
             if MEAN:
                 # A mean over nothing has the gradient 0 whatever its rows hold.
                 active = active & (divisor != 0.0)
             row_scale = tl.where(active, row_scale, 0.0)
             high = tl.multiple_of(tl.where(active, high, low), VEC)
+            if SMOOTHED and not PROBABILITIES:
+                total = beside if SPLIT else even * total
             multiplier, special = row_gradient(
                 m, rest, at_target, target_weight, total, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS
             )
@@ -553,11 +608,12 @@ def rows_kernel(
                     place,
                     shift,
                     place < high,
-                    weight_ptr,
+                    weights_ptr,
                     weight_stride,
                     m,
                     rest,
                     total,
+                    beside,
                     multiplier,
                     special,
                     kept,
@@ -566,7 +622,6 @@ def rows_kernel(
                     logit_scale,
                     logit_softcap,
                     factor,
-                    # A logit that was not read is -inf, which a negative scale makes inf.
                     PROBABILITIES,
                     SMOOTHED,
                     WEIGHTED,
@@ -575,7 +630,8 @@ def rows_kernel(
                     COMPUTE,
                     DTYPE,
                     UNIT_FIRST,
-                    SCALED,
+                    MASKED,
+                    SPLIT,
                 )
                 tl.store(gradient_base + place, gradient, mask=place < whole, cache_modifier=CACHE)
                 if not SINGLE:
@@ -588,11 +644,12 @@ def rows_kernel(
                     end_places,
                     shift,
                     end_valid & active,
-                    weight_ptr,
+                    weights_ptr,
                     weight_stride,
                     m,
                     rest,
                     total,
+                    beside,
                     multiplier,
                     special,
                     kept,
@@ -610,13 +667,14 @@ def rows_kernel(
                     DTYPE,
                     UNIT_FIRST,
                     True,
+                    SPLIT,
                 )
                 tl.store(gradient_base + end_places, gradient, mask=written)
             if not PROBABILITIES:
                 # Behind all that other threads have written.
                 tl.debug_barrier()
                 gradient = scaled(special * slope_at_target * row_scale, factor, DTYPE, UNIT_FIRST)
-                tl.store(gradient_base + shift + target, gradient, mask=active)
+                tl.store(gradient_base + shift + target, gradient, mask=here & active)
 
     if FORWARD and REDUCTION != "none":
         if ALONE:

@@ -28,6 +28,7 @@ from torchlosses.kernels.triton.functions import (
     scaled,
     share_of_mean,
     shares,
+    store_parts,
 )
 from torchlosses.kernels.triton.reduction import counted
 
@@ -57,15 +58,15 @@ def tile_of(
         "outer", "inner", "classes", "row_outer", "row_inner", "x_outer", "target_outer", "target_inner",
         "target_class",
         "weight_stride", "sample_outer", "sample_inner", "grad_outer", "grad_inner", "gradient_outer", "ignore_index",
+        "first_class", "all_classes",
     ]
 )  # fmt: skip
 def tiles_kernel(
     x_ptr, target_ptr, weight_ptr, sample_weight_ptr, normalizer_ptr, grad_output_ptr, counts_ptr, state_ptr,
-    partials_ptr,
-    loss_ptr, gradient_ptr,
+    largest_ptr, partials_ptr, loss_ptr, gradient_ptr,
     outer, inner, classes, row_outer, row_inner, x_outer, x_inner, x_class, target_outer, target_inner, target_class,
     weight_stride, sample_outer, sample_inner, grad_outer, grad_inner, gradient_outer, gradient_inner, gradient_class,
-    ignore_index,
+    ignore_index, first_class, all_classes,
     label_smoothing: tl.float64, z_loss_factor: tl.float64, scale_of_logits: tl.float64, cap_of_logits: tl.float64,
     empty: tl.float64,
     COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr,
@@ -73,8 +74,9 @@ def tiles_kernel(
     SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, FORWARD: tl.constexpr, GRADIENT: tl.constexpr,
     HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr,
     ALIGNED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, SINGLE: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Loss, state and gradient, or with the state of an earlier call the gradient alone."""
+    """Loss, state and gradient, or with the state of an earlier call the gradient alone; SPLIT as in `rows_kernel`."""
     SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
     WEIGHTED: tl.constexpr = weight_ptr is not None
     MEAN: tl.constexpr = REDUCTION == "mean"
@@ -87,8 +89,11 @@ def tiles_kernel(
     logit_scale = number(scale_of_logits, COMPUTE)
     logit_softcap = number(cap_of_logits, COMPUTE)
     kept = number(1.0 - label_smoothing, COMPUTE)
-    even = (number(label_smoothing, tl.float64) / classes.to(tl.float64)).to(COMPUTE)
+    even = (number(label_smoothing, tl.float64) / all_classes.to(tl.float64)).to(COMPUTE)
     rows = outer.to(tl.int64) * inner
+    weights_ptr = weight_ptr
+    if SPLIT and WEIGHTED:
+        weights_ptr = weight_ptr + first_class.to(tl.int64) * weight_stride
     blocks = (inner + ROWS - 1) // ROWS
     lane = tl.arange(0, CLASSES).to(INDEX)
 
@@ -104,7 +109,7 @@ def tiles_kernel(
         found = counted(target_ptr, 0, counted_rows, 1024, inner, target_outer, target_inner, ignore_index, 1024)
         divisor = tl.sum(found, 0).to(tl.float64)
     else:
-        divisor = denominator(normalizer_ptr, counts_ptr, rows * (classes > 0), MEAN, PARTS)
+        divisor = denominator(normalizer_ptr, counts_ptr, rows * (all_classes > 0), MEAN, PARTS)
     unit = share_of_mean(tl.full((), 1.0, COMPUTE) if UNIT_FIRST else grad_output, divisor, COMPUTE)
     losses = tl.full((), 0.0, tl.float64)
 
@@ -120,7 +125,7 @@ def tiles_kernel(
         t_rows = x_rows
 
         # The rows' targets, and which rows take part.
-        active = position < tl.where(classes > 0, inner, 0)
+        active = position < tl.where(all_classes > 0, inner, 0)
         target = tl.zeros([ROWS], tl.int64)
         target_weight = tl.full([ROWS], 1.0, COMPUTE)
         sample_weight = tl.full([ROWS], 1.0, COMPUTE)
@@ -133,7 +138,7 @@ def tiles_kernel(
             at = target_ptr + sample * target_outer + position * target_inner
             target = tl.load(at, mask=exists, other=0).to(tl.int64)
             ignored = target == ignore_index
-            inside = (target >= 0) & (target < classes)
+            inside = (target >= 0) & (target < all_classes)
             tl.device_assert(
                 (exists == 0) | ignored | inside, "torchlosses: cross_entropy: a target is no class index of its input"
             )
@@ -151,17 +156,24 @@ def tiles_kernel(
             at = grad_output_ptr + sample * grad_outer + position * grad_inner
             row_scale = tl.load(at, mask=exists, other=0.0).to(COMPUTE)
         row_scale = row_scale * sample_weight
+        if SPLIT and not FORWARD:
+            active = active & (tl.load(state_ptr + 4 * rows + row, mask=exists, other=1.0) == 0.0)
+        here = active
+        if SPLIT:
+            target -= first_class
+            here = active & (target >= 0) & (target < classes)
         at_target = tl.zeros([ROWS], COMPUTE)
         if not PROBABILITIES:
-            own = tl.load(x_rows + target * x_class, mask=active, other=0.0).to(COMPUTE)
+            own = tl.load(x_rows + target * x_class, mask=here, other=0.0).to(COMPUTE)
             at_target, _slope_at_target = logits(own, logit_scale, logit_softcap, SCALED, CAPPED)
 
         if SINGLE:
             x, t, share, valid = tile_of(
-                x_rows, t_rows, weight_ptr, weight_stride, lane, x_class, target_class, active, classes, kept, even,
+                x_rows, t_rows, weights_ptr, weight_stride, lane, x_class, target_class, active, classes, kept, even,
                 COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
             )  # fmt: skip
         total = tl.zeros([ROWS], COMPUTE) + classes.to(COMPUTE)
+        beside = total
 
         # The first look: the sums.
         if FORWARD:
@@ -170,52 +182,74 @@ def tiles_kernel(
                 c = first + lane
                 if not SINGLE:
                     x, t, share, valid = tile_of(
-                        x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, active, classes, kept,
+                        x_rows, t_rows, weights_ptr, weight_stride, c, x_class, target_class, active, classes, kept,
                         even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
                 y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
                 y = tl.where(valid, y, float("-inf"))
                 place = tl.where(valid, c.to(tl.int32)[None, :], BEYOND)
-                state = accumulated(state, y, share, t, place, True, SHARES, PROBABILITIES, STATISTICS)
-            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, _most, most_first = state
+                state = accumulated(state, y, share, t, place, True, SHARES, PROBABILITIES, STATISTICS, SPLIT)
+            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, _most, most_first, beside = state
             if SHARES:
                 total = found_total
-            # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
-            rest += m - m
-            loss = row_loss(
-                m, rest, at_target, target_weight, total, weighed, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS
-            )
-            loss = tl.where(active, loss * sample_weight, 0.0)
-            m = tl.where(active, m, 0.0)
-            rest = tl.where(active, rest, 0.0)
-            tl.store(state_ptr + row, m, mask=exists)
-            tl.store(state_ptr + rows + row, rest, mask=exists)
-            if STATISTICS:
-                # Where no class has a share, the row leaves no trace.
-                traced = active & (total != 0.0) if SHARES else active
-                log_sum_exp, log_probability, correct, entropy = row_statistics(
-                    m, rest, product, first_largest, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
-                )
-                tl.store(state_ptr + 2 * rows + row, tl.where(traced, log_sum_exp, 0.0), mask=exists)
-                tl.store(state_ptr + 3 * rows + row, tl.where(traced, log_probability, 0.0), mask=exists)
-                tl.store(state_ptr + 4 * rows + row, tl.where(traced, correct, 0.0), mask=exists)
-                tl.store(state_ptr + 5 * rows + row, tl.where(traced, entropy, 0.0), mask=exists)
-            if REDUCTION == "none":
-                tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty), mask=exists)
+            if SPLIT:
+                store_parts(
+                    state_ptr, largest_ptr, rows, row, exists, active, at_target, state,
+                    SHARES, PROBABILITIES, STATISTICS,
+                )  # fmt: skip
             else:
-                losses += tl.sum(loss.to(tl.float64), 0)
+                # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
+                rest += m - m
+                loss = row_loss(
+                    m,
+                    rest,
+                    at_target,
+                    target_weight,
+                    total,
+                    weighed,
+                    kept,
+                    even,
+                    z_loss,
+                    PROBABILITIES,
+                    SMOOTHED,
+                    Z_LOSS,
+                )
+                if SHARES:
+                    # Where no class has a share, nothing of the row counts.
+                    loss = tl.where((total == 0.0) & (loss - loss != 0.0), 0.0, loss)
+                loss = tl.where(active, loss * sample_weight, 0.0)
+                m = tl.where(active, m, 0.0)
+                rest = tl.where(active, rest, 0.0)
+                tl.store(state_ptr + row, m, mask=exists)
+                tl.store(state_ptr + rows + row, rest, mask=exists)
+                if STATISTICS:
+                    traced = active & (total != 0.0) if SHARES else active
+                    log_sum_exp, log_probability, correct, entropy = row_statistics(
+                        m, rest, product, first_largest, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
+                    )
+                    tl.store(state_ptr + 2 * rows + row, tl.where(traced, log_sum_exp, 0.0), mask=exists)
+                    tl.store(state_ptr + 3 * rows + row, tl.where(traced, log_probability, 0.0), mask=exists)
+                    tl.store(state_ptr + 4 * rows + row, tl.where(traced, correct, 0.0), mask=exists)
+                    tl.store(state_ptr + 5 * rows + row, tl.where(traced, entropy, 0.0), mask=exists)
+                if REDUCTION == "none":
+                    tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty), mask=exists)
+                else:
+                    losses += tl.sum(loss.to(tl.float64), 0)
         else:
             m = tl.load(state_ptr + row, mask=active, other=0.0)
             rest = tl.load(state_ptr + rows + row, mask=active, other=0.0)
-            if PROBABILITIES or (SMOOTHED and WEIGHTED):
+            if SPLIT:
+                total = tl.load(state_ptr + 2 * rows + row, mask=active, other=0.0)
+                beside = tl.load(state_ptr + 3 * rows + row, mask=active, other=0.0)
+            elif PROBABILITIES or (SMOOTHED and WEIGHTED):
                 if SINGLE:
                     total = tl.sum(share, 1)
                 else:
                     total = tl.zeros([ROWS], COMPUTE)
                     for first in range(0, classes, CLASSES):
                         _, _, share, _ = tile_of(
-                            x_rows, t_rows, weight_ptr, weight_stride, first + lane, x_class, target_class, active,
+                            x_rows, t_rows, weights_ptr, weight_stride, first + lane, x_class, target_class, active,
                             classes,
                             kept, even, COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                         )  # fmt: skip
@@ -223,10 +257,14 @@ def tiles_kernel(
 
         # The second look: the gradient.
         if GRADIENT:
+            if SHARES and not SPLIT:
+                active = active & ((total != 0.0) | (rest - rest == 0.0))
             if MEAN:
                 # A mean over nothing has the gradient 0 whatever its rows hold.
                 active = active & (position < tl.where(divisor != 0.0, inner, 0))
             row_scale = tl.where(active, row_scale, 0.0)
+            if SMOOTHED and not PROBABILITIES:
+                total = beside if SPLIT else even * total
             multiplier, special = row_gradient(
                 m, rest, at_target, target_weight, total, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS
             )
@@ -240,7 +278,7 @@ def tiles_kernel(
                 c = first + lane
                 if not SINGLE:
                     x, t, share, valid = tile_of(
-                        x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, active, classes, kept,
+                        x_rows, t_rows, weights_ptr, weight_stride, c, x_class, target_class, active, classes, kept,
                         even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
@@ -250,7 +288,8 @@ def tiles_kernel(
                 if SHARES and not PROBABILITIES:
                     gradient -= even * share
                 if PROBABILITIES:
-                    most_likely = (total[:, None] - share) + special[:, None]
+                    others = beside[:, None] if SPLIT else total[:, None] - share
+                    most_likely = others + special[:, None]
                     # Where it has less than half, its own digits are the better ones.
                     most = (y == m[:, None]) & (rest < 1.0)[:, None]
                     gradient = tl.where(most, most_likely, gradient - share)

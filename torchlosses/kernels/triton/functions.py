@@ -158,6 +158,7 @@ def accumulated(
     SHARES: tl.constexpr,
     PROBABILITIES: tl.constexpr,
     STATISTICS: tl.constexpr,
+    SPLIT: tl.constexpr = False,
 ):
     """What is known of each group of classes, with one more tile of [groups, classes] taken in.
 
@@ -167,10 +168,11 @@ def accumulated(
         product Σ exp(y - m) (y - m)                    (STATISTICS: for the entropy)
         first   the first place of the largest          (STATISTICS)
         total, weighed      Σ a, Σ a (y - m)            (SHARES; a class without a share counts for nothing)
+        beside  Σ a of the classes that are not the largest     (SPLIT, PROBABILITIES)
         raw, raw_weighed    Σ t, Σ t (y - m)            (STATISTICS of PROBABILITIES)
         most, most_first    the largest t and its place (STATISTICS of PROBABILITIES)
     """
-    m, s, product, first, total, weighed, raw, raw_weighed, most, most_first = state
+    m, s, product, first, total, weighed, raw, raw_weighed, most, most_first, beside = state
     new = tl.maximum(m, tl.max(y, 1))
     shift = tl.where(new == float("-inf"), 0.0, new)
     change = tl.where(m == float("-inf"), 0.0, m - shift)
@@ -194,6 +196,8 @@ def accumulated(
         s = tl.where(m < new, tl.where(m == float("-inf"), s, (s + 1.0) * factor) + (ties - 1.0), s + ties) + others
     else:
         s = s * factor + tl.sum(e, 1) * correction
+    if SPLIT and PROBABILITIES:
+        beside = tl.where(m < new, total, beside) + tl.sum(tl.where(y == new[:, None], 0.0, share), 1)
     if SHARES:
         weighed += total * change + tl.sum(tl.where(share == 0.0, 0.0, share * difference), 1)
         total += tl.sum(share, 1)
@@ -206,7 +210,7 @@ def accumulated(
             largest > most, candidate, tl.where(largest == most, tl.minimum(most_first, candidate), most_first)
         )
         most = tl.maximum(most, largest)
-    return new, s, product, first, total, weighed, raw, raw_weighed, most, most_first
+    return new, s, product, first, total, weighed, raw, raw_weighed, most, most_first, beside
 
 
 @triton.jit
@@ -215,13 +219,13 @@ def nothing_yet(GROUPS: tl.constexpr, DTYPE: tl.constexpr):
     lowest = tl.full([GROUPS], float("-inf"), DTYPE)
     zero = tl.zeros([GROUPS], DTYPE)
     beyond = tl.full([GROUPS], BEYOND, tl.int32)
-    return lowest, zero, zero, beyond, zero, zero, zero, zero, lowest, beyond
+    return lowest, zero, zero, beyond, zero, zero, zero, zero, lowest, beyond, zero
 
 
 @triton.jit
 def merged(state, EXACT: tl.constexpr):
     """The state of all groups together: numbers, and `s` as Σ exp(y - m) - 1."""
-    m, s, product, first, total, weighed, raw, raw_weighed, most, most_first = state
+    m, s, product, first, total, weighed, raw, raw_weighed, most, most_first, beside = state
     new = tl.max(m, 0)
     shift = tl.where(new == float("-inf"), 0.0, new)
     change = tl.where(m == float("-inf"), 0.0, m - shift)
@@ -239,13 +243,15 @@ def merged(state, EXACT: tl.constexpr):
     first = tl.min(tl.where(m == new, first, BEYOND), 0)
     largest = tl.max(most, 0)
     most_first = tl.min(tl.where(most == largest, most_first, BEYOND), 0)
-    return new, rest, product, first, tl.sum(total, 0), weighed, tl.sum(raw, 0), raw_weighed, largest, most_first
+    beside = tl.sum(tl.where(m == new, beside, total), 0)
+    total, raw = tl.sum(total, 0), tl.sum(raw, 0)
+    return new, rest, product, first, total, weighed, raw, raw_weighed, largest, most_first, beside
 
 
 @triton.jit
 def seeded(state, GROUPS: tl.constexpr, DTYPE: tl.constexpr, EXACT: tl.constexpr):
     """The state of many groups, the first of which knows what two know in `state`; their `merged` one."""
-    m, rest, product, first, total, weighed, raw, raw_weighed, most, most_first = merged(state, EXACT)
+    m, rest, product, first, total, weighed, raw, raw_weighed, most, most_first, beside = merged(state, EXACT)
     here = tl.arange(0, GROUPS) == 0
     # A group that has seen nothing has no 1 of its own.
     known = rest if EXACT else rest + 1.0
@@ -262,6 +268,7 @@ def seeded(state, GROUPS: tl.constexpr, DTYPE: tl.constexpr, EXACT: tl.constexpr
         tl.where(here, raw_weighed, zero),
         tl.where(here, most, float("-inf")),
         tl.where(here, most_first, BEYOND),
+        tl.where(here, beside, zero),
     )
 
 
@@ -275,7 +282,7 @@ def shares(t, weight, valid, kept, even, PROBABILITIES: tl.constexpr, SMOOTHED: 
     elif WEIGHTED:
         share = weight
     else:
-        share = t * 0.0 + 1.0
+        share = tl.full(t.shape, 1.0, t.dtype)
     return tl.where(valid, share, 0.0)
 
 
@@ -328,7 +335,8 @@ def row_gradient(
 ):
     """The gradient by y is `multiplier` exp(y - m) - a; where a class holds all but everything, `special` instead.
 
-    That is the target's entry for class indices, and for probabilities what the largest logit has beside A - a.
+    `total` is Σ a, of class indices that part of it which is smoothed over all classes. `special` is the target's entry
+    for class indices, and for probabilities what the largest logit has beside A - a.
     There p - 1 would lose the digits of the small rest: it is -rest / s with s = 1 + rest.
     """
     s = 1.0 + rest
@@ -340,14 +348,14 @@ def row_gradient(
         special = (drawn - own * rest) / s
     else:
         direct = kept * weight
-        own = direct + even * total if SMOOTHED else direct
+        own = direct + total if SMOOTHED else direct
         drawn = own * 0.0
         if Z_LOSS:
             drawn = tl.where(own == 0.0, 0.0, 2.0 * z_loss * (m + log1p(rest)))
         e = fast_exp(at_target - m)
         special = (drawn * e - direct * tl.where(at_target == m, rest, s - e)) / s
         if SMOOTHED:
-            special += even * (total * e / s - weight)
+            special += total * e / s - even * weight
     return (own + drawn) / s, special
 
 
@@ -366,6 +374,47 @@ def row_statistics(
     # Which of nan or infinite logits is the largest says nothing.
     correct = correct & (rest - rest == 0.0)
     return m + log_rest, log_probability, tl.where(correct, 1.0, 0.0).to(m.dtype), log_rest - product / (1.0 + rest)
+
+
+@triton.jit
+def store_parts(
+    parts_ptr,
+    largest_ptr,
+    rows,
+    row,
+    exists,
+    active,
+    at_target,
+    found,
+    SHARES: tl.constexpr,
+    PROBABILITIES: tl.constexpr,
+    STATISTICS: tl.constexpr,
+):
+    """What other processes, which have other classes of the row, need to know: the fields of `Parts`.
+
+    As they are `merged`; a row that leaves no trace has zeros.
+    """
+    m, rest, product, first, total, weighed, raw, raw_weighed, most, most_first, beside = found
+    # Where all logits are -inf another process may have more, and where one is nan none has: m is then inf in each.
+    rest = tl.where(m == float("-inf"), rest * 0.0, rest + (m - m))
+    m = tl.where(rest == rest, m, float("inf"))
+    tl.store(parts_ptr + row, tl.where(active, m, 0.0), mask=exists)
+    tl.store(parts_ptr + rows + row, tl.where(active, rest, 0.0), mask=exists)
+    if not PROBABILITIES:
+        tl.store(parts_ptr + 2 * rows + row, tl.where(active, at_target, 0.0), mask=exists)
+    if SHARES:
+        tl.store(parts_ptr + 3 * rows + row, tl.where(active, total, 0.0), mask=exists)
+        tl.store(parts_ptr + 4 * rows + row, tl.where(active, weighed, 0.0), mask=exists)
+    if PROBABILITIES:
+        tl.store(parts_ptr + 5 * rows + row, tl.where(active, beside, 0.0), mask=exists)
+    if STATISTICS:
+        tl.store(parts_ptr + 6 * rows + row, tl.where(active, product, 0.0), mask=exists)
+        tl.store(largest_ptr + row, tl.where(active & (first != BEYOND), first, 0), mask=exists)
+        if PROBABILITIES:
+            tl.store(parts_ptr + 7 * rows + row, tl.where(active, raw, 0.0), mask=exists)
+            tl.store(parts_ptr + 8 * rows + row, tl.where(active, raw_weighed, 0.0), mask=exists)
+            tl.store(parts_ptr + 9 * rows + row, tl.where(active, most, 0.0), mask=exists)
+            tl.store(largest_ptr + rows + row, tl.where(active & (most_first != BEYOND), most_first, 0), mask=exists)
 
 
 @triton.jit

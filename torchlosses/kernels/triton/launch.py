@@ -129,8 +129,8 @@ def rows(device: torch.device, count: int, classes: int, itemsize: int, aligned:
     return Rows((1 << 15) // itemsize, min(32, most_warps), min(count, multiprocessors), False, True)
 
 
-def tiles(device: torch.device, outer: int, inner: int, classes: int, adjacent: bool, double: bool) -> Tiles:
-    """For short rows, and for rows whose classes are not `adjacent`; `double` precision takes more warps."""
+def tiles(device: torch.device, outer: int, inner: int, classes: int, adjacent: bool, much: bool) -> Tiles:
+    """For short rows, and for rows whose classes are not `adjacent`; more warps where there is `much` of an element."""
     multiprocessors, most_warps = of_device(device)
     size = triton.next_power_of_2(max(classes, 1))
     single = size <= 256
@@ -138,7 +138,7 @@ def tiles(device: torch.device, outer: int, inner: int, classes: int, adjacent: 
         size = 64
     count = max(2048 // size, 1 if adjacent else 32)
     count = min(count, triton.next_power_of_2(max(inner, 1)))
-    of_warp = (1024 if single else 512) // (4 if double else 1)
+    of_warp = (1024 if single else 512) // (4 if much else 1)
     warps = max(1, min(16, most_warps, count * size // of_warp))
     return Tiles(count, size, warps, max(1, min(outer * -(-inner // count), multiprocessors * 32)), single)
 

@@ -129,7 +129,9 @@ def log_probs_kernel(
                         state, x, place, shift, place < high, logit_scale, logit_softcap, EXACT, SCALED, CAPPED, COMPUTE
                     )
                     x = next_x
-            m, rest, product, largest, _total, _weighed, _raw, _raw_weighed, _most, _most_first = merged(state, EXACT)
+            m, rest, product, largest, _total, _weighed, _raw, _raw_weighed, _most, _most_first, _beside = merged(
+                state, EXACT
+            )
             if not EXACT:  # noqa: SIM102  (the first is decided when the kernel is compiled)
                 if rest < 0.25:
                     rest = recounted(
