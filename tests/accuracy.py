@@ -253,9 +253,11 @@ def _linear(rng: np.random.Generator) -> Call:
 
 
 # Which of two sums of rounding errors is the larger is chance in a single call: the factor, and the units of the last
-# place, that ours may be further off. A product of matrices in front doubles what chance does.
-FACTOR, LIMIT = 1.5, 2.0
-# And on the average over 20 calls of a loss and more.
+# place, that ours may be further off. With 1.5 and 2 it is in one of a hundred calls with label smoothing, where
+# torch's errors are the larger by two thirds on the average; so a single call shows faults only. A product of matrices
+# in front doubles what chance does.
+FACTOR, LIMIT = 2.0, 6.0
+# What says who is further off is the average over 20 calls of a loss and more.
 MEAN_FACTOR, MEAN_LIMIT = 1.1, 1.0
 
 
@@ -285,16 +287,24 @@ def compare(call: Call) -> list[Found]:
         value = loss(leaf)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
         pairs = ((value, right), (gradient, gradients))
-        errors.append([float(np.abs(wide(found) - truth).max(initial=0)) for found, truth in pairs])
+        errors.append([_error(found, truth) for found, truth in pairs])
     return [
         Found(what, ours, peer, _ulp(truth, call.input.dtype), 2.0 if call.name.startswith("linear") else 1.0)
         for what, truth, ours, peer in zip(("loss", "gradient"), (right, gradients), *errors, strict=True)
     ]
 
 
+def _error(found: Tensor, truth: Array) -> float:
+    """The largest; what is too large for the dtype is infinite there."""
+    largest = torch.finfo(found.dtype).max
+    values, expected = wide(found), np.where(np.abs(truth) > largest, np.copysign(np.inf, truth), truth)
+    off = np.subtract(values, expected, where=values != expected, out=np.zeros_like(expected))
+    return float(np.abs(off).max(initial=0))
+
+
 def _ulp(truth: Array, dtype: torch.dtype) -> float:
-    largest = float(np.abs(truth).max(initial=0))
     finfo = torch.finfo(dtype)
+    largest = min(float(np.abs(truth).max(initial=0)), finfo.max)
     return float(max(finfo.eps * 2.0 ** np.floor(np.log2(max(largest, finfo.tiny))), finfo.smallest_normal * finfo.eps))
 
 
