@@ -147,7 +147,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
-    """What runs on the CPU: follow TORCHLOSSES_BACKEND: 'auto' (default, also of an empty one), 'native', 'triton' or 'eager'.
+    """What runs on the CPU: follow TORCHLOSSES_BACKEND: 'auto', 'native', 'triton' or 'eager'; empty is 'auto'.
 
     'triton' is about GPUs; only where Triton interprets (TRITON_INTERPRET=1) does it run on the CPU.
 
