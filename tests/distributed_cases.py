@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import sys
@@ -17,17 +18,21 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from torchlosses import (
+    LinearCrossEntropyLoss,
+    LinearKLDivLoss,
     binary_cross_entropy_with_logits,
     cee_loss,
     cross_entropy,
     huber_loss,
     kernels,
     linear_cross_entropy,
+    linear_kl_div,
     linear_log_probs,
     log_probs,
     mse_loss,
@@ -442,7 +447,8 @@ def compare_dtensors(function: Any, tensors: dict[str, Tensor], lie: dict[str, A
         assert all(placement == Replicate() for placement in loss.placements)
         assert_close(loss.to_local(), expected)
     elif function is not linear_cross_entropy and loss.dim() < tensors["input"].dim() and lie["input"][0] == Shard(0):
-        assert loss.placements[0] == Shard(0)
+        # Rows of several dimensions are not kept where PyTorch cannot flatten them.
+        assert loss.placements[0] == Shard(0) or (function is distilled and loss.dim() > 1)
     names = [name for name in ours if ours[name].requires_grad]
     incoming = torch.linspace(0.5, 2, expected.numel(), dtype=torch.float64).reshape(expected.shape)
     total, truth = (loss * distribute_tensor(incoming, mesh, loss.placements)).sum(), (expected * incoming).sum()
@@ -544,6 +550,108 @@ def class_parallel_linear(**tensors: Any) -> Any:
     """That of DTensors, and for plain tensors the loss of one process."""
     split = any(isinstance(tensor, DTensor) for tensor in tensors.values())
     return (class_parallel_linear_cross_entropy if split else linear_cross_entropy)(**tensors)
+
+
+def distilled(input: Tensor, *, linear_weight: Tensor, **given: Any) -> Tensor:
+    """The divergence from a teacher, whose k largest are `values` and `indices`; of plain tensors by its formula."""
+    values, indices = given.pop("values", None), given.pop("indices", None)
+    if any(isinstance(tensor, DTensor) for tensor in (input, linear_weight, values, indices, *given.values())):
+        top_k = {} if values is None else {"teacher_top_k": (values, indices)}
+        bias = given.pop("linear_bias", None)
+        return linear_kl_div(input, linear_weight, student_bias=bias, block_rows=2, **top_k, **given)
+    log_p = F.linear(input, linear_weight, given.get("linear_bias")).log_softmax(-1)
+    if values is not None:
+        of_listed = log_p.gather(-1, indices).exp()
+        p, q = (torch.cat([some, 1 - some.sum(-1, keepdim=True)], -1) for some in (of_listed, values.exp()))
+        log_p, log_q = p.log(), q.log()
+    else:
+        z = given.get("teacher_logits")
+        if z is None:
+            z = F.linear(given["teacher_input"], given["teacher_weight"], given.get("teacher_bias"))
+        log_q = z.log_softmax(-1)
+    losses = F.kl_div(log_p, log_q.detach(), reduction="none", log_target=True)
+    if given.get("divergence") == "reverse":
+        losses = F.kl_div(log_q.detach(), log_p, reduction="none", log_target=True)
+    counted: Any = given.get("sample_weight", torch.ones(()).double())
+    if "target" in given:
+        counted = counted * (given["target"] != -100)
+    losses = losses.sum(-1) * counted
+    reduction = given.get("reduction", "mean")
+    if reduction == "none":
+        return losses
+    divisor = given.get("normalizer", counted.expand(losses.shape).sum())
+    return losses.sum() / (divisor if reduction == "mean" else 1)
+
+
+def check_distillation_of_dtensors(rank: int, processes: int) -> None:
+    """Rows split over one dimension of a mesh or two, of the student or the teacher; weights as FSDP splits them."""
+    tensors, generator = drawn("ignored"), torch.Generator().manual_seed(4)
+    samples, indices = tensors["sample_weight"], tensors["target"]
+    z, features = tensors["logits"], torch.randn(ROWS, 2, generator=generator).double()
+    head = torch.randn(CLASSES, 2, generator=generator).double()
+    student = {name: tensors[name] for name in ("input", "linear_weight")}
+    biased = {**student, "linear_bias": tensors["linear_bias"]}
+    values, places = z.log_softmax(1).topk(3)
+    of_features = {**biased, "teacher_input": features, "teacher_weight": head, "teacher_bias": tensors["weight"]}
+    of_largest = {**student, "values": values, "indices": places, "sample_weight": samples}
+    of_logits = {**student, "teacher_logits": z, "target": indices}
+    weighted = {**of_logits, "sample_weight": samples}
+    mesh, others = init_device_mesh("cpu", (processes,)), [[Shard(0)], [Replicate()], [Shard(1)], [Partial()]]
+    if processes == 4:
+        mesh, others = init_device_mesh("cpu", (2, 2)), [[Shard(0), Shard(1)], [Shard(0), Shard(0)], [Replicate()] * 2]
+    everywhere = [Replicate()] * mesh.ndim
+    for lie in others:
+        rows = [placement if placement == Shard(0) else Replicate() for placement in lie]
+        of_layers = {"linear_weight": lie, "teacher_weight": lie, "teacher_bias": rows, "linear_bias": rows}
+        placed = {"input": rows, "teacher_input": rows, **of_layers}
+        for reduction in ("mean", "sum", "none"):
+            compare_dtensors(distilled, of_features, placed, mesh, reduction=reduction)
+        # Rows of the teacher only; what goes with them is plain.
+        compare_dtensors(distilled, of_largest, {"values": rows, "indices": rows}, mesh, divergence="reverse")
+        compare_dtensors(distilled, of_largest, {"input": lie, "indices": everywhere, "sample_weight": rows}, mesh)
+        compare_dtensors(distilled, of_logits, {"input": rows, "teacher_logits": lie, "target": rows}, mesh)
+        divisor = torch.tensor(2.5).double()
+        for along in ({"target": rows, "normalizer": everywhere}, {"sample_weight": rows}):
+            compare_dtensors(distilled, {**weighted, "normalizer": divisor}, {"input": lie, **along}, mesh)
+        folded = {name: t.unflatten(0, (3, 2)) if t.shape[0] == ROWS else t for name, t in weighted.items()}
+        of_classes = {name: tensor for name, tensor in folded.items() if name != "teacher_logits"}
+        for reduction in ("mean", "none"):
+            compare_dtensors(distilled, folded, {"input": lie, "linear_weight": rows}, mesh, reduction=reduction)
+            compare_dtensors(linear_cross_entropy, of_classes, {"input": lie}, mesh, reduction=reduction)
+    if processes == 1:
+        return
+    wrong = places.clone()
+    wrong[-1] = CLASSES
+    bad: Any = distribute_tensor(wrong, mesh, [Shard(0), *everywhere[1:]])
+    has_it = bool((bad.to_local() == CLASSES).any())
+    message = raised(
+        IndexError if has_it else RuntimeError,
+        linear_kl_div,
+        as_dtensor(student["input"], mesh, [Shard(0), *everywhere[1:]]),
+        student["linear_weight"],
+        teacher_top_k=(values, bad),
+    )
+    assert has_it or "rows of another process are wrong" in message
+
+
+def check_fully_sharded_modules(rank: int, processes: int) -> None:
+    """FSDP2 gives the module itself another class and the weight to its forward whole; gradients are averages."""
+    tensors = drawn("index")
+    own = slice(rank, ROWS, processes)
+    for kind, target in (
+        (LinearCrossEntropyLoss, {"target": tensors["target"]}),
+        (LinearKLDivLoss, {"teacher_logits": tensors["logits"]}),
+    ):
+        module: Any = kind(FEATURES, CLASSES, dtype=torch.float64)
+        with torch.no_grad():
+            module.linear.weight.copy_(tensors["linear_weight"])
+        whole = copy.deepcopy(module)
+        fully_shard(module)
+        module(tensors["input"][own], **{name: tensor[own] for name, tensor in target.items()}).backward()
+        each = [slice(process, ROWS, processes) for process in range(processes)]
+        losses = [whole(tensors["input"][rows], **{name: t[rows] for name, t in target.items()}) for rows in each]
+        torch.stack(losses).mean().backward()
+        assert_close(gathered(module.linear.weight.grad), whole.linear.weight.grad)
 
 
 def check_against_loss_parallel(rank: int, processes: int) -> None:
@@ -1051,6 +1159,8 @@ CHECKS = [
     check_who_requires_grad,
     check_dtensor,
     check_every_loss_of_dtensors,
+    check_distillation_of_dtensors,
+    check_fully_sharded_modules,
     check_against_loss_parallel,
     check_corners,
     check_precision,

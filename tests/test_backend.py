@@ -14,7 +14,8 @@ from torchlosses.kernels import backend
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(None, "without compiled"), ("auto", "without compiled"), ("eager", "asks for it")]
+    ("value", "reason"),
+    [(None, "without compiled"), ("", "without compiled"), ("auto", "without compiled"), ("eager", "asks for it")],
 )
 def test_eager(value: str | None, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(backend.VARIABLE, raising=False)

@@ -15,6 +15,8 @@ from torchlosses import _declare, kernels
 pytestmark = pytest.mark.skipif("native" not in kernels.available(), reason="the compiled operators are not there")
 
 Loss = Callable[..., Tensor]
+# With what it keeps private.
+of_torch: Any = torch
 LOSSES: dict[str, Loss] = {
     "cross_entropy": torchlosses.cross_entropy,
     "mse_loss": torchlosses.mse_loss,
@@ -139,6 +141,119 @@ def test_what_was_saved_must_not_change(name: str, calls: list[str]) -> None:
         logits.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    return tensor.t().contiguous() if tensor.dim() == 2 else tensor
+
+
+def transposed_back(tensor: Tensor) -> Tensor:
+    return tensor.t() if tensor.dim() == 2 else tensor
+
+
+def narrowed(tensor: Tensor) -> Tensor:
+    return tensor.bfloat16() if tensor.is_floating_point() else tensor.int()
+
+
+def as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+PACKED = {
+    "strides": (transposed, transposed_back),
+    "dtype": (narrowed, as_it_is),
+    "layout": (Tensor.clone, lambda tensor: of_torch._neg_view(-tensor)),
+}
+
+
+@each_loss
+@pytest.mark.parametrize("how", PACKED)
+def test_what_hooks_give_back_is_looked_at(name: str, how: str, calls: list[str]) -> None:
+    input, target = example(name)
+    with torch.autograd.graph.saved_tensors_hooks(*PACKED[how]):
+        loss = LOSSES[name](input, target)
+    assert calls
+    (found,) = torch.autograd.grad(3 * loss, input)
+    (expected,) = torch.autograd.grad(3 * LOSSES[name](input, target), input)
+    tolerance = 2e-2 if how == "dtype" else 1e-6
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance / 10)
+
+
+@each_loss
+def test_what_a_hook_of_one_tensor_gives_back_is_looked_at(name: str, calls: list[str]) -> None:
+    input, target = example(name)
+    loss = LOSSES[name](input, target)
+    assert calls
+    saved: Any = loss.grad_fn
+    saved._raw_saved_tensors[0].register_hooks(transposed, transposed_back)
+    (found,) = torch.autograd.grad(3 * loss, input)
+    (expected,) = torch.autograd.grad(3 * LOSSES[name](input, target), input)
+    assert_same(found, expected)
+
+
+def of_zeros(tensor: Tensor) -> Tensor:
+    shape = (len(tensor) + 1, *tensor.shape[1:])
+    return of_torch._efficientzerotensor(shape, dtype=tensor.dtype, device="cpu")[1:]
+
+
+def wrapped(tensor: Tensor) -> Tensor:
+    return of_torch._to_functional_tensor(torch.cat([tensor[:1], tensor]))[1:]
+
+
+def value_of(loss: Tensor) -> Tensor:
+    if of_torch._is_functional_tensor(loss):
+        of_torch._sync(loss)
+        return of_torch._from_functional_tensor(loss)
+    return loss
+
+
+@each_loss
+@pytest.mark.parametrize("place", [0, 1], ids=["input", "target"])
+@pytest.mark.parametrize("make", [of_zeros, wrapped])
+def test_tensors_without_memory(name: str, make: Callable[[Tensor], Tensor], place: int) -> None:
+    tensors = [tensor.detach() for tensor in example(name)]
+    plain = list(tensors)
+    if make is of_zeros:
+        plain[place] = torch.zeros_like(plain[place])
+    tensors[place] = make(tensors[place])
+    torch.testing.assert_close(value_of(LOSSES[name](*tensors)), LOSSES[name](*plain))
+    if place == 0 and make is of_zeros:
+        (found,) = torch.autograd.grad(LOSSES[name](tensors[0].requires_grad_(), tensors[1]), tensors[0])
+        (expected,) = torch.autograd.grad(LOSSES[name](plain[0].requires_grad_(), plain[1]), plain[0])
+        torch.testing.assert_close(found, expected)
+
+
+@each_loss
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("place", [0, 1], ids=["input", "target"])
+def test_memory_that_was_freed_is_named(name: str, place: int, grad: bool) -> None:
+    tensors = [tensor.detach() for tensor in example(name)]
+    tensors[place] = torch.cat([tensors[place][:1], tensors[place]])[1:]
+    tensors[place].untyped_storage().resize_(0)
+    tensors[0].requires_grad_(grad)
+    with pytest.raises(RuntimeError, match="storage was resized to 0"):
+        LOSSES[name](*tensors)
+
+
+@each_loss
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+@pytest.mark.parametrize("make", [Tensor.to_mkldnn, Tensor.to_sparse, Tensor.to_sparse_csr])
+def test_other_layouts_are_named(name: str, make: Callable[[Tensor], Tensor]) -> None:
+    input, target = example(name)
+    with pytest.raises(NotImplementedError, match="has the layout"):
+        LOSSES[name](make(input.detach()), target)
+    if name != "cross_entropy":
+        with pytest.raises(NotImplementedError, match="has the layout"):
+            LOSSES[name](input, make(target))
+
+
+@each_loss
+def test_a_profile_shows_the_loss(name: str) -> None:
+    input, target = example(name)
+    profile = torch.autograd.profiler.profile()
+    with torch.no_grad(), profile:
+        LOSSES[name](input, target)
+    assert f"torchlosses::{name}" in {event.key for event in profile.key_averages()}
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

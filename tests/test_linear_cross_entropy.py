@@ -29,6 +29,7 @@ from torchlosses.testing.checks.cost import peak_bytes
 
 ROWS, FEATURES, CLASSES = 7, 4, 5
 BLOCK = 3
+INF = float("inf")
 
 
 def textbook(
@@ -1070,6 +1071,34 @@ class TestPrecision:
         unit = torch.finfo(dtype).eps
         assert_close(found, torch.autograd.grad(expected, leaves), rtol=4 * unit, atol=unit)
 
+    @pytest.mark.parametrize("scale", [1.0, 65536.0])
+    @pytest.mark.parametrize("function", [linear_cross_entropy, torchlosses.linear_kl_div])
+    def test_gradients_of_one_of_many_rows_keep_their_digits_in_float16(self, function: Any, scale: float) -> None:
+        """1e-6 (p - q) is next to nothing in float16; GradScaler's factor arrives with the backward only."""
+        generator = torch.Generator().manual_seed(0)
+        x, weight, teacher = (torch.randn(shape, generator=generator) for shape in ((5, 4), (64, 4), (5, 64)))
+
+        def gradient(to: torch.dtype, loss: Any) -> Tensor:
+            # A weight as it is trained under autocast.
+            leaf = weight.half().to(to).requires_grad_()
+            with torch.autocast("cpu", dtype=torch.float16, enabled=to == torch.float32):
+                (found,) = torch.autograd.grad(loss(x.half().to(to), leaf) * scale, leaf)
+            return found.double()
+
+        def ours(x: Tensor, weight: Tensor) -> Tensor:
+            if function is linear_cross_entropy:
+                return linear_cross_entropy(x, weight, torch.arange(5), normalizer=1e6)
+            return torchlosses.linear_kl_div(x, weight, teacher_logits=teacher, normalizer=1e6)
+
+        def plain(x: Tensor, weight: Tensor) -> Tensor:
+            log_p = (x @ weight.t()).log_softmax(1)
+            if function is linear_cross_entropy:
+                return F.nll_loss(log_p, torch.arange(5), reduction="sum") / 1e6
+            return F.kl_div(log_p, teacher.double().softmax(1), reduction="sum") / 1e6
+
+        truth = gradient(torch.float64, plain)
+        assert (gradient(torch.float32, ours) - truth).abs().max() < 2e-3 * truth.abs().max()
+
     def test_autocast_with_mixed_operands(self) -> None:
         drawn = tensors()
         x, weight = drawn["input"].bfloat16(), drawn["linear_weight"].float().requires_grad_()
@@ -1144,6 +1173,23 @@ class TestModule:
             losses.append(loss.item())
         assert losses[-1] < 0.5 * losses[0]
 
+    def test_of_a_layer_with_several_places(self) -> None:
+        layer = nn.Linear(FEATURES, 2 * CLASSES)
+        module = LinearCrossEntropyLoss.of(layer, out_features=(2,))
+        x, target = torch.randn(3, FEATURES), torch.randint(CLASSES, (3, 2))
+        assert module.num_classes == CLASSES
+        assert_close(module(x, target), F.cross_entropy(layer(x).unflatten(1, (CLASSES, 2)), target))
+        with pytest.raises(ValueError, match=r"10 out_features is none for the out_features=\(3,\)"):
+            LinearCrossEntropyLoss.of(layer, out_features=(3,))
+
+    @pytest.mark.parametrize("kind", [LinearCrossEntropyLoss, torchlosses.LinearKLDivLoss])
+    def test_of_what_is_no_layer(self, kind: Any) -> None:
+        for other in (torch.ones(4, 2), nn.Conv2d(2, 4, 1)):
+            with pytest.raises(
+                TypeError, match=rf"{kind.__name__}.of: expected a torch.nn.Linear.*{type(other).__name__}"
+            ):
+                kind.of(other)
+
     def test_copies_and_speaks_for_itself(self) -> None:
         module = LinearCrossEntropyLoss(FEATURES, CLASSES, weight=torch.ones(CLASSES), z_loss=0.1, logit_softcap=5.0)
         x, target = torch.randn(2, 3, FEATURES), torch.randint(CLASSES, (2, 3))
@@ -1167,6 +1213,11 @@ class TestErrors:
             ({"normalizer": 2.0, "reduction": "sum"}, ValueError, "normalizer is what reduction='mean' divides by"),
             ({"normalizer": -2.0}, ValueError, "normalizer must be finite and not negative, but got -2.0"),
             ({"normalizer": torch.ones(3)}, ValueError, r"one number, but got a tensor of shape \(3,\)"),
+            ({"low_rank": torch.ones(3)}, TypeError, r"low_rank must be \(A, B, scale\) or None, but got Tensor"),
+            ({"low_rank": 2}, TypeError, "low_rank must be .* but got int"),
+            ({"low_rank": (torch.ones(1, 4), torch.ones(5, 1), INF)}, ValueError, "scale of low_rank must be finite"),
+            ({"low_rank": (torch.ones(1, 4).long(), torch.ones(5, 1), 1.0)}, RuntimeError, "floating-point A of low_r"),
+            ({"logit_scale": torch.ones((), requires_grad=True)}, TypeError, "got a tensor that requires grad"),
             ({"sample_weight": torch.ones(3)}, ValueError, r"sample_weight must broadcast to one weight a row, \(7,\)"),
             ({"sample_weight": torch.ones(2, 7)}, ValueError, "sample_weight must broadcast"),
             ({"block_rows": 0}, ValueError, "block_rows must be at least 1, but got 0"),

@@ -359,7 +359,7 @@ class TestErrors:
             (lambda x, w, t: log_probs(x, t[:2]), ValueError, r"Expected input batch_size \(6\) .* \[6\] .* \[2\]"),
             (lambda x, w, t: log_probs(x, t + CLASSES), IndexError, "out of bounds"),
             (lambda x, w, t: log_probs(x, x), RuntimeError, "integer type for class indices"),
-            (lambda x, w, t: log_probs(x, t, dim=2), IndexError, "dim=2 is no dimension of input"),
+            (lambda x, w, t: log_probs(x, t, dim=2), IndexError, "dim=2 is no dimension of logits"),
             (lambda x, w, t: log_probs(x, t, logit_softcap=-1.0), ValueError, "logit_softcap"),
             (lambda x, w, t: log_probs(x.long(), t), NotImplementedError, "not implemented for Long input"),
             (lambda x, w, t: log_probs(x.sum(), t), RuntimeError, r"expected logits of shape \(\.\.\., C\)"),
@@ -368,6 +368,8 @@ class TestErrors:
             (lambda x, w, t: linear_log_probs(x, w, t[:, None]), RuntimeError, r"expected a target of shape \[6\]"),
             (lambda x, w, t: linear_log_probs(x, w, t + 99), IndexError, "out of bounds"),
             (lambda x, w, t: linear_log_probs(x, w.float(), t), RuntimeError, "linear_weight"),
+            (lambda x, w, t: log_probs(x, t.float()), RuntimeError, r"but got Float: call \.long\(\)\."),
+            (lambda x, w, t: linear_log_probs(x, w, t, low_rank=x), TypeError, r"be \(A, B, scale\) .* got Tensor"),
             (lambda x, w, t: linear_log_probs(x, w, t, block_rows=0), ValueError, "block_rows must be at least 1"),
         ],
     )  # fmt: skip

@@ -119,6 +119,13 @@ def test_functions_of_one_level() -> None:
     )
 
 
+def test_a_profile_is_noticed() -> None:
+    told = look_at("torch.autograd.profiler._is_profiler_enabled", "so that a profile shows a loss of few rows")
+    assert _declare.profiler._is_profiler_enabled is False, told
+    with torch.autograd.profiler.profile():
+        assert _declare.profiler._is_profiler_enabled is True, told
+
+
 def test_dead_wrappers_are_unwrapped() -> None:
     kept = in_transform(lambda x: x)
     assert not _declare._functorch.is_functorch_wrapped_tensor(_declare._functorch.unwrap_if_dead(kept)), look_at(

@@ -222,6 +222,9 @@ def test_options_of_the_wrong_type() -> None:
         CrossEntropyLoss(ignore_index=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'avg' is not a valid value for reduction"):
         CrossEntropyLoss(reduction="avg")  # type: ignore[arg-type]
+    for z_loss in (None, "", []):
+        with pytest.raises(TypeError, match="z_loss must be a float"):
+            cross_entropy(_logits(4, 3), torch.tensor([0, 1, 2, 0]), z_loss=z_loss)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("legacy", [{"size_average": True}, {"size_average": False}, {"reduce": False}])
@@ -291,8 +294,12 @@ def test_infinity_and_nan_give_nan(value: float, place: int, soft: bool, label_s
 @pytest.mark.parametrize("value", [INF, -INF, NAN])
 def test_one_class(value: float) -> None:
     for target in (torch.tensor([0]), torch.tensor([[1.0]])):
-        assert cross_entropy(torch.tensor([[5.0]]), target) == 0
-        assert cross_entropy(torch.tensor([[value]]), target).isnan()
+        loss, gradient = _loss_and_gradient(torch.tensor([[5.0]]), target)
+        assert loss == 0
+        assert gradient == 0
+        loss, gradient = _loss_and_gradient(torch.tensor([[value]]), target)
+        assert loss.isnan()
+        assert gradient.isnan()
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -309,6 +316,40 @@ def test_ignored_row_equals_a_removed_row_whatever_it_holds(
     kept, kept_gradient = _loss_and_gradient(logits[keep], target[keep], **options)
     torch.testing.assert_close(loss, kept)
     torch.testing.assert_close(gradient[keep], kept_gradient)
+    assert (gradient[2] == 0).all()
+
+
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+@pytest.mark.parametrize("weightless", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"logit_softcap": 5.0}, {"logit_scale": 0.0}, {"logit_scale": -2.0, "logit_softcap": 5.0}], ids=str
+)
+def test_hidden_rows_leave_no_trace_under_a_scale_and_a_soft_cap(
+    value: float, weightless: bool, options: dict[str, Any]
+) -> None:
+    logits, target = _logits(4, 3, dtype=torch.float64), torch.tensor([0, 1, -100, 2])
+    logits[2] = value
+    if weightless:
+        target[2] = 1
+        options = {**options, "sample_weight": torch.tensor([1.0, 1.0, 0.0, 1.0])}
+
+    def loss(logits: Tensor) -> Tensor:
+        return cross_entropy(logits, target, **options)
+
+    keep = [0, 1, 3]
+    plain = {name: option for name, option in options.items() if name != "sample_weight"}
+    for derivative in (torch.func.grad, torch.func.hessian):
+        found = derivative(loss)(logits)
+        expected = derivative(lambda kept: cross_entropy(kept, target[keep], **plain))(logits[keep])
+        if derivative is torch.func.hessian:
+            assert (found[2] == 0).all()
+            assert (found[:, :, 2] == 0).all()
+            found = found[keep][:, :, keep]
+        else:
+            assert (found[2] == 0).all()
+            found = found[keep]
+        torch.testing.assert_close(found, expected)
+    _, gradient = _loss_and_gradient(logits, target, **options)
     assert (gradient[2] == 0).all()
 
 
@@ -414,6 +455,25 @@ def test_no_classes_with_weights() -> None:
     for label_smoothing in (0.0, 0.1):
         loss = cross_entropy(torch.zeros(2, 0), torch.full((2,), -100), torch.zeros(0), label_smoothing=label_smoothing)
         assert loss.isnan()
+
+
+@pytest.mark.parametrize("shape", [(0,), (4, 0), (4, 0, 3), (0, 0)])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}], ids=str)
+def test_every_derivative_without_classes(shape: tuple[int, ...], soft: bool, reduction: Any, options: Any) -> None:
+    rows = (shape[0], *shape[2:]) if len(shape) > 1 else ()
+    input, weight = torch.zeros(shape, requires_grad=True), torch.zeros(0, requires_grad=True)
+    target = torch.zeros(shape, requires_grad=True) if soft else torch.full(rows, -100)
+    sample_weight = torch.ones(rows, requires_grad=True)
+    loss = cross_entropy(input, target, weight, reduction=reduction, sample_weight=sample_weight, **options)
+    assert loss.isnan() if reduction == "mean" else (loss == 0).all()
+    followed = [tensor for tensor in (input, target, weight, sample_weight) if tensor.requires_grad]
+    first = torch.autograd.grad(loss.sum(), followed, create_graph=True)
+    second = torch.autograd.grad(torch.stack([part.sum() for part in first]).sum(), followed, materialize_grads=True)
+    for tensor, *gradients in zip(followed, first, second, strict=True):
+        for gradient in gradients:
+            torch.testing.assert_close(gradient.detach(), torch.zeros_like(tensor.detach()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])

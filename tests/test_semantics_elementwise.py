@@ -130,11 +130,19 @@ def test_huber_of_large_errors() -> None:
 
 def test_options_of_huber_and_smooth_l1() -> None:
     x = torch.zeros(2)
-    for call in (lambda: huber_loss(x, x, delta=0.0), lambda: torchlosses.HuberLoss(delta=-1.0)):
+    for call in (
+        lambda: huber_loss(x, x, delta=0.0),
+        lambda: huber_loss(x, x, delta=math.inf),
+        lambda: torchlosses.HuberLoss(delta=-1.0),
+    ):
         with pytest.raises(RuntimeError, match="delta must be positive") as caught:
             call()
         assert isinstance(caught.value, ValueError)
-    for call in (lambda: smooth_l1_loss(x, x, beta=-1.0), lambda: torchlosses.SmoothL1Loss(beta=-1.0)):
+    for call in (
+        lambda: smooth_l1_loss(x, x, beta=-1.0),
+        lambda: smooth_l1_loss(x, x, beta=math.inf),
+        lambda: torchlosses.SmoothL1Loss(beta=-1.0),
+    ):
         with pytest.raises(RuntimeError, match="beta must be finite and not negative") as caught:
             call()
         assert isinstance(caught.value, ValueError)
@@ -194,6 +202,18 @@ def test_infinite_logits_of_binary_cross_entropy() -> None:
     losses = binary_cross_entropy_with_logits(x, t, reduction="none")
     assert losses.tolist() == [0, 0, math.inf, math.inf]
     assert torch.autograd.grad(losses.sum(), x)[0].tolist() == [0, 0, 1, -1]
+
+
+@each_pair
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_nan_passes_through(name: str, reduction: str) -> None:
+    loss, _, options = PAIRS[name]
+    x, t = arguments(name, (4,))
+    x[1] = math.nan
+    value, *gradients = value_and_gradients(loss, x, t, reduction=reduction, **options)
+    assert value.isnan().tolist() == ([False, True, False, False] if reduction == "none" else True)
+    for gradient in gradients:
+        assert gradient.isnan().tolist() == [False, True, False, False]
 
 
 def test_ignored_elements_leave_no_trace() -> None:

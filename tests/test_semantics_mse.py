@@ -52,6 +52,8 @@ def test_broadcast_option() -> None:
         MSELoss(broadcast="maybe")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'maybe' is not a valid value for broadcast"):
         mse_loss(input, target, broadcast="maybe")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'maybe' is not a valid value for broadcast"):
+        mse_loss(input, input, broadcast="maybe")  # type: ignore[arg-type]
 
 
 WRONG_CALLS: dict[str, tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = {

@@ -49,7 +49,7 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from torch import Tensor, nn
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function, forward_ad, profiler
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._pytree import tree_map_only
 
@@ -92,6 +92,16 @@ if (_former := getattr(torch.ops.torchlosses, "library_in_use", None)) is not No
     _former._destroy()
 LIBRARY = torch.library.Library("torchlosses", "FRAGMENT")
 torch.ops.torchlosses.library_in_use = LIBRARY  # type: ignore[assignment]
+
+
+def taken_over(*tensors: Any) -> Any:
+    """The module that computes a loss of these tensors, if there is one for a subclass among them."""
+    for tensor in tensors:
+        if tensor is None or type(tensor) is Tensor or type(tensor) is nn.Parameter:
+            continue
+        if (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
+            return importlib.import_module(module)
+    return None
 
 
 def ragged_dimension(nested: Tensor) -> int:
@@ -300,11 +310,8 @@ class Loss:
     @classmethod
     def apply(cls, *tensors: Any, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
         """The loss, and the rows' state (None where nothing is kept of it)."""
-        for tensor in (*tensors, normalizer):
-            if tensor is None or type(tensor) is Tensor or type(tensor) is nn.Parameter:
-                continue
-            if (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
-                return importlib.import_module(module).apply(cls, tensors, normalizer, options)
+        if (module := taken_over(*tensors, normalizer)) is not None:
+            return module.apply(cls, tensors, normalizer, options)
         if options.reduction == "mean":
             if normalizer is None:
                 normalizer = cls.denominator(*tensors, options)
@@ -338,12 +345,10 @@ class Loss:
             few is not None
             and options.reduction != "none"
             and _is_plain(input)
-            and type(target) is Tensor
             and 0 < input.numel() <= FEW
             and not target.requires_grad
-            and input.is_contiguous()
-            and target.is_contiguous()
-            and not (input.is_neg() or target.is_neg())
+            and _lie_plainly(input, target)
+            and not profiler._is_profiler_enabled
         ):
             followed = torch.is_grad_enabled() and input.requires_grad
             along = followed and options.gradients and not saved_tensors_have_hooks()
@@ -353,6 +358,18 @@ class Loss:
                 return cls._of_few(input, target, (options, loss, gradient)) if followed else loss
         nothing = (None,) * (cls.count - 3)
         return cls.apply(input, target, *nothing, normalizer=None, options=options)[0]
+
+    @classmethod
+    def _fits_few(cls, input: Tensor, target: Tensor, gradient: Tensor, options: Any) -> bool:
+        """Whether saved tensors are still what the short way takes: hooks may give back others."""
+        return (
+            input.is_cpu
+            and target.is_cpu
+            and input.dtype is gradient.dtype is options.dtype
+            and target.dtype is (options.dtype if cls.elementwise else torch.int64)
+            and input.shape == gradient.shape
+            and list(target.shape) == list(cls.rows(input))
+        )
 
     @classmethod
     def _wanted(cls, arguments: Sequence[Any], options: Any) -> int:
@@ -840,7 +857,13 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
                 return ready[0], None, None
             gradient = torch.empty_like(input) if ready is None else ready[0]
             few = kernels.few.get(loss.name)
-            if few is not None and few(input, target, options, incoming, gradient) is not None:
+            if (
+                few is not None
+                and _is_plain(input)
+                and _lie_plainly(input, target)
+                and loss._fits_few(input, target, gradient, options)
+                and few(input, target, options, incoming, gradient) is not None
+            ):
                 return gradient, None, None
         options = options._replace(gradients=0)
         tensors = (input, target, *absent)
@@ -875,6 +898,17 @@ def _is_plain(tensor: Tensor) -> bool:
         and not _dispatch_modes()
         and not _is_tracing()
         and (type(tensor) is Tensor or type(tensor) is nn.Parameter)
+    )
+
+
+def _lie_plainly(input: Tensor, target: Tensor) -> bool:
+    """Whether the memory of both holds their elements one after the other, with the values that they have."""
+    return (
+        type(target) is Tensor
+        and input.layout is target.layout is torch.strided
+        and input.is_contiguous()
+        and target.is_contiguous()
+        and not (input.is_neg() or target.is_neg())
     )
 
 

@@ -75,12 +75,13 @@ def call(
         _validation.check_reduction(reduction)
     if gradient not in _validation.GRADIENTS:
         _validation.check_gradient_option(gradient)
+    if broadcast not in _validation.BROADCASTS:
+        _validation.check_broadcast_option(broadcast)
     along = int(gradient == "forward")
     if weight is sample_weight is normalizer is None and empty == "nan" and are_alike(input, target):
         # The commonest call: nothing is left to check or to convert.
         options = loss.options(reduction, math.nan, input.dtype, along, *own)
         return loss.apply_plain(input, target, options)
-    _validation.check_broadcast_option(broadcast)
     normalizer = _validation.check_normalizer(normalizer, reduction)
     empty = _validation.check_empty(empty)
     _validation.check_tensors(name, input=input, target=target)

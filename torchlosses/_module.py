@@ -54,7 +54,14 @@ _NOT_KEPT = {"weight", "pos_weight", "size_average", "reduce", "options"}
 Result_co = TypeVar("Result_co", covariant=True, default=Tensor)
 
 
-class LossModule(Generic[Result_co]):
+class _Plain:
+    """Python lets an object change its class, as FSDP does, if the first of all bases below object has a `__dict__`.
+
+    `Generic` has none.
+    """
+
+
+class LossModule(_Plain, Generic[Result_co]):
     """A module that keeps options of its function as attributes of the same names.
 
     Attributes:

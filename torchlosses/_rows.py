@@ -165,6 +165,15 @@ def soft_cap_slope(x: Tensor, cap: float) -> Tensor:
     return 4 * torch.sigmoid(u) * torch.sigmoid(-u)
 
 
+def weighted(losses: Tensor, sample_weight: Tensor | None, hidden: Tensor | None = None) -> Tensor:
+    """Times s; 0 where s is and there is no loss, or the row is hidden."""
+    if sample_weight is None:
+        return losses
+    # The derivative by a weight of 0 is the loss, if there is one.
+    without = (sample_weight == 0) & losses.isfinite().logical_not()
+    return losses.masked_fill(without if hidden is None else without | hidden, 0) * sample_weight
+
+
 class RowWeights:
     """The weights s of the rows, and which rows leave no trace. What there is one of a row is (rows, 1).
 
@@ -187,11 +196,7 @@ class RowWeights:
 
     def weighted(self, losses: Tensor, total: Tensor, hidden: Tensor | None) -> Tensor:
         """Times s; 0 where a row leaves no trace."""
-        if self.sample_weight is not None:
-            # The derivative by a weight of 0 is the loss, if there is one.
-            without = (self.sample_weight == 0) & losses.isfinite().logical_not()
-            losses = losses.masked_fill(without if hidden is None else without | hidden, 0)
-            losses = losses * self.sample_weight
+        losses = weighted(losses, self.sample_weight, hidden)
         without = (total == 0) & losses.isfinite().logical_not()
         return losses.masked_fill(without if self.ignored is None else without | self.ignored, 0)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from torchlosses._declare import transforms_active
@@ -147,6 +147,11 @@ def _number(name: str, value: float) -> float:
         return value
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a float, but got {value!r}.")
+    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            f"{name} must be a float, by which nothing is derived, but got a tensor that requires grad: call .item(),"
+            " or multiply it into a tensor argument where it is trained."
+        )
     return float(value)
 
 
@@ -300,11 +305,12 @@ def check_cross_entropy_target(input: Tensor, target: Tensor, ignore_index: int)
         check_index_dtype(target)
 
 
-def check_index_dtype(target: Tensor) -> None:
+def check_index_dtype(target: Tensor, or_probabilities: bool = True) -> None:
     if not is_integer(target.dtype):
+        other = ", or give class probabilities of the input's shape" if or_probabilities else ""
         raise RuntimeError(
             "expected target dtype to be Long or Byte or another integer type for class indices, "
-            f"but got {_name(target.dtype)}: call .long(), or give class probabilities of the input's shape."
+            f"but got {_name(target.dtype)}: call .long(){other}."
         )
 
 
@@ -382,6 +388,12 @@ def check_low_rank(
         raise TypeError(f"{function}: low_rank must be (A, B, scale) or None, but got {type(low_rank).__name__}.")
     a, b, scale = low_rank
     check_tensors(function, **{"A of low_rank": a, "B of low_rank": b})
+    scale = _number("the scale of low_rank", scale)
+    if not -math.inf < scale < math.inf:
+        raise ValueError(f"{function}: the scale of low_rank must be finite, but got {scale}.")
+    for name, tensor in (("A", a), ("B", b)):
+        if tensor.dtype not in _FLOATS:
+            raise RuntimeError(f"{function}: expected a floating-point {name} of low_rank, got {_name(tensor.dtype)}.")
     check_same_device(function, input, **{"A of low_rank": a, "B of low_rank": b})
     features, classes = input.shape[dim], linear_weight.shape[0]
     if linear_weight.dim() != 2:
@@ -391,7 +403,20 @@ def check_low_rank(
             f"{function}: expected low_rank with A of shape (rank, {features}) and B of shape ({classes}, rank), "
             f"but got {tuple(a.shape)} and {tuple(b.shape)}."
         )
-    return a, b, _number("the scale of low_rank", scale)
+    return a, b, scale
+
+
+def pair_of(low_rank: Any) -> tuple[Any, ...]:
+    """A and B of a low-rank term, if it is one; `check_low_rank` says what is wrong with another."""
+    return tuple(low_rank[:2]) if isinstance(low_rank, (tuple, list)) else ()
+
+
+def check_linear_layer(function: str, linear: Any) -> None:
+    """A module with the weight and the sizes of a linear layer."""
+    if not (isinstance(linear, nn.Module) and hasattr(linear, "out_features") and hasattr(linear, "weight")):
+        raise TypeError(
+            f"{function}: expected a torch.nn.Linear, or a module with its attributes, but got {type(linear).__name__}."
+        )
 
 
 def check_linear_dtypes(function: str, autocast: bool, input: Tensor, **others: Tensor | None) -> None:
@@ -539,15 +564,6 @@ def check_teacher(function: str, given: dict[str, Any], further: dict[str, Any])
     return chosen[0]
 
 
-def check_no_dtensors(function: str, tensors: Iterable[Any]) -> None:
-    if any(type(tensor).__name__ == "DTensor" for tensor in tensors):
-        raise NotImplementedError(
-            f"{function} takes no DTensors: give each process its own rows with .to_local(), the weights whole with "
-            ".full_tensor(), through which the gradient goes back, and as normalizer the number of rows of all "
-            "processes."
-        )
-
-
 def check_teacher_rows(function: str, name: str, tensor: Tensor, rows: list[int], last: int | str) -> None:
     """Floats of shape (*rows, last), or (*rows, any number of what it is called)."""
     check_tensors(function, **{name: tensor})
@@ -693,13 +709,13 @@ def check_dim(dim: int, of: str = "classes") -> int:
         raise TypeError(f"dim must be an int, the dimension of the {of}, but got {dim!r}.") from None
 
 
-def check_dimension(function: str, input: Tensor, dim: int, of: str = "classes") -> int:
+def check_dimension(function: str, input: Tensor, dim: int, of: str = "classes", name: str = "input") -> int:
     """The dimension of the classes or features, counted from the front."""
     dimensions = input.dim()
     dim = check_dim(dim, of)
     if not -dimensions <= dim < dimensions:
         raise IndexError(
-            f"{function}: dim={dim} is no dimension of input, which has shape {tuple(input.shape)}: expected "
+            f"{function}: dim={dim} is no dimension of {name}, which has shape {tuple(input.shape)}: expected "
             f"{-dimensions} to {dimensions - 1}."
         )
     return dim % dimensions

@@ -95,12 +95,18 @@ class CrossEntropy(Loss):
         input: Tensor, target: Tensor, weight: Tensor | None, sample_weight: Tensor | None, options: Options
     ) -> tuple[Tensor, Tensor]:
         """The rows' losses; and their maximum, rest and, where they are asked for, statistics."""
+        if not input.shape[1]:
+            # Without classes a row costs nothing.
+            rows, compute = CrossEntropy.rows(input), compute_dtype(input, weight)
+            state = input.new_zeros([CrossEntropy.state_fields(options), *rows], dtype=compute)
+            return input.new_zeros(rows, dtype=compute), state
         shares = _Shares(input, target, weight, sample_weight, options)
-        y = scaled_and_capped(input.to(shares.compute), options)
+        x = input.to(shares.compute)
+        y = scaled_and_capped(x, options)
         maximum = y.detach().amax(1, keepdim=True)
-        y, hidden = shares.hide(y, maximum)
-        if hidden is not None:
-            maximum = maximum.masked_fill(hidden, 0)
+        _, y = shares.hide(x, y, maximum, options)
+        if shares.hidden is not None:
+            maximum = maximum.masked_fill(shares.hidden, 0)
         shifted = y - maximum
         dot = shares.dot(shifted)
         i = shares.target if shares.indices else shifted.argmax(1, keepdim=True)
@@ -132,11 +138,11 @@ class CrossEntropy(Loss):
         options: Options,
     ) -> Tensor:
         """The gradient by the logits; `grad_output` is one number, or one a row."""
+        if not input.shape[1]:
+            return torch.zeros_like(input)
         shares = _Shares(input, target, weight, sample_weight, options)
         x = input.to(shares.compute)
-        y, hidden = shares.hide(scaled_and_capped(x, options), None)
-        if hidden is not None:
-            x = x.masked_fill(hidden, 0)
+        x, y = shares.hide(x, scaled_and_capped(x, options), None, options)
         g = shares.incoming(per_class(grad_output), shares.total, shares.hidden)
         p = torch.softmax(y, 1)
         drawn: Tensor | None = None
@@ -222,16 +228,17 @@ class _Shares(RowWeights):
             self.share = share if weight is None else share * weight
             self.total = self.share.sum(1, keepdim=True)
 
-    def hide(self, y: Tensor, maximum: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The logits, with zeros in rows that leave no trace and are not finite; and which these are."""
+    def hide(self, x: Tensor, y: Tensor, maximum: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:
+        """The logits, with zeros in rows that leave no trace and are not finite, and what is made of them."""
         without = self.without_trace(self.total)
         # Where looking is free and nobody follows, most batches need no further pass.
         if may_look(y) and not bool(without.any()):
-            return y, None
+            return x, y
         if maximum is None:
             maximum = y.detach().amax(1, keepdim=True)
         self.hidden = without & maximum.isfinite().logical_not()
-        return y.masked_fill(self.hidden, 0), self.hidden
+        x = x.masked_fill(self.hidden, 0)
+        return x, scaled_and_capped(x, options)
 
     def dot(self, shifted: Tensor) -> Any:
         """Σ_c a_c (x_c - m), of class indices without the target's own part. A class without a share has no effect."""
@@ -274,7 +281,7 @@ class _Shares(RowWeights):
         at_target = p.gather(1, self.target)
         p = replaced(p, self.target, 0)
         # p_t - 1 = -Σ_{j≠t} p_j: the one where p_t is small, the other where it is close to 1.
-        of_target = self.own * torch.where(at_target < 0.5, at_target - 1, -p.sum(1, keepdim=True))
+        of_target = self.own * torch.where(at_target > 0.5, -p.sum(1, keepdim=True), at_target - 1)
         if has_more:
             of_target = of_target + smoothing * at_target
         gradient = p * (pull * g)
@@ -479,7 +486,8 @@ def cross_entropy(
         weight is normalizer is sample_weight is logit_softcap is loss_dtype is None
         and empty == "nan"
         and dim == 1
-        and not (z_loss or return_stats)
+        and z_loss == 0
+        and not return_stats
         and logit_scale == 1
         and type(target) is Tensor
         and isinstance(input, Tensor)

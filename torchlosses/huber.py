@@ -92,7 +92,7 @@ class SmoothL1(Elementwise):
         """The elements' losses."""
         x, t = elements(input, target, weight, sample_weight)
         e, beta = x - t, options.beta
-        return weighted(e.abs() if beta == 0 else _huber(e, beta) / beta, weight, sample_weight)
+        return weighted(e * _sign(e) if beta == 0 else _huber(e, beta) / beta, weight, sample_weight)
 
     @staticmethod
     def backward(
@@ -106,7 +106,13 @@ class SmoothL1(Elementwise):
         """The gradient by `input`."""
         x, t = elements(input, target, weight, sample_weight)
         e, beta = x - t, options.beta
-        return weighted(grad_output * (e.sign() if beta == 0 else (e / beta).clamp(-1, 1)), weight, sample_weight)
+        slope = _sign(e) if beta == 0 else (e / beta).clamp(-1, 1)
+        return weighted(grad_output * slope, weight, sample_weight)
+
+
+def _sign(e: Tensor) -> Tensor:
+    # That of nan is nan; torch.sign, and the derivative of torch.abs, say 0.
+    return torch.where(e.isnan(), e, e.sign())
 
 
 def _huber(e: Tensor, delta: float) -> Tensor:
@@ -152,7 +158,7 @@ def huber_loss(
         A scalar, or with 'none' a tensor of the common shape. Dtypes as in `mse_loss`.
 
     Raises:
-        ValueError: `delta` is not positive (a RuntimeError too, as in torch), or another option is none of its values;
+        ValueError: `delta` is not positive and finite (a RuntimeError too), or another option is none of its values;
             `weight` has another shape than `input`; the shapes differ and `broadcast` is 'error'.
         RuntimeError: The shapes do not broadcast, or the tensors are on different devices.
         NotImplementedError: Both tensors are integer, or one is complex.
@@ -230,7 +236,7 @@ def smooth_l1_loss(
         A scalar, or with 'none' a tensor of the common shape. Dtypes as in `mse_loss`.
 
     Raises:
-        ValueError: `beta` is negative (a RuntimeError too, as in torch), or another option is none of its values;
+        ValueError: `beta` is negative or not finite (a RuntimeError too), or another option is none of its values;
             the shapes differ and `broadcast` is 'error'.
         RuntimeError: The shapes do not broadcast, or the tensors are on different devices.
         NotImplementedError: Both tensors are integer, or one is complex.

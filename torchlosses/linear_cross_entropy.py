@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, result_dtype
+from torchlosses._declare import Loss, autocast_enabled, result_dtype, taken_over
 from torchlosses._module import LossModule, Result_co, intercepted, overridden
 from torchlosses._options import FOUND, CallOptions, FurtherOptions, RowStatistics, statistics_of, with_z_loss
 from torchlosses._row_blocks import over_given
@@ -72,6 +72,7 @@ class LinearLoss(Loss, abstract=True):
 
     Attributes:
         of_logits: The loss, whose tensors behind its first follow the operands of the product.
+        problem: How its kernels see the rows.
         split: Whether each process has some of the classes.
     """
 
@@ -79,8 +80,16 @@ class LinearLoss(Loss, abstract=True):
     derived = 5
     kernels = linear
     scales = True
-    of_logits: type[Loss]
+    of_logits: Any
+    problem = linear.Problem
     split = False
+
+    @classmethod
+    def apply(cls, *tensors: Any, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
+        """The loss, and the rows' state; in float16 without the gradients along with it."""
+        if linear.is_narrow(options):
+            options = options._replace(gradients=0)
+        return super().apply(*tensors, normalizer=normalizer, options=options)
 
     @classmethod
     def forward(cls, *tensors_and_options: Any) -> tuple[Tensor, Tensor]:
@@ -164,16 +173,31 @@ class LinearLoss(Loss, abstract=True):
 
         Operands and sample weights have zeros in rows that leave no trace and are not finite.
         """
-        (x, linear_weight, linear_bias, a, b), others = tensors[: cls.derived], list(tensors[cls.derived :])
+        (x, linear_weight, linear_bias, a, b), others = tensors[: cls.derived], tensors[cls.derived :]
         without = cls.without_trace(*others, options)
         if without is not None:
-            hidden = without & x.isfinite().all(1).logical_not()
-            x = x.masked_fill(hidden.unsqueeze(1), 0)
-            if cls.tensors[-1] == "sample_weight?" and others[-1] is not None:
-                others[-1] = others[-1].masked_fill(hidden, 0)
+            hidden = without & (x.isfinite().all(1) & cls.is_usual(others, linear_weight.shape[0])).logical_not()
+            x, others = x.masked_fill(hidden.unsqueeze(1), 0), cls.hide(hidden, others)
         x, a = cls.entering(x, options), None if a is None else cls.entering(a, options)
         operands = (x, linear_weight, linear_bias, a, b)
-        return [None if t is None else t.to(options.product_dtype) for t in operands], others
+        return [None if t is None else t.to(options.product_dtype) for t in operands], list(others)
+
+    @staticmethod
+    def is_usual(others: Sequence[Any], classes: int) -> Any:
+        """Whether the tensors behind the operands let a row's numbers be finite."""
+        return True
+
+    @classmethod
+    def hide(cls, hidden: Tensor, others: Sequence[Any]) -> Sequence[Any]:
+        """The tensors behind the operands, with zeros in the sample weights of the rows to hide."""
+        if cls.tensors[-1] != "sample_weight?" or others[-1] is None:
+            return others
+        return *others[:-1], others[-1].masked_fill(hidden, 0)
+
+    @staticmethod
+    def state_fields(options: Any) -> int:
+        """None."""
+        return 0
 
     @staticmethod
     def entering(tensor: Tensor, options: Any) -> Tensor:
@@ -420,7 +444,7 @@ def linear_cross_entropy(
         gradient: When the gradients by `input`, `linear_weight`, `linear_bias` and `low_rank` are computed. 'forward'
             computes them along with a loss that is one number, in three products; they take their memory until the
             backward, which multiplies them by the incoming gradient. 'backward' holds nothing and computes the logits
-            twice.
+            twice; float16 products always do, as the incoming gradient has the factor that keeps theirs large.
         drop_ignored: On an accelerator, whether rows that leave no trace are dropped before the products, as they are
             on the CPU: where many are ignored that is faster, but it waits for the device once, in the forward and in a
             backward that computes the logits again, to know how many there are.
@@ -463,7 +487,7 @@ def linear_cross_entropy(
     Source: as for `cross_entropy`; the z-loss from A. Chowdhery et al., *PaLM* (2022), section 5; the soft cap from
     Gemma Team, *Gemma 2* (2024), section 2.
     """
-    tensors = (input, linear_weight, target, linear_bias, weight, sample_weight, *(low_rank or ())[:2])
+    tensors = (input, linear_weight, target, linear_bias, weight, sample_weight, *_validation.pair_of(low_rank))
     if intercepted(*tensors):
         arguments = {name: value for name, value in locals().items() if name != "tensors"}
         return overridden(linear_cross_entropy, tensors, arguments)
@@ -624,21 +648,24 @@ def each_place(
     indices: bool,
 ) -> list[tuple[Tensor | None, ...]]:
     """The arguments as rows, for each of the places that a linear_weight with more than two dimensions has."""
-    features = input.shape[-1]
-    count = math.prod(input.shape[:-1])
-    rows = input.reshape(count, features)
+    features, classes, dimensions = input.shape[-1], linear_weight.shape[0], input.dim() - 1
+    rows = flat_rows(input, dimensions)
     if linear_weight.dim() == 2:
-        flat = target.reshape(count) if indices else target.reshape(count, linear_weight.shape[0])
-        return [
-            (rows, linear_weight, linear_bias, flat, None if sample_weight is None else sample_weight.reshape(count))
-        ]
-    classes = linear_weight.shape[0]
-    places = math.prod(linear_weight.shape[1:-1])
+        samples = None if sample_weight is None else flat_rows(sample_weight, dimensions)
+        return [(rows, linear_weight, linear_bias, flat_rows(target, dimensions), samples)]
+    count, places = rows.shape[0], math.prod(linear_weight.shape[1:-1])
     weights = linear_weight.reshape(classes, places, features).unbind(1)
     biases = [None] * places if linear_bias is None else linear_bias.reshape(classes, places).unbind(1)
     targets = target.reshape(count, places) if indices else target.reshape(count, classes, places)
-    samples = [None] * places if sample_weight is None else sample_weight.reshape(count, places).unbind(1)
+    samples: Any = [None] * places if sample_weight is None else sample_weight.reshape(count, places).unbind(1)
     return [(rows, *others) for others in zip(weights, biases, targets.unbind(-1), samples, strict=True)]
+
+
+def flat_rows(tensor: Tensor, dimensions: int) -> Tensor:
+    """The first dimensions as one: a view, where there can be one."""
+    if (dtensors := taken_over(tensor)) is not None:
+        tensor = dtensors.flattenable(tensor, dimensions)
+    return tensor.reshape(math.prod(tensor.shape[:dimensions]), *tensor.shape[dimensions:])
 
 
 class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
@@ -855,8 +882,15 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
     @classmethod
     def of(cls, linear: nn.Linear, **options: Any) -> Any:
         """The loss of an existing linear layer, whose weight and bias it shares; `options` as in the constructor."""
+        _validation.check_linear_layer(f"{cls.__name__}.of", linear)
+        places = math.prod(options.get("out_features", ()))
+        if not places or linear.out_features % places:
+            raise ValueError(
+                f"{cls.__name__}.of: a layer of {linear.out_features} out_features is none for the "
+                f"out_features={options['out_features']!r} of a loss, which has all classes at each of {places} places."
+            )
         make: Any = cls
-        module = make(1, linear.out_features, device="meta", **options)
+        module = make(1, linear.out_features // places, device="meta", **options)
         module.linear = linear
         return module
 

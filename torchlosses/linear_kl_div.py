@@ -46,11 +46,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, result_dtype
+from torchlosses._declare import autocast_enabled, result_dtype, taken_over
 from torchlosses._module import LossModule, intercepted, overridden
-from torchlosses._row_blocks import over_given
-from torchlosses._rows import compute_dtype, soft_cap, soft_cap_slope, wide_sum
-from torchlosses.kernels.linear import FEW_BLOCKS, WIDENED_CLASSES, default_block_rows, product
+from torchlosses._rows import compute_dtype, soft_cap, soft_cap_slope, weighted, wide_sum
+from torchlosses.kernels import linear
+from torchlosses.kernels.linear import default_block_rows
+from torchlosses.linear_cross_entropy import OPERANDS, LinearLoss, flat_rows, options_of_product
 
 _FUNCTION = "linear_kl_div"
 TopK: TypeAlias = tuple[Tensor, Tensor]
@@ -77,231 +78,133 @@ class Options(NamedTuple):
     student_logit_softcap: float | None = None
     teacher_logit_scale: float = 1.0
     teacher_logit_softcap: float | None = None
-    student_dtype: torch.dtype = torch.float32
     teacher_dtype: torch.dtype = torch.float32
-    block_rows: torch.SymInt = 1  # type: ignore[assignment]
 
 
-class _Operators:
-    """What runs where the loss is called: products a block at a time, and what is made of their logits in few rows."""
+class _Divergence:
+    """A row's divergence from the teacher's logits, and its gradient by the student's."""
 
-    @staticmethod
-    @torch.no_grad()
-    def forward(loss: Any, tensors: Sequence[Any], options: Options) -> tuple[Tensor, ...]:
-        """The losses one by one or reduced, with the gradients that are to come along."""
-        *own, _ = tensors
-        problem = _Problem(loss, own, options)
-        losses = own[0].new_zeros(own[0].shape[0], dtype=problem.compute)
-        grad_rows = common = None
-        if options.gradients:
-            grad_rows, common = losses.new_ones(()), losses.new_ones((), dtype=torch.float64)
-            common = loss.grad_of_rows(common, tensors, options)
-        gradients = problem.work(losses, grad_rows, common)
-        found = losses if options.reduction == "none" else losses.sum()
-        return loss.reduced(found, tensors, options), *gradients
+    tensors = ("input", "teacher", "teacher_weight?", "teacher_bias?", "teacher_indices?", "sample_weight?")
+    options = Options
+    shared = ("teacher_weight", "teacher_bias")
 
     @staticmethod
-    @torch.no_grad()
-    def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Any], options: Options) -> tuple[Tensor, ...]:
-        """The gradients for `grad_output`, from logits that are computed again."""
-        *own, _ = tensors
-        problem = _Problem(loss, own, options)
-        if options.reduction == "none":
-            return problem.work(None, grad_output.to(problem.compute), grad_output.new_ones((), dtype=problem.compute))
-        one = torch.ones((), dtype=torch.float64, device=grad_output.device)
-        common = loss.grad_of_rows(one, tensors, options)
-        # Multiplied at the end, as gradients that came along with the loss are: to the same bits.
-        found = problem.work(None, common.new_ones(()), common)
-        return tuple(gradient.mul_(grad_output) for gradient in found)
+    def forward(
+        y: Tensor,
+        teacher: Tensor,
+        teacher_weight: Tensor | None,
+        teacher_bias: Tensor | None,
+        indices: Tensor | None,
+        sample_weight: Tensor | None,
+        options: Options,
+    ) -> tuple[Tensor, None]:
+        """The rows' losses; no state."""
+        z = _logits_of_teacher(teacher, teacher_weight, teacher_bias, options)
+        return weighted(_Comparison(y, z, indices, options, y.dtype).losses(), sample_weight), None
+
+    @staticmethod
+    def backward(
+        grad_output: Tensor,
+        y: Tensor,
+        teacher: Tensor,
+        teacher_weight: Tensor | None,
+        teacher_bias: Tensor | None,
+        indices: Tensor | None,
+        sample_weight: Tensor | None,
+        options: Options,
+    ) -> Tensor:
+        """The gradient by the student's logits."""
+        z = _logits_of_teacher(teacher, teacher_weight, teacher_bias, options)
+        gradient = _Comparison(y, z, indices, options, y.dtype).gradient()
+        return gradient * _incoming(grad_output, sample_weight, options)
 
 
-class _Problem:
-    """The arguments in the dtypes of the computation, and which rows leave a trace."""
+class _Problem(linear.Problem):
+    """Student and teacher: the logits of both a block at a time, and what is made of them in few rows."""
 
-    def __init__(self, loss: Any, tensors: Sequence[Any], options: Options) -> None:
-        x, linear_weight, bias, teacher, teacher_weight, teacher_bias, indices, sample_weight = tensors
-        self.of_rows: tuple[Any, ...] = (x, teacher, indices, sample_weight)
-        self.operands, self.options, self.compute = tensors[:3], options, compute_dtype(*tensors)
-        self.on_cpu = x.device.type == "cpu"
-        student, of_teacher = options.student_dtype, options.teacher_dtype
-        self.linear_weight, self.bias = linear_weight.to(student), None if bias is None else bias.to(student)
-        self.teacher_weight = None if teacher_weight is None else teacher_weight.to(of_teacher)
-        self.teacher_bias = None if teacher_bias is None else teacher_bias.to(of_teacher)
-        self.active: Tensor | None = None
-        if self.on_cpu:
-            loss.check(*tensors, options)
-            if sample_weight is not None and not bool(sample_weight.all()):
-                self.active = sample_weight.nonzero().squeeze(1)
+    def __init__(self, loss: Any, tensors: Sequence[Any], options: Any) -> None:
+        super().__init__(loss, tensors, options)
+        teacher, *layer, indices, sample_weight = self.others
+        layer = [None if tensor is None else tensor.to(options.teacher_dtype) for tensor in layer]
+        self.others = [teacher, *layer, indices, sample_weight]
+        self._on_cpu, self._of_teacher = teacher.device.type == "cpu", None
 
-    def work(self, losses: Tensor | None, grad_rows: Tensor | None, common: Tensor | None) -> tuple[Tensor, ...]:
-        """Write the rows' losses, and give the gradients for `grad_rows` times `common`."""
+    def work(self, logits: Tensor, others: Sequence[Any], grad_rows: Tensor | None) -> tuple[Tensor, None]:
+        """What the rows of these logits have; the gradient for `grad_rows` is written over them."""
         options: Any = self.options
-        x = self.of_rows[0]
-        count = x.shape[0] if self.active is None else self.active.shape[0]
-        # Blocks of equal size: a last one of a few rows would cost the products as much as a full one.
-        parts = max(1, math.ceil(count / options.block_rows))
-        size, classes = max(1, math.ceil(count / parts)), self.linear_weight.shape[0]
-        gradients = _Gradients(self, parts, common)
-        logits = x.new_empty((size, classes), dtype=options.student_dtype)
-        of_teacher = None if self.teacher_weight is None else x.new_empty((size, classes), dtype=options.teacher_dtype)
-        few = max(1, (_FEW if self.on_cpu else _FEW_ON_ACCELERATOR) // classes)
-        for start in range(0, count, size):
-            rows: Any = slice(start, min(count, start + size))
-            rows = rows if self.active is None else self.active[rows]
-            x, teacher, indices, sample_weight, hidden = self._block(rows)
-            y = product(x, self.linear_weight, self.bias, logits[: x.shape[0]])
-            if of_teacher is not None:
-                teacher = product(teacher, self.teacher_weight, self.teacher_bias, of_teacher[: x.shape[0]])
-            found = [y.new_empty(0, dtype=self.compute)]
-            g = None
-            if grad_rows is not None:
-                g = _incoming(grad_rows.expand(self.of_rows[0].shape[0])[rows], sample_weight, hidden) * gradients.own
-            for first in range(0, x.shape[0], few):
-                some = slice(first, first + few)
-                compared = _Comparison(
-                    y[some], teacher[some], None if indices is None else indices[some], options, self.compute
-                )
-                if losses is not None:
-                    found.append(compared.losses())
-                if g is not None:
-                    y[some] = compared.gradient() * g[some].unsqueeze(1)
-            if losses is not None:
-                losses[rows] = _weighted(torch.cat(found), sample_weight, hidden)
+        if others[-1] is not None and not self._on_cpu:
+            # They could not be dropped.
+            hidden = others[-1] == 0
+            logits.masked_fill_(hidden.unsqueeze(1), 0)
+            others = self.loss.hide(hidden, others)
+        teacher, teacher_weight, teacher_bias, indices, sample_weight = others
+        if teacher_weight is not None:
+            if self._of_teacher is None:
+                # The first block is the largest.
+                self._of_teacher = logits.new_empty(logits.shape, dtype=options.teacher_dtype)
+            out = self._of_teacher[: logits.shape[0]]
+            teacher = linear.product(teacher.to(options.teacher_dtype), teacher_weight, teacher_bias, out)
+        g = None if grad_rows is None else _incoming(grad_rows, sample_weight, options)
+        few = max(1, (_FEW if self._on_cpu else _FEW_ON_ACCELERATOR) // logits.shape[1])
+        found = [logits.new_empty(0, dtype=self.compute)]
+        for start in range(0, logits.shape[0], few):
+            some = slice(start, start + few)
+            of_some = None if indices is None else indices[some]
+            compared = _Comparison(logits[some], teacher[some], of_some, options, self.compute)
+            found.append(compared.losses())
             if g is not None:
-                gradients.add(rows, x, y)
-        return gradients.finished()
-
-    def _block(self, rows: Any) -> tuple[Any, ...]:
-        found: list[Any] = [None if tensor is None else tensor[rows] for tensor in self.of_rows]
-        x, teacher, indices, sample_weight = found
-        hidden = None
-        if sample_weight is not None:
-            hidden = sample_weight == 0
-            if not self.on_cpu:
-                # They could not be dropped.
-                x, teacher, indices = _hide(hidden, x, teacher, indices)
-        teacher = teacher if self.teacher_weight is None else teacher.to(self.options.teacher_dtype)
-        return x.to(self.options.student_dtype), teacher, indices, sample_weight, hidden
+                logits[some] = compared.gradient() * g[some]
+        return weighted(torch.cat(found), sample_weight), None
 
 
-class _Gradients:
-    """The gradients by the student's tensors, summed over the blocks; an empty tensor where one is not wanted.
-
-    What all rows have in common is a factor of them: its mantissa, `own`, is multiplied where nothing is rounded yet,
-    and its power of two at the end, so that a float16 gradient of one row of very many is no zero.
-    """
-
-    def __init__(self, problem: _Problem, parts: int, common: Tensor | None) -> None:
-        options, operands = problem.options, problem.operands
-        self._problem, self._total = problem, [operands[0].new_empty(0) for _ in range(3)]
-        self._wanted = [bool(options.gradients >> place & 1) for place in range(3)]
-        dtype, compute = options.student_dtype, problem.compute
-        self._widens = dtype != compute and (parts > FEW_BLOCKS or problem.on_cpu)
-        for place, kind in enumerate((operands[0].dtype, compute if self._widens else dtype, compute)):
-            if self._wanted[place]:
-                self._total[place] = torch.zeros_like(operands[place], dtype=kind)
-        if common is not None:
-            self.own, self._exponent = torch.frexp(common * _factor(options))
-
-    def add(self, rows: Any, x: Tensor, by_logits: Tensor) -> None:
-        by_input, by_weight, by_bias = self._total
-        if self._wanted[0]:
-            by_input[rows] = (by_logits @ self._problem.linear_weight).to(by_input.dtype)
-        if self._wanted[1] and not self._widens:
-            by_weight.addmm_(by_logits.t(), x)
-        elif self._wanted[1]:
-            for start in range(0, by_weight.shape[0], WIDENED_CLASSES):
-                some = slice(start, start + WIDENED_CLASSES)
-                by_weight[some] += by_logits[:, some].t() @ x
-        if self._wanted[2]:
-            by_bias += by_logits.sum(0, dtype=by_bias.dtype)
-
-    def finished(self) -> tuple[Tensor, ...]:
-        return tuple(
-            total.ldexp_(self._exponent).to(tensor.dtype) if wanted else total
-            for total, tensor, wanted in zip(self._total, self._problem.operands, self._wanted, strict=True)
-        )
-
-
-class LinearKLDivergence(Loss):
-    """The divergence of softmax((W x + b) / T) from the teacher's; gradients by x, W and b.
+class LinearKLDivergence(LinearLoss):
+    """The divergence of softmax((W x + b) / T) from the teacher's.
 
     `teacher` holds features where there is a `teacher_weight`, the k largest log-probabilities where there are
     `teacher_indices`, else logits.
     """
 
     name = _FUNCTION
-    tensors = (
-        "student_input",
-        "student_weight",
-        "student_bias?",
-        "teacher",
-        "teacher_weight?",
-        "teacher_bias?",
-        "teacher_indices?",
-        "sample_weight?",
-    )
-    options = Options
-    shared = ("student_weight", "student_bias", "teacher_weight", "teacher_bias")
-    derived = 3
-    kernels = _Operators
-    scales = True
+    tensors = (*OPERANDS, *_Divergence.tensors[1:])
+    options = options_of_product(_Divergence)
+    shared = (*LinearLoss.shared, *_Divergence.shared)
+    of_logits = _Divergence
+    problem = _Problem
 
     @staticmethod
-    def forward(*tensors_and_options: Any) -> Tensor:
-        """The rows' losses, a block of rows at a time."""
-        *tensors, options = tensors_and_options
-        compute = compute_dtype(*tensors)
-
-        def of_block(*block: Any) -> tuple[Tensor]:
-            x, linear_weight, bias, teacher, indices, sample_weight, hidden = _visible(block, options)
-            found = _Comparison(F.linear(x, linear_weight, bias), teacher, indices, options, compute).losses()
-            return (_weighted(found, sample_weight, hidden),)
-
-        return over_given(of_block, tensors, LinearKLDivergence._shared_places, options.block_rows, 1)[0]
+    def without_trace(*tensors_and_options: Any) -> Tensor | None:
+        """Rows without a weight; None where it is known that there are none."""
+        *_, sample_weight, _ = tensors_and_options
+        return None if sample_weight is None else sample_weight == 0
 
     @staticmethod
-    def backward(grad_output: Tensor, *tensors_and_options: Any) -> tuple[Tensor | None, ...]:
-        """The gradients by x, W and b, a block of rows at a time."""
-        *tensors, options = tensors_and_options
-        compute = compute_dtype(*tensors)
-        wanted = [place for place in range(3) if options.gradients >> place & 1]
-
-        def of_block(g: Tensor, *block: Any) -> tuple[Tensor, ...]:
-            x, linear_weight, bias, teacher, indices, sample_weight, hidden = _visible(block, options)
-            y = F.linear(x, linear_weight, bias)
-            gradient = _Comparison(y, teacher, indices, options, compute).gradient()
-            gradient = gradient * (_incoming(g, sample_weight, hidden) * _factor(options)).unsqueeze(1)
-            narrow = gradient.to(options.student_dtype)
-            found = (lambda: narrow @ linear_weight, lambda: narrow.t() @ x, lambda: gradient.sum(0))
-            return tuple(found[place]() for place in wanted)
-
-        grad_rows = grad_output.expand(tensors[0].shape[0])
-        rows = int(0 in wanted)
-        shared = {1 + place for place in LinearKLDivergence._shared_places}
-        found = over_given(of_block, (grad_rows, *tensors), shared, options.block_rows, rows, len(wanted) - rows)
-        gradients: list[Tensor | None] = [None] * 3
-        for place, gradient in zip(wanted, found, strict=True):
-            gradients[place] = gradient
-        return tuple(gradients)
+    def is_usual(others: Sequence[Any], classes: int) -> Tensor:
+        """Whether the teacher is finite; a logit of -inf is a class that is ruled out."""
+        teacher, _, _, indices, _ = others
+        usual = (teacher.isfinite() | (teacher == -math.inf)).all(1)
+        return usual if indices is None else usual & ((indices >= 0) & (indices < classes)).all(1)
 
     @classmethod
-    def rows(cls, input: Tensor) -> Sequence[int]:
-        """One loss a row of features."""
-        return input.shape[:1]
+    def hide(cls, hidden: Tensor, others: Sequence[Any]) -> Sequence[Any]:
+        """With a teacher that is finite in the rows to hide."""
+        teacher, *layer, indices, sample_weight = super().hide(hidden, others)
+        of_rows = hidden.unsqueeze(1)
+        # Log-probabilities are not 0 all at once.
+        teacher = teacher.masked_fill(of_rows, 0 if indices is None else -99)
+        return teacher, *layer, None if indices is None else indices.masked_fill(of_rows, 0), sample_weight
 
-    @staticmethod
-    def flops(tensors: Sequence[Any], options: Any) -> int:
-        """Of the logits of both, and of the gradients that are asked for; from the shapes of the tensors."""
-        (rows, features), (classes, _), _, teacher, teacher_weight, *_ = tensors
-        products = 1 + (options.gradients & 1) + (options.gradients >> 1 & 1)
-        of_teacher = 0 if teacher_weight is None else rows * teacher[1] * classes
-        return 2 * (products * rows * features * classes + of_teacher)
+    @classmethod
+    def flops(cls, tensors: Sequence[Any], options: Any) -> int:
+        """Of the teacher's logits too."""
+        (rows, _), (classes, _), *_ = tensors
+        teacher, teacher_weight, *_ = tensors[cls.derived :]
+        return super().flops(tensors, options) + (0 if teacher_weight is None else 2 * rows * teacher[1] * classes)
 
     @staticmethod
     def check(*tensors_and_options: Any) -> None:
         """What a teacher gives as its k largest is in range, once each and, where it must be, log-probabilities."""
-        _, linear_weight, _, values, _, _, indices, sample_weight, options = tensors_and_options
+        _, linear_weight, *_ = tensors_and_options
+        *_, values, _, _, indices, sample_weight, options = tensors_and_options
         if indices is not None and indices.device.type == "cpu":
             classes = linear_weight.shape[0]
             _validation.check_top_k(_FUNCTION, values, indices, classes, sample_weight, options.merges_rest)
@@ -314,7 +217,7 @@ class LinearKLDivergence(Loss):
 
 
 class _Comparison:
-    """Student and teacher over some rows: their losses, and the gradient by the student's logits but for `_factor`.
+    """Student and teacher over some rows: their losses, and the gradient by the student's logits but for a factor.
 
     Without further options p and q are the softmax of (logits - their maximum) / T.
     """
@@ -375,7 +278,7 @@ class _Comparison:
         return found * options.temperature * options.temperature if options.temperature_squared else found
 
     def gradient(self) -> Tensor:
-        """By the logits, but for `_factor`."""
+        """By the student's logits, but for the factor in `_incoming`."""
         student, options = self.student_is_larger, self.options
         if options.divergence == "forward":
             gradient = self.larger * torch.where(student, -self.less, self.less)
@@ -410,57 +313,21 @@ def _tempered(logits: Tensor, scale: float, cap: float | None, temperature: floa
     return (y - y.detach().amax(1, keepdim=True)) / temperature
 
 
-def _factor(options: Options) -> float:
-    """What is the same for all rows: of the temperature and the scale."""
-    of_temperature = options.temperature if options.temperature_squared else 1 / options.temperature
-    return options.student_logit_scale * of_temperature
+def _logits_of_teacher(teacher: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> Tensor:
+    if weight is None:
+        return teacher
+    operands = (None if tensor is None else tensor.to(options.teacher_dtype) for tensor in (teacher, weight, bias))
+    return F.linear(*operands)  # type: ignore[arg-type]
 
 
-def _visible(block: Sequence[Any], options: Options) -> list[Any]:
-    """The student's operands; the teacher's logits or k largest, and their indices; sample weights; which rows to hide.
-
-    Rows of weight 0 that are not finite have zeros. The operands are in the dtype of their product.
-    """
-    x, linear_weight, bias, teacher, teacher_weight, teacher_bias, indices, sample_weight = block
-    hidden = None
+def _incoming(g: Tensor, sample_weight: Tensor | None, options: Options) -> Tensor:
+    """g s, 0 for rows of weight 0, times what temperature and scale make of the gradient by a logit."""
+    factor = options.student_logit_scale * (
+        options.temperature if options.temperature_squared else 1 / options.temperature
+    )
     if sample_weight is not None:
-        # A logit of -inf is a class that is ruled out.
-        usual = x.isfinite().all(1) & (teacher.isfinite() | (teacher == -math.inf)).all(1)
-        if indices is not None:
-            usual = usual & ((indices >= 0) & (indices < linear_weight.shape[0])).all(1)
-        hidden = (sample_weight == 0) & usual.logical_not()
-        x, teacher, indices = _hide(hidden, x, teacher, indices)
-        sample_weight = sample_weight.masked_fill(hidden, 0)
-    operands = (None if t is None else t.to(options.student_dtype) for t in (x, linear_weight, bias))
-    if teacher_weight is not None:
-        teacher_bias = None if teacher_bias is None else teacher_bias.to(options.teacher_dtype)
-        teacher = F.linear(teacher.to(options.teacher_dtype), teacher_weight.to(options.teacher_dtype), teacher_bias)
-    return [*operands, teacher, indices, sample_weight, hidden]
-
-
-def _hide(hidden: Tensor, x: Tensor, teacher: Tensor, indices: Tensor | None) -> tuple[Any, ...]:
-    of_rows = hidden.unsqueeze(1)
-    if indices is None:
-        return x.masked_fill(of_rows, 0), teacher.masked_fill(of_rows, 0), None
-    # Some log-probabilities.
-    return x.masked_fill(of_rows, 0), teacher.masked_fill(of_rows, -99), indices.masked_fill(of_rows, 0)
-
-
-def _weighted(losses: Tensor, sample_weight: Tensor | None, hidden: Tensor | None) -> Tensor:
-    """Times the sample weights; 0 where a row leaves no trace."""
-    if sample_weight is None or hidden is None:
-        return losses
-    # The derivative by a weight of 0 is the loss, if there is one.
-    without = (sample_weight == 0) & losses.isfinite().logical_not()
-    return losses.masked_fill(without | hidden, 0) * sample_weight
-
-
-def _incoming(g: Tensor, sample_weight: Tensor | None, hidden: Tensor | None) -> Tensor:
-    """g s, and 0 for rows that leave no trace."""
-    if sample_weight is None or hidden is None:
-        return g
-    without = (sample_weight == 0) & g.isfinite().logical_not()
-    return g.masked_fill(without | hidden, 0) * sample_weight
+        g = g.masked_fill((sample_weight == 0) & g.isfinite().logical_not(), 0) * sample_weight
+    return (g * factor).unsqueeze(1)
 
 
 def linear_kl_div(
@@ -551,7 +418,8 @@ def linear_kl_div(
             an accelerator 2048 to 4096 rows.
         gradient: When the gradients are computed. 'forward' computes them along with a loss that is one number; they
             take their memory until the backward, which multiplies them by the incoming gradient. 'backward' holds
-            nothing and computes the logits twice.
+            nothing and computes the logits twice; float16 products always do, as the incoming gradient has the factor
+            that keeps theirs large.
 
     Returns:
         A scalar, or with 'none' one loss a row: the shape of `student_input` without features. It has the dtype of
@@ -566,7 +434,7 @@ def linear_kl_div(
             (on the CPU; on accelerators it counts twice).
         RuntimeError: The student's sizes or dtypes do not fit; the tensors are on different devices.
         IndexError: An index of `teacher_top_k` is out of bounds (on the CPU; accelerators assert it on the device).
-        NotImplementedError: Features or weights are not floating-point, or a tensor is a DTensor.
+        NotImplementedError: Features or weights are not floating-point.
         TypeError: An argument has the wrong type.
 
     Edge cases: a mean over no row is what `empty` says, with gradient 0; an empty sum is 0. A row that is ignored or of
@@ -604,7 +472,6 @@ def linear_kl_div(
     if intercepted(*tensors):
         arguments = {name: value for name, value in locals().items() if name not in ("tensors", "pair")}
         return overridden(linear_kl_div, tensors, arguments)
-    _validation.check_no_dtensors(_FUNCTION, tensors)
     _validation.check_divergence_reduction(reduction)
     _validation.check_gradient_option(gradient)
     beta = _validation.check_divergence(divergence, beta)
@@ -632,8 +499,7 @@ def linear_kl_div(
     teacher, indices = top_k if top_k is not None else (given[kind], None)
     autocast = _check(student_input, student_weight, student_bias, kind, teacher, teacher_weight, teacher_bias, indices)
     shape, classes = student_input.shape[:-1], student_weight.shape[0]
-    compute = compute_dtype(student_input, teacher, sample_weight)
-    sample_weight = _of_rows(target, ignore_index, sample_weight, student_input, compute)
+    sample_weight = _of_rows(target, ignore_index, sample_weight, student_input, teacher)
     student_dtype, teacher_dtype = student_input.dtype, teacher.dtype
     if autocast:
         product_dtype = torch.get_autocast_dtype(student_input.device.type)
@@ -642,8 +508,7 @@ def linear_kl_div(
         )
     if block_rows is None:
         block_rows = default_block_rows(classes, student_dtype.itemsize, student_input.device.type)
-    count = math.prod(shape)
-    settings = Options(
+    settings = LinearKLDivergence.options(
         reduction,
         0.0 if empty == "zero" else math.nan,
         result_dtype(loss_dtype, student_input.dtype, student_input.device),
@@ -657,17 +522,20 @@ def linear_kl_div(
         student_logit_softcap,
         teacher_logit_scale,
         teacher_logit_softcap,
-        student_dtype,
         teacher_dtype,
-        block_rows,  # type: ignore[arg-type]
+        student_dtype,
+        1.0,
+        block_rows,
     )
     loss, _ = LinearKLDivergence.apply(
-        student_input.reshape(count, student_input.shape[-1]),
+        flat_rows(student_input, len(shape)),
         student_weight,
         student_bias,
-        teacher.detach().reshape(count, teacher.shape[-1]),
+        None,
+        None,
+        flat_rows(teacher.detach(), len(shape)),
         *(None if tensor is None else tensor.detach() for tensor in (teacher_weight, teacher_bias)),
-        None if indices is None else indices.to(torch.int64).reshape(count, indices.shape[-1]),
+        None if indices is None else flat_rows(indices.to(torch.int64), len(shape)),
         sample_weight,
         normalizer=normalizer,
         options=settings,
@@ -709,11 +577,14 @@ def _check(
 
 
 def _of_rows(
-    target: Tensor | None, ignore_index: int, sample_weight: Tensor | None, input: Tensor, compute: torch.dtype
+    target: Tensor | None, ignore_index: int, sample_weight: Tensor | None, input: Tensor, teacher: Tensor
 ) -> Tensor | None:
     """The rows' weights: 0 where a label is to be ignored; None where all count alike."""
     shape = input.shape[:-1]
     _validation.check_same_device(_FUNCTION, input, target=target, sample_weight=sample_weight)
+    compute = compute_dtype(input, teacher, sample_weight)
+    if (dtensors := taken_over(target, sample_weight)) is not None:
+        target, sample_weight = dtensors.alike(_FUNCTION, (target, sample_weight))
     if sample_weight is not None:
         _validation.check_sample_weight(_FUNCTION, sample_weight, shape)
         sample_weight = sample_weight.to(compute).expand(shape)
@@ -721,7 +592,7 @@ def _of_rows(
         _validation.check_labels(_FUNCTION, target, shape)
         found = torch.ones_like(target, dtype=compute) if sample_weight is None else sample_weight
         sample_weight = found.masked_fill(target == ignore_index, 0)
-    return None if sample_weight is None else sample_weight.reshape(math.prod(shape))
+    return None if sample_weight is None else flat_rows(sample_weight, len(shape))
 
 
 class LinearKLDivLoss(LossModule, nn.Module):
@@ -868,6 +739,7 @@ class LinearKLDivLoss(LossModule, nn.Module):
     @classmethod
     def of(cls, linear: nn.Linear, **options: Any) -> LinearKLDivLoss:
         """The loss of an existing linear layer, whose weight and bias it shares; `options` as in the constructor."""
+        _validation.check_linear_layer(f"{cls.__name__}.of", linear)
         module = cls(1, linear.out_features, device="meta", **options)
         module.linear = linear
         return module

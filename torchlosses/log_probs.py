@@ -255,7 +255,7 @@ def log_probs(
     _validation.check_same_device("log_probs", logits, target=target)
     if logits.dim() == 0:
         raise RuntimeError("log_probs: expected logits of shape (..., C), but got a tensor without dimensions.")
-    classes = _validation.check_dimension("log_probs", logits, dim)
+    classes = _validation.check_dimension("log_probs", logits, dim, name="logits")
     _check_target("log_probs", target, [*logits.shape[:classes], *logits.shape[classes + 1 :]])
     _validation.check_floating_input("log_probs", logits)
     second = logits.movedim(classes, 1) if logits.dim() > 1 else logits
@@ -341,7 +341,7 @@ def linear_log_probs(
     Source: as for `log_probs`.
     """
     name = "linear_log_probs"
-    tensors = (input, linear_weight, target, linear_bias, *(low_rank or ())[:2])
+    tensors = (input, linear_weight, target, linear_bias, *_validation.pair_of(low_rank))
     if intercepted(*tensors):
         arguments = {key: value for key, value in locals().items() if key not in ("name", "tensors")}
         return overridden(linear_log_probs, tensors, arguments)
@@ -387,7 +387,7 @@ def linear_log_probs(
 
 
 def _check_target(function: str, target: Tensor, rows: list[int]) -> None:
-    _validation.check_index_dtype(target)
+    _validation.check_index_dtype(target, or_probabilities=False)
     shape = list(target.shape)
     if shape == rows or (not rows and shape == [1]):
         return

@@ -315,8 +315,11 @@ class TestOptions:
         ],
     )
     def test_wrong_options(self, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            apply(lm.llama(), **options)
+        for function in (functools.partial(apply, lm.llama()), LazyLogitsCallback):
+            with pytest.raises(ValueError, match=message):
+                function(**options)
+        with pytest.raises(TypeError, match=r"z_loss must be a float, but got '0\.1'"):
+            LazyLogitsCallback(z_loss="0.1")  # type: ignore[arg-type]
 
     def test_wrong_models(self) -> None:
         with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, but got str"):

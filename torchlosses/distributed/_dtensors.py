@@ -33,9 +33,14 @@ from torchlosses.distributed._split import SplitCrossEntropy, SplitLinearCrossEn
 from torchlosses.linear_cross_entropy import LinearCrossEntropy, LinearLoss
 
 _SPLIT: dict[Any, Any] = {CrossEntropy: SplitCrossEntropy, LinearCrossEntropy: SplitLinearCrossEntropy}
-# What stands along the dimensions of the tensors of rows: samples n, classes c, further places m, features f.
+# What stands along the dimensions of the tensors of rows: samples n, classes c, further places m, features f, and
+# what a teacher is known by k.
 _CLASSES, _ROWS = "c", "nm"
-_OF_LINEAR = ("nf", "cf", "c", "rf", "cr", "nc", "w", "n")
+_OF_LINEAR = {
+    "input": "nf", "linear_weight": "cf", "linear_bias": "c", "low_rank_a": "rf", "low_rank_b": "cr", "target": "nc",
+    "weight": "w", "sample_weight": "n", "teacher": "nk", "teacher_weight": "ck", "teacher_bias": "c",
+    "teacher_indices": "nk",
+}  # fmt: skip
 
 
 def any_of(*tensors: Any) -> bool:
@@ -117,6 +122,30 @@ def apply(
     return result, state
 
 
+def alike(function: str, tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The plain ones among them as DTensors, the same in each process, for an operation of PyTorch on all of them."""
+    mesh = _mesh_of(function, tensors)
+    everywhere = (Replicate(),) * mesh.ndim
+    return tuple(
+        tensor if tensor is None or isinstance(tensor, DTensor) else _wrapped(tensor, mesh, everywhere, tensor.shape)
+        for tensor in tensors
+    )
+
+
+def flattenable(tensor: Any, dimensions: int) -> Tensor:
+    """Split so that PyTorch can make the first dimensions one: evenly along these, or not."""
+    if dimensions < 2:
+        return tensor
+    parts, placements = [1] * dimensions, list(tensor.placements)
+    for place, placement in enumerate(placements):
+        split = getattr(placement, "dim", dimensions)
+        if split < dimensions:
+            parts[split] *= tensor.device_mesh.size(place)
+            if type(placement) is not Shard or tensor.shape[split] % parts[split]:
+                placements[place] = Replicate()
+    return tensor.redistribute(placements=placements)
+
+
 def _mesh_of(function: str, tensors: Sequence[Any]) -> Any:
     meshes = [tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor)]
     if any(mesh != meshes[0] for mesh in meshes):
@@ -134,7 +163,7 @@ def _labels_of(loss: Any, tensors: Sequence[Tensor | None]) -> list[str]:
     if loss.elementwise:
         return [string.ascii_uppercase[: input.dim()]] * len(tensors)
     if issubclass(loss, LinearLoss):
-        of_linear = _OF_LINEAR[: len(tensors)]
+        of_linear = [_OF_LINEAR[name.rstrip("?")] for name in loss.tensors]
         return [along[: 2 if t is None else t.dim()] for t, along in zip(tensors, of_linear, strict=True)]
 
     def along(name: str, tensor: Tensor | None) -> str:

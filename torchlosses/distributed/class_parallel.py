@@ -338,8 +338,8 @@ def class_parallel_linear_cross_entropy(
     Source: as for `class_parallel_cross_entropy`.
     """
     name = "class_parallel_linear_cross_entropy"
-    a, b, low_rank_scale = (None, None, 1.0) if low_rank is None else low_rank
-    if _dtensors.any_of(input, linear_weight, target, linear_bias, weight, sample_weight, normalizer, a, b):
+    pair = _validation.pair_of(low_rank)
+    if _dtensors.any_of(input, linear_weight, target, linear_bias, weight, sample_weight, normalizer, *pair):
         _dtensors.check_split(name, group, linear_weight, "linear_weight", 0)
         return linear_cross_entropy(
             input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction,

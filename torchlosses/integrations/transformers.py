@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import sys
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -174,15 +175,9 @@ def apply(
 
     Source: as for `torchlosses.linear_cross_entropy`.
     """
-    _check_choice("logits", logits, ("lazy", "none", "eager"))
-    _check_choice("on_fallback", on_fallback, ("warn", "ignore", "raise"))
+    _check_options(logits, on_fallback, z_loss, label_smoothing)
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply: model must be a torch.nn.Module, but got {type(model).__name__}.")
-    # The losses check the two numbers, but a wrong one should not wait for the first step.
-    if not 0 <= z_loss < math.inf:
-        raise ValueError(f"z_loss must be a finite number of at least 0, but got {z_loss}.")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], but got {label_smoothing}.")
     remove(model)
     inner = _unwrapped(model)
     notes = Notes(Options(logits, on_fallback, float(z_loss), float(label_smoothing), bool(stats)))
@@ -293,6 +288,7 @@ class LazyLogitsCallback(transformers.TrainerCallback):
         stats: bool = True,
     ) -> None:
         super().__init__()
+        _check_options(logits, on_fallback, z_loss, label_smoothing)
         self._options: dict[str, Any] = {
             "logits": logits,
             "on_fallback": on_fallback,
@@ -465,6 +461,19 @@ def _found(model: nn.Module, function: str) -> tuple[nn.Module, _Applied]:
 def _size(head: nn.Module) -> str:
     weight = getattr(head, "weight", None)
     return f", {' x '.join(str(size) for size in weight.shape)}" if isinstance(weight, Tensor) else ""
+
+
+def _check_options(logits: Any, on_fallback: Any, z_loss: float, label_smoothing: float) -> None:
+    """The losses check the two numbers too, but a wrong one should not wait for the first step."""
+    _check_choice("logits", logits, ("lazy", "none", "eager"))
+    _check_choice("on_fallback", on_fallback, ("warn", "ignore", "raise"))
+    for name, number in (("z_loss", z_loss), ("label_smoothing", label_smoothing)):
+        if not isinstance(number, numbers.Real):
+            raise TypeError(f"{name} must be a float, but got {number!r}.")
+    if not 0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must be a finite number of at least 0, but got {z_loss}.")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], but got {label_smoothing}.")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -59,7 +59,8 @@ class Native:
             *(real, real, ctypes.c_int, integer, real, pointer, pointer),
         ]
         # By the name of a loss, what computes it for a few rows past the dispatcher: f(input, target, options,
-        # grad_output, gradient or None) gives the loss, and fills in the gradient; None where an operator has to look.
+        # grad_output, gradient or None) gives the loss, and fills in the gradient; None where an operator has to look,
+        # as at tensors that wrap others or are zeros by their nature, and have no memory.
         self.few: dict[str, Callable[..., Tensor | None]] = {
             "cross_entropy": self._few_cross_entropy,
             "mse_loss": partial(self._few_elements, 0),
@@ -80,13 +81,14 @@ class Native:
     def _few_cross_entropy(
         self, input: Tensor, target: Tensor, options: Any, grad_output: float, gradient: Tensor | None
     ) -> Tensor | None:
-        if not -_MOST <= options.ignore_index <= _MOST:
+        logits, indices = _address(input), _address(target)
+        if not (logits and indices) or not -_MOST <= options.ignore_index <= _MOST:
             return None
         loss = input.new_empty(())
         rows, classes = input.shape
         found = self._cross_entropy(
-            input.data_ptr(),
-            target.data_ptr(),
+            logits,
+            indices,
             rows,
             classes,
             options.dtype is torch.float64,
@@ -114,11 +116,14 @@ class Native:
         ignore_index = options.ignore_index if which == 3 else None
         if ignore_index is not None and not -_MOST <= ignore_index <= _MOST:
             return None
+        predicted, true = _address(input), _address(target)
+        if not (predicted and true):
+            return None
         loss = input.new_empty(())
         found = self._elementwise(
             which,
-            input.data_ptr(),
-            target.data_ptr(),
+            predicted,
+            true,
             input.numel(),
             options.dtype is torch.float64,
             options.reduction == "mean",
@@ -133,8 +138,16 @@ class Native:
         return loss if found else None
 
 
+def _address(tensor: Tensor) -> int:
+    """Where the first element is; 0 where a tensor has no memory, whose address counts from 0."""
+    address = tensor.data_ptr()
+    if address >> 31 or address != tensor.storage_offset() * tensor.element_size():
+        return address
+    return 0
+
+
 def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
-    """What runs on the CPU: follow TORCHLOSSES_BACKEND: 'auto' (default), 'native', 'triton' or 'eager'.
+    """What runs on the CPU: follow TORCHLOSSES_BACKEND: 'auto' (default, also of an empty one), 'native', 'triton' or 'eager'.
 
     'triton' is about GPUs; only where Triton interprets (TRITON_INTERPRET=1) does it run on the CPU.
 
@@ -145,7 +158,7 @@ def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:
         ImportError: 'native' is asked for and this installation has no compiled operators; or it has, and they cannot
             be loaded.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
+    wanted = os.environ.get(VARIABLE) or "auto"
     if wanted not in CHOICES:
         raise ValueError(f"{VARIABLE}={wanted!r} is not a backend: expected one of {', '.join(CHOICES)}.")
     if wanted == "eager":
@@ -184,7 +197,7 @@ def choose_for_gpu() -> Backend:
     Raises:
         ImportError: 'triton' is asked for and cannot be imported.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
+    wanted = os.environ.get(VARIABLE) or "auto"
     if wanted == "eager":
         return Backend("eager", f"{VARIABLE}=eager asks for it")
     if importlib.util.find_spec("triton") is not None:

@@ -9,7 +9,8 @@ the losses from it and write the gradient over it, and what the gradient is mult
 
 Rows that leave no trace are dropped before the first product, where their number can be had without waiting for a
 device, or that is asked for. Products are of `product_dtype`; what is summed over the blocks is summed in float32 at
-least, on an accelerator only where there are more than `FEW_BLOCKS` of them, or that is asked for.
+least, on an accelerator only where there are more than `FEW_BLOCKS` of them, or that is asked for. In float16 the
+gradients wait for the backward.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ ACCELERATOR_ROWS, ACCELERATOR_BLOCK_BYTES = 2048, 1 << 30
 FEW_BLOCKS = 8
 # Columns of the weight's gradient that are computed at a time where they are then added in a wider dtype.
 WIDENED_CLASSES = 4096
+# Small gradients are multiplied in float16 as if the largest of them were about this power of two.
+_LARGEST_EXPONENT = -6
 
 
 def looking_is_free(tensor: Tensor) -> bool:
@@ -49,7 +52,7 @@ def default_block_rows(classes: int, itemsize: int, device: str = "cpu") -> int:
 
 
 class _Block(NamedTuple):
-    """Some rows: where they stand, their arguments, their logits, and what the forward found."""
+    """Some rows: where they stand, their arguments, their logits or the gradient by these, and what was found."""
 
     rows: slice | Tensor
     x: Tensor
@@ -57,10 +60,10 @@ class _Block(NamedTuple):
     reduced: Any  # x Aᵀ
     logits: Tensor
     losses: Tensor
-    state: Tensor
+    state: Any
 
 
-class _Problem:
+class Problem:
     """The arguments in the dtypes of the computation, without the rows that leave no trace."""
 
     def __init__(self, loss: Any, tensors: Sequence[Any], options: Any) -> None:
@@ -83,7 +86,8 @@ class _Problem:
             if without is not None and (not may_look or bool(without.any())):
                 self.active = without.logical_not().nonzero().squeeze(1)
 
-    def blocks(self) -> Iterator[_Block]:
+    def blocks(self, grad_rows: Tensor | None) -> Iterator[_Block]:
+        """All rows, worked on; where there is a gradient by their losses, with the one by the logits in their place."""
         count = self.input.shape[0] if self.active is None else self.active.shape[0]
         # Blocks of equal size: a last one of a few rows would cost the products as much as a full one.
         parts = max(1, math.ceil(count / self.options.block_rows))
@@ -101,7 +105,7 @@ class _Problem:
                 for name, tensor in zip(names, self.others, strict=True)
             ]
             logits, reduced = self._logits(x, buffer[: stop - start])
-            losses, _, state = self.of_logits.operator(logits, *others, None, *self.inner)
+            losses, state = self.work(logits, others, None if grad_rows is None else grad_rows[rows])
             yield _Block(rows, x, others, reduced, logits, losses, state)
 
     def _logits(self, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -111,11 +115,12 @@ class _Problem:
         reduced = x @ self.a.t()
         return out.addmm_(reduced, self.b.t(), alpha=self.options.low_rank_scale), reduced
 
-    def gradient(self, block: _Block, grad_rows: Tensor) -> Tensor:
-        """g d loss / d logits of each row, written over the block's logits."""
-        logits = block.logits
-        self.of_logits.backward_operator_(grad_rows, logits, logits, *block.others, None, block.state, *self.inner)
-        return logits
+    def work(self, logits: Tensor, others: Sequence[Any], grad_rows: Tensor | None) -> tuple[Tensor, Any]:
+        """What the rows of these logits have, and their state; the gradient for `grad_rows` is written over them."""
+        losses, _, state = self.of_logits.operator(logits, *others, None, *self.inner)
+        if grad_rows is not None:
+            self.of_logits.backward_operator_(grad_rows, logits, logits, *others, None, state, *self.inner)
+        return losses, state
 
 
 def product(x: Tensor, linear_weight: Any, linear_bias: Tensor | None, out: Tensor) -> Tensor:
@@ -126,10 +131,13 @@ def product(x: Tensor, linear_weight: Any, linear_bias: Tensor | None, out: Tens
 
 
 class _Gradients:
-    """The gradients by the operands of the product, summed over the blocks; an empty tensor where one is not wanted."""
+    """The gradients by the operands of the product, summed over the blocks; an empty tensor where one is not wanted.
 
-    def __init__(self, problem: _Problem, tensors: Sequence[Any], wanted: int) -> None:
-        self._problem, self._tensors = problem, tensors[:5]
+    They are those of the blocks times 2 to the power of `exponent`, if there is one.
+    """
+
+    def __init__(self, problem: Problem, tensors: Sequence[Any], wanted: int, exponent: Tensor | None = None) -> None:
+        self._problem, self._tensors, self._exponent = problem, tensors[:5], exponent
         input = problem.input
         self._wanted = [bool(wanted >> place & 1) for place in range(5)]
         # Rows that were dropped are never written.
@@ -138,9 +146,9 @@ class _Gradients:
         self._by_input = new(input, dtype=problem.compute if problem.loss.split else None) if self._wanted[0] else None
         self._sums: list[Tensor | None] = [None] * 5
 
-    def add(self, block: _Block, gradient: Tensor) -> None:
+    def add(self, block: _Block) -> None:
         problem, wanted = self._problem, self._wanted
-        x = block.x
+        x, gradient = block.x, block.logits
         if problem.active is None and (wanted[1] or wanted[3]):
             x = self._visible(block, x)
         if self._by_input is not None:
@@ -172,6 +180,8 @@ class _Gradients:
                 found = torch.zeros_like(tensor)
             if found is not None and place in (0, 3):
                 found = problem.loss.summed(found, problem.options)
+            if found is not None and self._exponent is not None:
+                found = found.to(torch.promote_types(found.dtype, tensor.dtype)).ldexp_(self._exponent)
             results.append(None if found is None else found.to(tensor.dtype))
         return tuple(self._problem.input.new_empty(0) if found is None else found for found in results)
 
@@ -208,20 +218,21 @@ class _Gradients:
 def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ...]:
     """The losses one by one or reduced, with the gradients that are to come along, and what is shown of the rows."""
     *own, _ = tensors
-    problem = _Problem(loss, own, options)
+    problem = loss.problem(loss, own, options)
     input = own[0]
     losses = input.new_zeros(loss.results(input), dtype=problem.compute)
     state = input.new_zeros((loss.state_fields(options), input.shape[0]), dtype=problem.compute)
     gradients = _Gradients(problem, own, options.gradients)
     grad_rows = None
     if options.gradients:
-        grad_rows = loss.grad_of_rows(torch.ones((), dtype=torch.float64, device=input.device), tensors, options)
-    for block in problem.blocks():
+        one = torch.ones((), dtype=torch.float64, device=input.device)
+        grad_rows = loss.grad_of_rows(one, tensors, options).expand(losses.shape)
+    for block in problem.blocks(grad_rows):
         losses[block.rows] = block.losses
         if state.shape[0]:
             state[:, block.rows] = block.state[-state.shape[0] :]
-        if grad_rows is not None:
-            gradients.add(block, problem.gradient(block, grad_rows.expand(block.losses.shape)))
+        if options.gradients:
+            gradients.add(block)
     found = losses if options.reduction == "none" else losses.sum()
     return loss.reduced(found, tensors, options), *gradients.finished(), state
 
@@ -230,13 +241,31 @@ def forward(loss: Any, tensors: Sequence[Any], options: Any) -> tuple[Tensor, ..
 def backward(loss: Any, grad_output: Tensor, tensors: Sequence[Any], options: Any, *_: Tensor) -> tuple[Tensor, ...]:
     """The gradients for `grad_output`, from logits that are computed again."""
     *own, _ = tensors
-    problem = _Problem(loss, own, loss.of_gradient(options))
-    gradients = _Gradients(problem, own, options.gradients)
-    reduced = options.reduction != "none"
-    # Multiplied at the end, as gradients that came along with the loss are: to the same bits.
-    incoming = torch.ones((), dtype=torch.float64, device=own[0].device) if reduced else grad_output
+    problem = loss.problem(loss, own, loss.of_gradient(options))
+    # Multiplied at the end, as gradients that came along with the loss are: to the same bits. None did in float16.
+    at_the_end = options.reduction != "none" and not is_narrow(options)
+    incoming = torch.ones((), dtype=torch.float64, device=own[0].device) if at_the_end else grad_output
     grad_rows = loss.grad_of_rows(incoming, tensors, options).expand(loss.results(own[0]))
-    for block in problem.blocks():
-        gradients.add(block, problem.gradient(block, grad_rows[block.rows]))
+    exponent = None
+    if is_narrow(options) and grad_rows.numel():
+        exponent = _common_exponent(grad_rows)
+        grad_rows = torch.ldexp(grad_rows, -exponent)
+    gradients = _Gradients(problem, own, options.gradients, exponent)
+    for block in problem.blocks(grad_rows):
+        gradients.add(block)
     found = gradients.finished()
-    return tuple(part.mul_(grad_output) for part in found) if reduced else found
+    return tuple(part.mul_(grad_output) for part in found) if at_the_end else found
+
+
+def is_narrow(options: Any) -> bool:
+    """Whether the products are of float16, in which a small incoming gradient makes gradients of nothing.
+
+    Those that come along with the loss would not have the factor by which `torch.amp.GradScaler` keeps them large.
+    """
+    return options.product_dtype == torch.float16
+
+
+def _common_exponent(grad_rows: Tensor) -> Tensor:
+    """A power of two that small gradients have in common; without it their sums are far from the largest float16."""
+    largest = grad_rows.abs().amax().nan_to_num(1, 1, 1)
+    return (torch.frexp(largest).exponent - _LARGEST_EXPONENT).clamp(-100, 0)

@@ -2,6 +2,7 @@
 #include "host.h"
 
 #include <array>
+#include <stdexcept>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -51,6 +52,16 @@ View::View(AtenTensorHandle tensor) : handle(tensor) {
   check(aoti_torch_get_strides(tensor, &strides));
   check(aoti_torch_get_dtype(tensor, &dtype));
   check(aoti_torch_get_data_ptr(tensor, &data));
+  // Without memory the address counts from 0.
+  if (reinterpret_cast<uintptr_t>(data) >> 31 == 0 && elements() > 0) {
+    int64_t bytes = 0;
+    check(aoti_torch_get_storage_size(tensor, &bytes));
+    if (bytes == 0) {
+      throw std::runtime_error(
+          "torchlosses: a tensor has elements but no memory, because its storage was resized to 0, as FSDP does with "
+          "parameters that are not in use. Give the loss tensors that hold their values.");
+    }
+  }
 }
 
 int64_t View::elements() const {
