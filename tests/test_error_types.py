@@ -172,7 +172,7 @@ def raised_by(function: Callable[..., Tensor], arguments: tuple[Any, ...], optio
 def types_of(call: str, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> dict[str, str | None]:
     """What is recorded of a call, and what the installed torch raises."""
     types = dict(RECORDED.get(call, {}))
-    # torch 2.10 has no linear_cross_entropy.
+    # Up to torch 2.12 there is no linear_cross_entropy.
     if (function := getattr(F, name, None)) is not None:
         error = raised_by(function, arguments, options)
         types[VERSION] = None if error is None else type(error).__name__
