@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import torchlosses
 
@@ -221,6 +222,29 @@ def test_of_a_module(name: str, options: dict[str, Any]) -> None:
         getattr(nn, name)(**options)(X, target)
     with pytest.raises(builtin.type):
         getattr(torchlosses, name)(**options)(X, target)
+
+
+def in_a_dual_level(x: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return torchlosses.cee_loss(forward_ad.make_dual(x, x), INDICES)
+
+
+WAYS: dict[str, Callable[[Tensor], Any]] = {
+    "plain": lambda x: torchlosses.cee_loss(x, INDICES),
+    "with gradient": lambda x: torchlosses.cee_loss(x.clone().requires_grad_(), INDICES),
+    "grad": torch.func.grad(lambda x: torchlosses.cee_loss(x, INDICES)),
+    "jvp": lambda x: torch.func.jvp(lambda x: torchlosses.cee_loss(x, INDICES), (x,), (x,)),
+    "vmap": torch.func.vmap(lambda x: torchlosses.cee_loss(x.unsqueeze(0), INDICES[:1])),
+    "dual tensors": in_a_dual_level,
+}
+
+
+@pytest.mark.usefixtures("each_backend")
+@pytest.mark.parametrize("way", WAYS)
+def test_of_values_that_are_no_probabilities(way: str) -> None:
+    """A ValueError that says which, also where LibTorch has another type for what a compiled operator throws."""
+    with pytest.raises(ValueError, match=r"^cee_loss: .*ranges from -2 to "):
+        WAYS[way](X)
 
 
 def record() -> None:
