@@ -32,7 +32,7 @@ test-large: $(READY)
 # What depends on torch's inside, with another torch: make test-torch VERSION=2.10.0. The library is the one in use here,
 # since it is the same for all. CONSTRAINTS that name torch are left out.
 TORCH_ENVIRONMENT = build/torch-$(VERSION)
-TORCH_TESTS ?= tests/test_derivatives.py tests/test_transforms.py tests/test_private.py tests/test_operators.py tests/test_gradient_along.py tests/test_contracts.py tests/test_values.py
+TORCH_TESTS ?= tests/test_derivatives.py tests/test_transforms.py tests/test_private.py tests/test_operators.py tests/test_gradient_along.py tests/test_contracts.py tests/test_values.py tests/test_error_types.py
 test-torch: $(READY)
 	@test -n "$(VERSION)" || { echo "Name the version of torch: make test-torch VERSION=2.10.0" >&2; exit 2; }
 	test -x $(TORCH_ENVIRONMENT)/bin/python || $(RUN) -m venv $(TORCH_ENVIRONMENT)

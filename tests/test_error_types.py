@@ -1,13 +1,23 @@
-"""Errors have the types of torch's own: what catches those catches ours."""
+"""Errors have the types of torch's own, of every version: what catches those catches ours.
+
+error_types.json has the types, by call and version of torch; `python -m tests.test_error_types` adds those of the
+installed one.
+"""
 
 from __future__ import annotations
 
+import builtins
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import torchlosses
 
@@ -16,6 +26,10 @@ INDICES = torch.tensor([0, 2, 1, 1])
 FEATURES, MATRIX = X[:, :2], X[:3, :2]
 IMAGES = torch.zeros(2, 3, 4)
 ELEMENTWISE = ("mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits")
+RECORD = Path(__file__).with_name("error_types.json")
+# {call: {version: type}}; null where that torch takes the call, nothing where it has no such loss.
+RECORDED: dict[str, dict[str, str | None]] = json.loads(RECORD.read_text(encoding="utf-8"))
+VERSION = torch.__version__.partition("+")[0]
 NO_TENSORS: tuple[Any, ...] = ([1.0, 2.0], None, 1.0, "x", X.numpy())
 
 
@@ -105,8 +119,7 @@ def calls() -> list[Any]:
     found["cross_entropy", "a matrix of weights"] = (X, INDICES), {"weight": torch.ones(1, 3)}
     found["cross_entropy", "weight of images"] = (IMAGES, torch.zeros(2, 4).long()), {"weight": torch.ones(4)}
     found["binary_cross_entropy_with_logits", "broadcasting target"] = (X, Y[0]), {}
-    if hasattr(F, "linear_cross_entropy"):
-        found |= {("linear_cross_entropy", what): call for what, call in of_the_linear_loss().items()}
+    found |= {("linear_cross_entropy", what): call for what, call in of_the_linear_loss().items()}
     return [pytest.param(name, *call, id=f"{name}-{what}") for (name, what), call in found.items()]
 
 
@@ -149,24 +162,43 @@ def of_the_linear_loss() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
 TAKEN = {"huber_loss-bool input", "cross_entropy-ignore_index True"}
 
 
+def raised_by(function: Callable[..., Tensor], arguments: tuple[Any, ...], options: dict[str, Any]) -> Exception | None:
+    try:
+        function(*arguments, **options)
+    except Exception as error:
+        return error
+    return None
+
+
+def types_of(call: str, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> dict[str, str | None]:
+    """What is recorded of a call, and what the installed torch raises."""
+    types = dict(RECORDED.get(call, {}))
+    # Up to torch 2.12 there is no linear_cross_entropy.
+    if (function := getattr(F, name, None)) is not None:
+        error = raised_by(function, arguments, options)
+        types[VERSION] = None if error is None else type(error).__name__
+    return types
+
+
 @pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
 @pytest.mark.parametrize(("name", "arguments", "options"), calls())
 def test_the_type(
     name: str, arguments: tuple[Any, ...], options: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    """Whatever torch raises is a base of what ours raise; the message of ours says what is wrong."""
-    try:
-        getattr(F, name)(*arguments, **options)
-    except Exception as error:
-        builtin = error
-    else:
+    """Whatever a torch raises is a base of what ours raise; the message of ours says what is wrong."""
+    call = request.node.callspec.id
+    types = types_of(call, name, arguments, options)
+    if VERSION in {version for recorded in RECORDED.values() for version in recorded}:
+        assert RECORDED.get(call) == types, "`python -m tests.test_error_types` records the types of this torch"
+    if types.get(VERSION, "") is None:
         pytest.skip("torch takes it")
-    if request.node.callspec.id in TAKEN:
-        getattr(torchlosses, name)(*arguments, **options)
+    raised = raised_by(getattr(torchlosses, name), arguments, options)
+    if call in TAKEN:
+        assert raised is None
         return
-    with pytest.raises(type(builtin)) as raised:
-        getattr(torchlosses, name)(*arguments, **options)
-    assert len(str(raised.value)) > 20
+    for builtin in filter(None, types.values()):
+        assert isinstance(raised, getattr(builtins, builtin)), builtin
+    assert len(str(raised)) > 20
 
 
 @pytest.mark.parametrize(
@@ -190,3 +222,38 @@ def test_of_a_module(name: str, options: dict[str, Any]) -> None:
         getattr(nn, name)(**options)(X, target)
     with pytest.raises(builtin.type):
         getattr(torchlosses, name)(**options)(X, target)
+
+
+def in_a_dual_level(x: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return torchlosses.cee_loss(forward_ad.make_dual(x, x), INDICES)
+
+
+WAYS: dict[str, Callable[[Tensor], Any]] = {
+    "plain": lambda x: torchlosses.cee_loss(x, INDICES),
+    "with gradient": lambda x: torchlosses.cee_loss(x.clone().requires_grad_(), INDICES),
+    "grad": torch.func.grad(lambda x: torchlosses.cee_loss(x, INDICES)),
+    "jvp": lambda x: torch.func.jvp(lambda x: torchlosses.cee_loss(x, INDICES), (x,), (x,)),
+    "vmap": torch.func.vmap(lambda x: torchlosses.cee_loss(x.unsqueeze(0), INDICES[:1])),
+    "dual tensors": in_a_dual_level,
+}
+
+
+@pytest.mark.usefixtures("each_backend")
+@pytest.mark.parametrize("way", WAYS)
+def test_of_values_that_are_no_probabilities(way: str) -> None:
+    """A ValueError that says which, also where LibTorch has another type for what a compiled operator throws."""
+    with pytest.raises(ValueError, match=r"^cee_loss: .*ranges from -2 to "):
+        WAYS[way](X)
+
+
+def record() -> None:
+    """Put the types of the installed torch beside those of others."""
+    types = {call.id: dict(sorted(types_of(call.id, *call.values).items())) for call in calls()}
+    lines = (f"{json.dumps(call)}: {json.dumps(by_version)}" for call, by_version in types.items())
+    RECORD.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    record()

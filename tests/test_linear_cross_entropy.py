@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torchlosses
 from tests.oracles import cross_entropy_denominator, cross_entropy_rows
+from tests.torchs_losses import torchs_linear_cross_entropy
 from tests.turns import in_turn
 from torchlosses import LinearCrossEntropyLoss, linear_cross_entropy
 from torchlosses.kernels import linear
@@ -30,6 +31,9 @@ from torchlosses.testing.checks.cost import peak_bytes
 ROWS, FEATURES, CLASSES = 7, 4, 5
 BLOCK = 3
 INF = float("inf")
+against_torch = pytest.mark.skipif(
+    not hasattr(F, "linear_cross_entropy"), reason=f"torch {torch.__version__} has no linear_cross_entropy"
+)
 
 
 def textbook(
@@ -162,6 +166,7 @@ class TestValuesAndGradients:
         assert_close(leaves["linear_weight"].grad, torch.from_numpy(gradients.T @ drawn["input"].numpy()))
         assert_close(leaves["input"].grad, torch.from_numpy(gradients @ drawn["linear_weight"].numpy()))
 
+    @against_torch
     @reductions
     @pytest.mark.parametrize("places", [(2,), (2, 3)])
     @pytest.mark.parametrize("probabilities", [False, True])
@@ -961,7 +966,7 @@ class TestCompile:
         compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="eager")
         assert_close(penalty(compiled), penalty(linear_cross_entropy))
 
-    @pytest.mark.parametrize("loss", [linear_cross_entropy, F.linear_cross_entropy], ids=["ours", "torch"])
+    @pytest.mark.parametrize("loss", [linear_cross_entropy, torchs_linear_cross_entropy], ids=["ours", "torch"])
     def test_a_second_derivative_raises_whosever_the_loss(self, loss: Callable[..., Tensor]) -> None:
         """PyTorch's compiled backward has no derivative."""
         torch._dynamo.reset()
@@ -1000,7 +1005,7 @@ class TestPrecision:
         errors = {}
         narrow = [tensor.to(dtype).requires_grad_() for tensor in (x, weight)]
         wide = [tensor.detach().double().requires_grad_() for tensor in narrow]
-        for name, loss in (("ours", linear_cross_entropy), ("torch", F.linear_cross_entropy)):
+        for name, loss in (("ours", linear_cross_entropy), ("torch", torchs_linear_cross_entropy)):
             truth = textbook(wide[0], wide[1], target, reduction=reduction)
             incoming = torch.ones_like(truth) / (512 if reduction == "none" else 1)
             value = loss(narrow[0], narrow[1], target, reduction=reduction)
@@ -1142,6 +1147,7 @@ class TestMemory:
 
 
 class TestModule:
+    @against_torch
     def test_takes_the_state_of_torch(self) -> None:
         arguments: dict[str, Any] = {"out_features": (2,), "bias": True, "weight": torch.rand(CLASSES)}
         theirs = nn.LinearCrossEntropyLoss(FEATURES, CLASSES, **arguments, label_smoothing=0.1)
@@ -1151,6 +1157,7 @@ class TestModule:
         x, target = torch.randn(ROWS, FEATURES), torch.randint(CLASSES, (ROWS, 2))
         assert_close(ours(x, target), theirs(x, target))
 
+    @against_torch
     def test_takes_the_options_of_torch(self) -> None:
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=2)
         module = LinearCrossEntropyLoss(FEATURES, CLASSES, options=options)

@@ -331,9 +331,9 @@ class Loss:
             else:
                 with _below_autograd():
                     output = cls.operator(*arguments, *options._replace(gradients=0))
-        except (IndexError, ValueError):
-            # A compiled kernel says in one sentence what it objects to; the check says where, and what to do.
-            cls.check(*tensors, options)
+        except _REFUSALS:
+            with _below_autograd():
+                cls.check(*tensors, options)
             raise
         return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
 
@@ -576,6 +576,11 @@ class Loss:
         return [t if place in shared or t is None else t.flatten(0, 1) for place, t in enumerate(tensors)]
 
 
+# A compiled kernel says in one sentence what it objects to, and the type that LibTorch makes of that differs between
+# versions; the check says where, and what to do.
+_REFUSALS = (IndexError, ValueError, RuntimeError)
+
+
 class _Rules(NamedTuple):
     """How an operator is differentiated."""
 
@@ -755,10 +760,16 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
         if transforms_active():
             with enable_single_level_autograd_function():
                 return function.apply(*arguments[:m], rules.options(*arguments[m:]))
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
-            return function.apply(*arguments[:m], rules.options(*arguments[m:]))
-        with _below_autograd():
-            return operator(*arguments)
+        try:
+            if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+                return function.apply(*arguments[:m], rules.options(*arguments[m:]))
+            with _below_autograd():
+                return operator(*arguments)
+        except _REFUSALS:
+            if rules.loss is not None and _is_real(arguments[0]):
+                with _below_autograd():
+                    rules.loss.check(*arguments[: n - 1], rules.options(*arguments[m:]))
+            raise
 
     return _not_compiled(kernel)
 
@@ -887,6 +898,11 @@ def _in_place(loss: type[Loss], grad_output: Tensor, tensors: Any, state: Any, o
     # Autograd's own check then stops a second backward, and whoever else has kept the values.
     torch.autograd.graph.increment_version(tensors[0])
     return input
+
+
+def _is_real(tensor: Tensor) -> bool:
+    """Whether its values can be read: nobody records, fakes or maps them."""
+    return type(tensor) in (Tensor, nn.Parameter) and not transforms_active() and not _dispatch_modes()
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 import torchlosses.testing
 from tests.testing.shaped import next_token
 from tests.testing.zoo import CHECKED, ZOO
+from tests.torchs_losses import torchs_linear_cross_entropy
 from torchlosses.testing import CHECKS, KINDS, SEVERITIES, STATUSES, Kind, assert_loss, bound_checks, check_loss
 from torchlosses.testing.__main__ import main
 from torchlosses.testing.rendering import page
@@ -379,7 +380,7 @@ class TestDtypes:
         (F.huber_loss, "regression", "float64"),
         (F.cross_entropy, "classification", "float64"),
         (F.binary_cross_entropy_with_logits, "binary", "float64"),
-        (F.linear_cross_entropy, "linear classification", "float64"),
+        (torchs_linear_cross_entropy, "linear classification", "float64"),
         (in_float32, "regression", "float32"),
         (of_narrow_dtypes, "regression", "float32"),
         (with_a_float32_result, "regression", "float32"),
@@ -465,7 +466,7 @@ class TestDevice:
                 for loss, kind in (
                     (nn.CrossEntropyLoss, "classification"),
                     (F.binary_cross_entropy_with_logits, "binary"),
-                    (F.linear_cross_entropy, "linear classification"),
+                    (torchs_linear_cross_entropy, "linear classification"),
                     (next_token(F.cross_entropy), "language modelling"),
                 )
             ),

@@ -14,6 +14,7 @@ from torch import nn
 
 import torchlosses
 from tests.testing.shaped import PAIRS, next_token, of_images, of_single_rows
+from tests.torchs_losses import torchs_linear_cross_entropy
 from tests.turns import in_turn, is_slow
 from torchlosses import kernels
 from torchlosses.testing import CHECKS, BoundCheck, bound_checks
@@ -122,7 +123,7 @@ LOSSES = {
     "linear_cross_entropy": Audited(
         torchlosses.linear_cross_entropy,
         "linear classification",
-        F.linear_cross_entropy,
+        torchs_linear_cross_entropy,
         BEHIND_A_PRODUCT | CLASSIFICATION | FUNCTION,
     ),
     "cee_loss": Audited(torchlosses.cee_loss, "probabilities", None, PROBABILITIES | FUNCTION),
