@@ -332,10 +332,19 @@ class Loss:
                 with _below_autograd():
                     output = cls.operator(*arguments, *options._replace(gradients=0))
         except _REFUSALS:
-            with _below_autograd():
-                cls.check(*tensors, options)
+            cls.explain(*tensors, options)
             raise
         return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
+
+    @classmethod
+    def explain(cls, *tensors_and_options: Any) -> None:
+        """Raise what the check objects to; one that cannot look at the tensors either has nothing to say."""
+        try:
+            with _below_autograd():
+                cls.check(*tensors_and_options)
+        except RuntimeError as error:
+            if isinstance(error, (IndexError, ValueError)):
+                raise
 
     @classmethod
     def apply_plain(cls, input: Tensor, target: Tensor, options: Any) -> Tensor:
@@ -767,8 +776,7 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
                 return operator(*arguments)
         except _REFUSALS:
             if rules.loss is not None and _is_real(arguments[0]):
-                with _below_autograd():
-                    rules.loss.check(*arguments[: n - 1], rules.options(*arguments[m:]))
+                rules.loss.explain(*arguments[: n - 1], rules.options(*arguments[m:]))
             raise
 
     return _not_compiled(kernel)
