@@ -147,7 +147,7 @@ def audits() -> Iterator[Any]:
     """Every check of every loss on every backend, of which `make test` has each check of each loss once.
 
     Except for what is slow, which follows from the declaration: there it is asked of the representatives. Their numbers
-    and laws are asked on every backend.
+    and laws are asked on every backend, and those of Modules, which call the functions, on none.
     """
     backends = kernels.available()
     for (turn, name), (number, check) in itertools.product(enumerate(LOSSES), enumerate(CHECKS)):
@@ -157,8 +157,8 @@ def audits() -> Iterator[Any]:
                 # The one that takes longest is asked of elements alone.
                 few = REPRESENTATIVES[:1] if check == "derivatives.forward_over_reverse" else REPRESENTATIVES
                 everyday = everyday and name in few
-            elif name in REPRESENTATIVES and check.startswith(("values.", "laws.")):
-                everyday = True
+            elif check.startswith(("values.", "laws.", "gradients.", "inputs.")):
+                everyday = name in REPRESENTATIVES or (everyday and not name.endswith("Loss"))
             marks = () if everyday else (pytest.mark.thorough,)
             yield pytest.param(backend, name, check, id=f"{backend}-{name}-{check}", marks=marks)
 
