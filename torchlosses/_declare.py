@@ -301,7 +301,8 @@ class Loss:
     def apply(cls, *tensors: Any, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
         """The loss, and the rows' state (None where nothing is kept of it)."""
         for tensor in (*tensors, normalizer):
-            if tensor is None or type(tensor) is Tensor or type(tensor) is nn.Parameter:
+            # Up to torch 2.10, the compiler does not know the name of the type of a number that changes.
+            if tensor is None or type(tensor) in (Tensor, nn.Parameter) or isinstance(tensor, (int, float)):
                 continue
             if (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
                 return importlib.import_module(module).apply(cls, tensors, normalizer, options)
