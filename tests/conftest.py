@@ -17,6 +17,8 @@ TORCH_WARNINGS = (
     # torch 2.10, of the first profile and the first program loaded in a process.
     r"ignore:Warning. Profiler clears events at the end of each cycle",
     r"ignore:The given buffer is not writable:UserWarning:torch",
+    # torch 2.10, of torch.export's run_decompositions.
+    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",
 )
 
 

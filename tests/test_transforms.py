@@ -388,6 +388,8 @@ def cases() -> Iterator[Any]:
 @pytest.mark.parametrize(("each_backend", "problem", "way", "reduction"), list(cases()), indirect=["each_backend"])
 @pytest.mark.usefixtures("each_backend")
 def test_a_way_to_a_derivative(problem: Problem, way: str, reduction: str) -> None:
+    if torch.__version__ < "2.13" and way.startswith("compile(hessian)"):
+        pytest.skip("torch up to 2.12 does not trace torch.func.hessian of several arguments, whosever the loss")
     values = problem.values()
     ours, theirs = WAYS[way]
     expected = theirs(problem.truth(reduction), values)

@@ -97,7 +97,8 @@ torch.ops.torchlosses.library_in_use = LIBRARY  # type: ignore[assignment]
 def taken_over(*tensors: Any) -> Any:
     """The module that computes a loss of these tensors, if there is one for a subclass among them."""
     for tensor in tensors:
-        if tensor is None or type(tensor) is Tensor or type(tensor) is nn.Parameter:
+        # Up to torch 2.10, the compiler does not know the name of the type of a number that changes.
+        if tensor is None or type(tensor) in (Tensor, nn.Parameter) or isinstance(tensor, (int, float)):
             continue
         if (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
             return importlib.import_module(module)
