@@ -138,6 +138,26 @@ def test_layouts_and_long_rows(shape: tuple[int, ...], strided: bool) -> None:
     assert_close(statistics.entropy.flatten().double(), -(log_p.exp() * log_p).sum(1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("target", [0, 1])
+@pytest.mark.parametrize("kind", ["cross_entropy", "linear_cross_entropy", "log_probs"])
+def test_a_small_entropy_keeps_its_digits(kind: str, target: int) -> None:
+    """Of a row that is all but sure, of the target or of another class."""
+    logits = [0.0, 34.0, -1.0, 3.0]
+    exact = [mpmath.exp(mpmath.mpf(x) - 34) for x in logits]
+    log_sum = mpmath.log(mpmath.fsum(exact))
+    truth = float(-mpmath.fsum(e / mpmath.fsum(exact) * (x - 34 - log_sum) for e, x in zip(exact, logits, strict=True)))
+    for dtype, digits in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
+        x, y = torch.tensor([logits], dtype=dtype), torch.tensor([target])
+        match kind:
+            case "cross_entropy":
+                found = cross_entropy(x, y, return_stats=True)[1].entropy
+            case "linear_cross_entropy":
+                found = torchlosses.linear_cross_entropy(x, torch.eye(4, dtype=dtype), y, return_stats=True)[1].entropy
+            case _:
+                found = torchlosses.log_probs(x, y).entropy
+        assert found.item() == pytest.approx(truth, rel=digits, abs=0)
+
+
 class TestSampleWeight:
     @pytest.mark.parametrize("loss", LOSSES)
     @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -109,13 +109,15 @@ class CrossEntropy(Loss):
             maximum = maximum.masked_fill(shares.hidden, 0)
         shifted = y - maximum
         dot = shares.dot(shifted)
-        i = shares.target if shares.indices else shifted.argmax(1, keepdim=True)
-        at_i = shifted.gather(1, i)
         # One class is left out of the sum and comes back as expm1: where it is the maximum, that is exactly 0, and
-        # log1p keeps the small remainder that 1 + remainder would round away.
+        # log1p keeps the small remainder that 1 + remainder would round away. A loss has a small one only where the
+        # target is the maximum, an entropy everywhere.
+        at_target = shifted.gather(1, shares.target) if shares.indices else None
+        i = shares.target if shares.indices and not options.statistics else shifted.argmax(1, keepdim=True)
+        at_i = shifted.gather(1, i)
         rest = exponential(replaced(shifted, i, -math.inf)).sum(1, keepdim=True) + torch.expm1(at_i)
         log_sum = torch.log1p(rest)
-        losses = shares.losses(log_sum, at_i, dot)
+        losses = shares.losses(log_sum, at_target, dot)
         if options.z_loss:
             log_sum_exp = (maximum + log_sum).masked_fill(shares.total == 0, 0)
             losses = losses + options.z_loss * log_sum_exp.square()
@@ -250,9 +252,9 @@ class _Shares(RowWeights):
             return self.smooth * shifted.sum(1, keepdim=True)
         return self.smooth * dot(self.weight, shifted)
 
-    def losses(self, log_sum: Tensor, at_target: Tensor, dot: Any) -> Tensor:
+    def losses(self, log_sum: Tensor, at_target: Tensor | None, dot: Any) -> Tensor:
         """Σ_c a_c (-log p_c)."""
-        if not self.indices:
+        if at_target is None:
             return self.total * log_sum - dot
         cost = log_sum - at_target
         if isinstance(self.own, Tensor):
