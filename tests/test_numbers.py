@@ -30,6 +30,7 @@ _FIGURE = re.compile(
 )
 
 SUPPORTED = "the oldest version that is supported; pyproject.toml and CI say the same"
+RUN = "a version that `make test-torch` has run with; tests/error_types.json has those of torch"
 EXACT = "follows from the formula or the dtype; a test or an example beside it computes it"
 SIZE = "a size that the code sets"
 DEFINITIONS: dict[str, dict[str, str]] = {
@@ -60,6 +61,10 @@ DEFINITIONS: dict[str, dict[str, str]] = {
     },
     "docs/divergences.md": {
         "2.14.1": "the version that was observed",
+        "2.12": "the last of tests/error_types.json with the older type",
+        "2.14": "the first of tests/error_types.json with the newer type",
+        "2.13": "the version from which LibTorch tells why it refuses a call",
+        "2.15": "the version from which LibTorch makes no ValueError of what C++ throws",
         "2.06e-9": EXACT,
         "0.9": "`test_low_precision_is_computed_in_float32` computes torch's error too",
         "4096": "a shape",
@@ -72,7 +77,15 @@ DEFINITIONS: dict[str, dict[str, str]] = {
         "4.2e-18": EXACT,
     },
     "docs/huber.md": {"1e30": EXACT},
-    "docs/install.md": {"12": "a version of a compiler"},
+    "docs/install.md": {
+        "12": "a version of a compiler",
+        "3.10": SUPPORTED,
+        "2.10": SUPPORTED,
+        "2.10.0": RUN,
+        "2.12.1": RUN,
+        "2.15.0": RUN,
+        "3.11": RUN,
+    },
     "docs/language_models.md": {
         "8192": "sizes, and their product",
         "128": "sizes, and their product",
