@@ -927,15 +927,27 @@ def check_assumed_agreement(rank: int, processes: int) -> None:
 
     first, *others = splits(processes)
     several = int(processes > 1)
-    _agreement._found.clear()
+    _agreement._known.clear()
     dist.all_reduce = counted
     try:
         with assume_agreement():
-            # Other rows and other targets are no reason to talk; other classes are.
+            # Other rows and other targets are no reason to talk.
             assert [calls(first, *case) for case in (("ignored", 6), ("ignored", 6), ("probability", 4))] == [
                 several, 0, 0,
             ]  # fmt: skip
-            assert [calls(split, "index", 3) for split in others * 2] == [1] * len(others) + [0] * len(others)
+            if processes > 1:
+                logits = torch.zeros(3, first[rank] + 1, requires_grad=True)
+                target = torch.zeros(3, dtype=torch.int64)
+                message = raised(RuntimeError, lambda: class_parallel_cross_entropy(logits, target))
+                assert f"had {first[rank]} classes before, and has {first[rank] + 1} now" in message
+                few = part(drawn("index")["logits"], first, rank, 1)
+                message = raised(RuntimeError, lambda: class_parallel_cross_entropy(few, torch.zeros(6).long()))
+                assert "other tensors require grad than in the first call" in message
+        # A process may have as many classes of one layer as of another.
+        for expected in (1, 0):
+            for number, split in enumerate(others):
+                with assume_agreement(f"layer {number}"):
+                    assert calls(split, "index", 3) == expected
         assert calls(first, "ignored", 6) == several
     finally:
         dist.all_reduce = reduce

@@ -43,21 +43,38 @@ class Classes(NamedTuple):
         return self.group, self.first, self.total, self.uneven
 
 
-# What the processes of a group have found, by what this one brought along.
-_found: WeakKeyDictionary[dist.ProcessGroup, dict[Hashable, Classes]] = WeakKeyDictionary()
-_assumed: ContextVar[bool] = ContextVar("assumed", default=False)
+class _Assumed(NamedTuple):
+    """What was found in a first call, and what this process brought along: how many classes, and what requires grad."""
+
+    found: Classes
+    own: int
+    recorded: int
+
+
+# By layer, function and whether autograd records: the same in each process, so that all of them talk or none does.
+_known: WeakKeyDictionary[dist.ProcessGroup, dict[Hashable, _Assumed]] = WeakKeyDictionary()
+# The layer, in a tuple.
+_assuming: ContextVar[tuple[Hashable] | None] = ContextVar("assuming", default=None)
 
 
 @contextmanager
-def assume_agreement() -> Iterator[None]:
+def assume_agreement(layer: Hashable = None) -> Iterator[None]:
     """In here the class-parallel losses take for granted what the processes would tell each other before each call.
 
-    To tell it is to wait for the device, once a call. In here that is done once for each function, group, number of
-    classes and choice of tensors that require grad; from then on nothing waits, and a CUDA graph can be captured.
+    To tell it is to wait for the device, once a call. In here that is done once for each layer, function and group,
+    with and without `torch.no_grad`; from then on nothing waits, and a CUDA graph can be captured.
 
     Every process enters this, with calls that fit together: rows, dtypes, targets and options the same in each. One
     that brings something else, or raises for its own arguments, leaves the others waiting until the group's timeout,
     or gives them wrong numbers. So leave it out while a program is new.
+
+    Args:
+        layer: A name for the layer whose classes the calls are about, the same in each process. Where there are
+            several layers, whose classes are split in different ways, each needs a name of its own.
+
+    Raises:
+        RuntimeError: From a loss of which this process has another number of classes, or other tensors that require
+            grad, than in the first call for that layer.
 
     Example:
         >>> import torch
@@ -66,11 +83,11 @@ def assume_agreement() -> Iterator[None]:
         ...     class_parallel_cross_entropy(torch.zeros(2, 4), torch.tensor([3, 0]))
         tensor(1.3863)
     """
-    token = _assumed.set(True)
+    token = _assuming.set((layer,))
     try:
         yield
     finally:
-        _assumed.reset(token)
+        _assuming.reset(token)
 
 
 @contextmanager
@@ -80,7 +97,7 @@ def telling(function: str, group: dist.ProcessGroup | None, *arguments: Any) -> 
     try:
         yield
     except Exception:
-        if _groups.size(group) > 1 and not _assumed.get():
+        if _groups.size(group) > 1 and _assuming.get() is None:
             device = next((a.device for a in arguments if isinstance(a, Tensor)), torch.device("cpu"))
             _tell([1], group, device)
         raise
@@ -115,10 +132,10 @@ def agree(
     tensors = {**replicated, **split}
     recorded = sum(1 << place for place, tensor in enumerate(tensors.values()) if _is_recorded(tensor))
     whole: Any = dist.group.WORLD
-    known = _found.setdefault(group or whole, {})
-    key = (function, count, recorded)
-    if _assumed.get() and key in known:
-        return known[key]
+    assuming, known = _assuming.get(), _known.setdefault(group or whole, {})
+    key = (assuming, function, torch.is_grad_enabled())
+    if assuming is not None and key in known:
+        return _as_before(function, known[key], count, recorded)
     same = {"the function": function, **same, "what saved_tensors_hooks asks for": saved_tensors_have_hooks()}
     line = [0, count, recorded, *(zlib.crc32(repr(value).encode()) for value in same.values())]
     if not target.is_floating_point():
@@ -147,8 +164,25 @@ def agree(
             )
     counts = [other[_COUNT] for other in told]
     uneven = len({other[_RECORDED] for other in told}) > 1
-    known[key] = Classes(name, sum(counts[:rank]), sum(counts), max(counts), uneven)
-    return known[key]
+    found = Classes(name, sum(counts[:rank]), sum(counts), max(counts), uneven)
+    if assuming is not None:
+        known[key] = _Assumed(found, count, recorded)
+    return found
+
+
+def _as_before(function: str, known: _Assumed, count: int, recorded: int) -> Classes:
+    """What was found before, if this process brings along the same."""
+    if count != known.own:
+        raise RuntimeError(
+            f"{function}: in assume_agreement() this process had {known.own} classes before, and has {count} now, and "
+            "does not ask the others. Give each layer a name of its own, as in assume_agreement('head')."
+        )
+    if recorded != known.recorded:
+        raise RuntimeError(
+            f"{function}: in assume_agreement() other tensors require grad than in the first call, and this process "
+            "does not ask the others. Let the same ones require grad in each call, or use torch.no_grad for the others."
+        )
+    return known.found
 
 
 def _tell(line: list[int], group: dist.ProcessGroup | None, device: torch.device) -> list[list[int]]:
