@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from tests.cases import CASES, ComparedLoss, identifier
+from tests.cases import CASES, ComparedLoss
+from tests.turns import in_turn
 from torchlosses import CrossEntropyLoss, cross_entropy
 from torchlosses.kernels import eager
 from torchlosses.testing.checks.cost import peak_bytes
@@ -26,8 +27,10 @@ def logits_and_target(rows: int = 6, classes: int = 5) -> tuple[Tensor, Tensor]:
     return weight * 2, torch.randint(classes, (rows,), generator=generator)
 
 
-@pytest.mark.parametrize("case", OF_CROSS_ENTROPY, ids=identifier)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "case"),
+    in_turn((torch.float64, torch.float32, torch.bfloat16), {case.name: (case,) for case in OF_CROSS_ENTROPY}),
+)
 def test_the_gradient_is_the_same(case: ComparedLoss, dtype: torch.dtype) -> None:
     tensors = case.tensors(dtype)
     gradients = []

@@ -282,9 +282,12 @@ class Recorded(TorchDispatchMode):
 class TestLinearOperators:
     """Their records of options are long, so what the functions hand them is what is checked."""
 
-    @pytest.mark.parametrize("grad", [True, pytest.param(False, marks=pytest.mark.thorough)])
+    @pytest.mark.parametrize(
+        ("place", "grad"),
+        [(-1, True), *(pytest.param(*way, marks=pytest.mark.thorough) for way in ((-1, False), (0, True), (0, False)))],
+    )
     @pytest.mark.parametrize("name", ["linear_cross_entropy", "linear_log_probs", "linear_kl_div"])
-    def test_opcheck(self, name: str, grad: bool) -> None:
+    def test_opcheck(self, name: str, place: int, grad: bool) -> None:
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
@@ -312,8 +315,7 @@ class TestLinearOperators:
             ),
         }
         with Recorded() as recorded:
-            for function in functions[name]:
-                function().backward()
+            functions[name][place]().backward()
         assert {operator.name() for operator, _ in recorded.calls} == {
             f"torchlosses::{name}",
             f"torchlosses::{name}_backward",

@@ -303,17 +303,21 @@ class TestMetadata:
 
 
 class TestInstalled:
-    def test_is_imported_from_where_it_was_installed(self, site: Path, tmp_path: Path) -> None:
-        code = f"import torchlosses, importlib.metadata as m; print(torchlosses.__file__, m.version({DISTRIBUTION!r}))"
-        location, version = run_in(
-            tmp_path, site, code + f"; assert torchlosses.__version__ == m.version({DISTRIBUTION!r})"
-        ).split()
+    def test_is_imported_from_where_it_was_installed_with_its_compiled_operators(
+        self, site: Path, tmp_path: Path
+    ) -> None:
+        code = f"""
+import importlib.metadata, torchlosses
+from torchlosses import kernels
+version = importlib.metadata.version({DISTRIBUTION!r})
+assert torchlosses.__version__ == version
+with kernels.use("native"):
+    print(torchlosses.__file__, version, kernels.INSTRUCTION_SET)
+"""
+        location, version, instruction_set = run_in(tmp_path, site, code).split()
         assert Path(location).is_relative_to(site)
+        assert instruction_set != "None"
         assert re.fullmatch(r"\d+\.\d+\.\d+", version)
-
-    def test_its_compiled_operators_run(self, site: Path, tmp_path: Path) -> None:
-        code = "from torchlosses import kernels; kernels.use('native').__enter__(); print(kernels.INSTRUCTION_SET)"
-        assert run_in(tmp_path, site, code).split() != ["None"]
 
     @pytest.mark.thorough
     def test_every_module_can_be_imported(self, site: Path, tmp_path: Path) -> None:

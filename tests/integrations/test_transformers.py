@@ -726,6 +726,7 @@ class TestAround:
         assert found is not None
         assert found.tokens == (inputs()["labels"][:, 1:] != -100).sum()
 
+    @pytest.mark.thorough
     def test_a_compiled_step_with_a_loss_of_its_own(self) -> None:
         def loss_of(model: nn.Module, **inputs: Tensor) -> Tensor:
             logits = model(input_ids=inputs["input_ids"]).logits

@@ -169,7 +169,7 @@ def test_two_runs_in_one_second_get_folders_of_their_own(tmp_path: Path, monkeyp
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("workers", ["1", "3"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.thorough), "3"])
 def test_the_result_does_not_depend_on_how_many_stacks_are_trained_at_a_time(
     tiny_arguments: tuple[str, ...], tmp_path: Path, results: Results, workers: str
 ) -> None:
