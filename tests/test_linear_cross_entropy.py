@@ -925,6 +925,7 @@ class TestCompile:
                 "none": ({"reduction": "none", "logit_softcap": 2.0},),
                 "statistics": ({"reduction": "sum", "return_stats": True, "z_loss": 0.1},),
             },
+            bool,
         ),
     )
     def test_one_graph(self, kind: str, options: dict[str, Any]) -> None:

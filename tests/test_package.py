@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from build import ProjectBuilder
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "hand-derived-losses"
@@ -53,9 +54,16 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["-O0", pytest.param("", marks=pytest.mark.thorough, id="optimised")])
 def built(request: pytest.FixtureRequest, clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist of the clone, and the wheel that was built from it; in `make test` with what compiles fastest."""
-    out = tmp_path_factory.mktemp("built")
-    build(clone, out, CXXFLAGS=f"{os.environ.get('CXXFLAGS', '')} {request.param}")
+    """The sdist of the clone, and the wheel that was built from it; in `make test` with what compiles fastest.
+
+    Processes that share these tests share it: the first one that asks builds.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own if os.environ.get("PYTEST_XDIST_WORKER") is None else own.parent
+    out = shared / f"built{request.param}"
+    with FileLock(f"{out}.lock"):
+        if not out.exists():
+            build(clone, out, CXXFLAGS=f"{os.environ.get('CXXFLAGS', '')} {request.param}")
     return out
 
 

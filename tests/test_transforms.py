@@ -488,7 +488,11 @@ class Recording(TorchDispatchMode):
         kernels.available(),
         {problem.name: (problem,) for problem in PROBLEMS},
         # These take ten times as long as the others, and each has one beside it that goes the same way.
-        lambda problem: not problem.name.startswith(("linear_cross_entropy-", "linear_kl_div-", "linear_log_probs")),
+        lambda problem: (
+            not problem.name.startswith(
+                ("linear_cross_entropy-", "linear_kl_div-", "linear_log_probs", "cross_entropy-options")
+            )
+        ),
     ),
     indirect=["each_backend"],
 )

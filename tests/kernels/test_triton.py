@@ -39,15 +39,14 @@ def test_interpreted(part: str) -> None:
     assert " passed" in result.stdout
 
 
-@pytest.mark.parametrize(
-    "checks", [("triton",), pytest.param(("corners", "precision"), marks=pytest.mark.thorough)], ids=" ".join
-)
-def test_two_processes_with_some_classes_each(tmp_path: Path, checks: tuple[str, ...]) -> None:
+@pytest.mark.thorough
+def test_two_processes_with_some_classes_each(tmp_path: Path) -> None:
     """The class-parallel losses over processes in which Triton interprets."""
     script = (
         "import sys; from tests.distributed_cases import main; main(int(sys.argv[1]), 2, sys.argv[2], sys.argv[3:])"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TORCHLOSSES_BACKEND": "triton"}
+    checks = ("triton", "corners", "precision")
     started = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore::RuntimeWarning", "-c", script, str(rank), str(tmp_path), *checks],

@@ -184,7 +184,8 @@ SHAPED = {
     "mse_loss": (torchlosses.mse_loss, PAIRS, {"broadcast": "allow"}),
 }
 DERIVATIVES = [name for name in CHECKS if name.partition(".")[0] in ("derivatives", "transforms", "gradients")]
-SLOWEST = ("derivatives.forward_over_reverse", "derivatives.gradgradcheck", "derivatives.forward_ad")
+SLOWEST = tuple(f"derivatives.{name}" for name in ("forward_over_reverse", "gradgradcheck", "forward_ad"))
+SLOWEST += ("transforms.forward_over_forward",)
 # Which losses a check applies to, where not to all: those with a model in front, with a tensor for an option, or rows.
 APPLIES = {
     "transforms.per_sample_gradients": (),
