@@ -89,20 +89,23 @@ def subclass(tensor: Tensor) -> Tensor:
     return tensor.as_subclass(Subclass)
 
 
-@pytest.mark.parametrize(("of_input", "of_target"), [(subclass, plain), (plain, subclass), (subclass, subclass)])
 @pytest.mark.parametrize(
-    ("name", "target"),
-    [
-        ("mse_loss", Y),
-        ("huber_loss", Y),
-        ("smooth_l1_loss", Y),
-        ("binary_cross_entropy_with_logits", Y),
-        ("cross_entropy", INDICES),
-        ("cross_entropy", Y),
-    ],
+    ("which", "name", "target"),
+    in_turn(
+        ("input", "target", "both"),
+        {
+            "mse_loss": ("mse_loss", Y),
+            "huber_loss": ("huber_loss", Y),
+            "smooth_l1_loss": ("smooth_l1_loss", Y),
+            "binary_cross_entropy_with_logits": ("binary_cross_entropy_with_logits", Y),
+            "cross_entropy": ("cross_entropy", INDICES),
+            "cross_entropy-probabilities": ("cross_entropy", Y),
+        },
+    ),
 )
-def test_a_subclass(name: str, target: Tensor, of_input: Any, of_target: Any) -> None:
+def test_a_subclass(which: str, name: str, target: Tensor) -> None:
     """Value, type and gradient are those of torch's loss."""
+    of_input, of_target = (subclass if which in (one, "both") else plain for one in ("input", "target"))
     found = []
     for module in (torchlosses, F):
         compiled: Any = torch.compile(getattr(module, name), backend="eager", fullgraph=True)

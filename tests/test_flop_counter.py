@@ -118,13 +118,13 @@ def test_gradients_that_come_along_with_the_loss() -> None:
 
 @pytest.mark.parametrize("first", ["torchlosses", pytest.param("torch.utils.flop_counter", marks=pytest.mark.thorough)])
 def test_whichever_is_imported_first(first: str) -> None:
-    """And `import torchlosses` does not wait for the counter, which imports Triton."""
+    """And `import torchlosses` does not wait for the counter, which imports Triton, nor for DTensors."""
     program = f"""
 import sys, importlib
 import torch
 importlib.import_module({first!r})
 if {first!r} == "torchlosses":
-    assert "torch.utils.flop_counter" not in sys.modules and "triton" not in sys.modules
+    assert not sys.modules.keys() & {{"torch.utils.flop_counter", "triton", "torch.distributed.tensor"}}
 import torchlosses
 from torch.utils.flop_counter import FlopCounterMode
 assert not any(type(hook).__module__.startswith("torchlosses") for hook in sys.meta_path)
