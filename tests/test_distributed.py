@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from tests.processes import ROOT, assert_all_pass
 from torchlosses import cross_entropy, linear_cross_entropy
 from torchlosses.distributed import (
     ClassParallelCrossEntropyLoss,
@@ -25,35 +26,12 @@ from torchlosses.distributed import (
     global_normalizer,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = """
-import sys
-import tests.distributed_cases as cases
-cases.main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
-"""
 thorough = pytest.mark.thorough
 
 
 @pytest.mark.parametrize("processes", [2, *(pytest.param(count, marks=thorough) for count in (1, 3, 4))])
 def test_equals_one_process(processes: int, tmp_path: Path) -> None:
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(processes), str(tmp_path)],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    try:
-        errors = [process.communicate(timeout=600)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    failures = [path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("failure-*"))]
-    assert not failures, failures[0]
-    assert all(process.returncode == 0 for process in started), errors
+    assert_all_pass(processes, tmp_path)
 
 
 @thorough

@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 
 from tests.kernels.compiled import Compiled, compiling
 from tests.kernels.triton_oracles import Options
+from tests.processes import assert_all_pass
 from tests.turns import in_turn
 from torchlosses.kernels.triton import LOCAL, LOSSES, launch, warm_up
 
@@ -42,29 +43,9 @@ def test_interpreted(part: str) -> None:
 @pytest.mark.thorough
 def test_two_processes_with_some_classes_each(tmp_path: Path) -> None:
     """The class-parallel losses over processes in which Triton interprets."""
-    script = (
-        "import sys; from tests.distributed_cases import main; main(int(sys.argv[1]), 2, sys.argv[2], sys.argv[3:])"
-    )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TORCHLOSSES_BACKEND": "triton"}
     checks = ("triton", "corners", "precision")
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore::RuntimeWarning", "-c", script, str(rank), str(tmp_path), *checks],
-            env=environment,
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=600)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    failures = [path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("failure-*"))]
-    assert not failures, failures[0]
-    assert all(process.returncode == 0 for process in started), errors
+    assert_all_pass(2, tmp_path, *checks, options=("-W", "ignore::RuntimeWarning"), environment=environment)
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

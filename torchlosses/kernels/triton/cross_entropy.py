@@ -61,13 +61,14 @@ def backward(
     normalizer: Tensor | None,
     state: Tensor,
     options: Any,
+    split: Split | None = None,
 ) -> None:
     """Write the gradient by the input; where options.gradients says that it is there for 1, if grad_output is not 1."""
     compute, _ = launches.compute_type(input, target, weight, sample_weight)
     if options.gradients & 1 and launches.unit_first(input, options.reduction):
         launches.scale_in_place(gradient, grad_output, compute)
         return
-    run(grad_output, gradient, input, target, weight, sample_weight, normalizer, state, None, options)
+    run(grad_output, gradient, input, target, weight, sample_weight, normalizer, state, None, options, split)
 
 
 def run(

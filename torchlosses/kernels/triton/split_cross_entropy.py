@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchlosses.kernels.triton import cross_entropy
 from torchlosses.kernels.triton import launch as launches
 from torchlosses.kernels.triton.cross_entropy import Split, run
 
@@ -65,9 +66,7 @@ def backward(
     whether the row leaves no trace. Where options.gradients says that the gradient is there for an incoming gradient of
     1, it is written if grad_output is not 1.
     """
-    compute, _ = launches.compute_type(input, target, weight, sample_weight)
-    if options.gradients & 1 and launches.unit_first(input, options.reduction):
-        launches.scale_in_place(gradient, grad_output, compute)
-        return
     split = Split(options.first, options.total)
-    run(grad_output, gradient, input, target, weight, sample_weight, normalizer, state, None, options, split)
+    cross_entropy.backward(
+        grad_output, gradient, input, target, weight, sample_weight, normalizer, state, options, split
+    )
