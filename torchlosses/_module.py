@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 from typing_extensions import TypeVar
 
@@ -39,7 +40,8 @@ def overridden(function: Callable[..., Any], tensors: tuple[Any, ...], arguments
 
 
 def _without_overrides(value: Any) -> Any:
-    return torch.ops.aten.alias.default(value) if isinstance(value, Tensor) else value
+    """The values of a subclass. Compiled code has them as a plain tensor, which operators take, if it computes them."""
+    return value if type(value) in (Tensor, Parameter) or not isinstance(value, Tensor) else value.neg().neg()
 
 
 def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
