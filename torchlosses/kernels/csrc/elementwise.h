@@ -1,107 +1,17 @@
-// Losses of single elements: squared error, Huber, smooth L1, binary cross-entropy on logits. torchlosses/mse.py, huber.py
-// and binary_cross_entropy.py derive them. An element's loss is multiplied by its weight and its sample's weight; one whose
-// sample has weight 0, or whose target is to be ignored, leaves no trace.
+// Losses of single elements, elementwise_losses.h, over all of them. An element's loss is multiplied by its weight and its
+// sample's weight; one whose sample has weight 0, or whose target is to be ignored, leaves no trace.
 //
 // A block is walked through piece by piece. An operand whose elements are neighbours in the order of the walk is read where
 // it is; of any other (expanded, transposed, of another dtype) a piece is copied first.
 #pragma once
 
-#include "mathematics.h"
+#include "elementwise_losses.h"
 #include "sums.h"
 
 namespace torchlosses {
 namespace INSTRUCTION_SET {
 
-// Each has the loss and its slope by x for a vector of logits x and targets t. Where a loss takes few operations, sums are
-// made of losses in double precision.
-template <typename Number>
-struct SquaredError {
-  static constexpr bool kWide = true;
-  explicit SquaredError(const Elementwise&) {}
-  Vector<Number> loss(Vector<Number> x, Vector<Number> t, const Vector<Number>*) const {
-    const Vector<Number> error = x - t;
-    return error * error;
-  }
-  Vector<Number> slope(Vector<Number> x, Vector<Number> t, const Vector<Number>*) const {
-    return (x - t) * Number(2);
-  }
-};
-
-template <typename Number>
-inline Vector<Number> magnitude(Vector<Number> x) {
-  return x < Number(0) ? -x : x;
-}
-
-template <typename Number>
-struct Huber {
-  static constexpr bool kWide = true;
-  explicit Huber(const Elementwise& arguments) : delta(static_cast<Number>(arguments.parameter)) {}
-  Vector<Number> loss(Vector<Number> x, Vector<Number> t, const Vector<Number>*) const {
-    const Vector<Number> e = magnitude<Number>(x - t);
-    return e <= delta ? e * e * Number(0.5) : delta * (e - Number(0.5) * delta);
-  }
-  Vector<Number> slope(Vector<Number> x, Vector<Number> t, const Vector<Number>*) const {
-    const Vector<Number> error = x - t;
-    const Vector<Number> from_below = error < -delta ? all<Number>(-delta) : error;
-    return from_below > delta ? all<Number>(delta) : from_below;
-  }
-  Number delta;
-};
-
-template <typename Number>
-struct SmoothL1 {
-  static constexpr bool kWide = true;
-  explicit SmoothL1(const Elementwise& arguments) : beta(static_cast<Number>(arguments.parameter)) {}
-  Vector<Number> loss(Vector<Number> x, Vector<Number> t, const Vector<Number>*) const {
-    const Vector<Number> e = magnitude<Number>(x - t);
-    return e < beta ? e * e * Number(0.5) / beta : e - Number(0.5) * beta;
-  }
-  Vector<Number> slope(Vector<Number> x, Vector<Number> t, const Vector<Number>*) const {
-    const Vector<Number> error = x - t;
-    const Vector<Number> sign = error > Number(0) ? all<Number>(1) : error < Number(0) ? all<Number>(-1) : error;
-    return magnitude<Number>(error) < beta ? error / beta : sign;
-  }
-  Number beta;
-};
-
-// q t softplus(-x) + (1 - t) softplus(x), with q the weight of a positive answer.
-template <typename Number>
-struct BinaryCrossEntropy {
-  static constexpr bool kWide = false;
-  explicit BinaryCrossEntropy(const Elementwise& arguments)
-      : kept(static_cast<Number>(1 - arguments.parameter)), spread(static_cast<Number>(arguments.parameter / 2)) {}
-  struct Parts {
-    Vector<Number> positive;
-    Vector<Number> negative;
-  };
-  Parts parts(Vector<Number> t, const Vector<Number>* q) const {
-    const Vector<Number> smooth = multiply_add(t, all<Number>(kept), all<Number>(spread));
-    return {
-        q == nullptr ? smooth : smooth * *q, multiply_add(Number(1) - t, all<Number>(kept), all<Number>(spread))};
-  }
-  // softplus(±x) = max(±x, 0) + log(1 + exp(-|x|)); a side without a part has no effect, also where it is infinite.
-  Vector<Number> loss(Vector<Number> x, Vector<Number> t, const Vector<Number>* q) const {
-    const Parts part = parts(t, q);
-    const Vector<Number> distance = magnitude<Number>(x), tail = log1p(exp(-distance));
-    const Vector<Number> far = x < Number(0) ? part.positive : part.negative;
-    return multiply_add(
-        far == Number(0) ? Vector<Number>{} : distance,
-        far,
-        q == nullptr ? tail : (part.positive + part.negative) * tail);
-  }
-  // (1 - t) σ(x) - q t σ(-x), with σ(-|x|) = exp(-|x|) σ(|x|).
-  Vector<Number> slope(Vector<Number> x, Vector<Number> t, const Vector<Number>* q) const {
-    const Parts part = parts(t, q);
-    const Vector<Number> e = exp(-magnitude<Number>(x));
-    const Vector<Number> of_both = x < Number(0) ? multiply_add(part.negative, e, -part.positive)
-                                                 : multiply_add(-part.positive, e, part.negative);
-    return of_both / (e + Number(1));
-  }
-  Number kept;
-  Number spread;
-};
-
-// Elements of a piece: what is copied of an operand stays in the first-level cache.
+// Elements of a piece of which something is copied: it stays in the first-level cache.
 constexpr int64_t kPiece = 1024;
 
 template <typename To, typename From>
@@ -149,8 +59,12 @@ class Reader {
   Reader(const Elementwise& arguments, const Operand& operand, bool right_dtype)
       : arguments_(arguments), operand_(operand), direct_(operand.flat && right_dtype) {}
 
+  bool copies() const {
+    return operand_.data != nullptr && !direct_;
+  }
+
   const To* at(int64_t begin, int64_t count) {
-    if (operand_.data == nullptr || direct_) {
+    if (!copies()) {
       return operand_.data == nullptr ? nullptr : static_cast<const To*>(operand_.data) + begin;
     }
     switch (operand_.dtype) {
@@ -206,8 +120,38 @@ struct Piece {
 inline Doubles load_wide(const float* from) {
   HalfOfFloats part;
   std::memcpy(&part, from, sizeof(part));
-  return __builtin_convertvector(part, Doubles);
+  return widened(part);
 }
+
+#if defined(__AVX2__)
+// Adds (x - t)² of whole vectors in double precision, and gives where it stopped.
+inline int64_t add_squares(const float* x, const float* t, int64_t count, Total<float>& total) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  // There two vectors of half the width are converted in less time than one.
+  static const bool halves_are_faster = __builtin_cpu_is("amd");
+  if (!halves_are_faster) {
+    return i;
+  }
+#endif
+  constexpr int parts = 4, width = 4;
+  __m256d sums[parts] = {};
+  for (; i + parts * width <= count; i += parts * width) {
+    for (int part = 0; part < parts; ++part) {
+      const int64_t at = i + part * width;
+      const __m256d logits = _mm256_cvtps_pd(_mm_loadu_ps(x + at)), targets = _mm256_cvtps_pd(_mm_loadu_ps(t + at));
+      const __m256d error = _mm256_fmsub_pd(logits, _mm256_set1_pd(1), targets);
+      sums[part] = _mm256_fmadd_pd(error, error, sums[part]);
+    }
+  }
+  Doubles vectors[sizeof(sums) / sizeof(Doubles)];
+  std::memcpy(vectors, sums, sizeof(sums));
+  for (const Doubles& vector : vectors) {
+    total.low += vector;
+  }
+  return i;
+}
+#endif
 
 template <template <typename> class Loss, typename Stored, bool kPlain>
 class Walker {
@@ -215,6 +159,7 @@ class Walker {
   using Number = Compute<Stored>;
   static constexpr int64_t lanes = kLanes<Number>;
   static constexpr bool kWide = Loss<Number>::kWide && std::is_same_v<Stored, float>;
+  static constexpr bool kSquares = std::is_same_v<Loss<Stored>, SquaredError<float>>;
 
   explicit Walker(const Elementwise& arguments)
       : arguments_(arguments),
@@ -223,16 +168,23 @@ class Walker {
         scale_(static_cast<Number>(arguments.scale)),
         ignored_(static_cast<Number>(arguments.ignore_index)) {}
 
+  // A function of its own, so that the copy of the sum stays in registers.
   template <bool kSum, bool kGradient>
-  void walk(const Piece<Stored>& piece, Total<Number>& total) const {
+  __attribute__((noinline)) void walk(const Piece<Stored>& piece, Total<Number>& sum) const {
+    Total<Number> total = sum;
     int64_t i = 0;
-    if constexpr (kSum && kPlain && sizeof(Stored) == 2) {
-      // Losses of numbers of 16 bits lose nothing that shows where a few are added in 32.
-      constexpr int64_t few = 8;
+#if defined(__AVX2__)
+    if constexpr (kSum && kPlain && !kGradient && kSquares) {
+      i = add_squares(piece.x, piece.t, piece.count, total);
+    }
+#endif
+    if constexpr (kSum && kPlain && sizeof(Stored) != 4) {
+      // A few are added before the sum that loses nothing: of 16 bits in 32, where it does not show, and pairs of doubles.
+      constexpr int64_t few = sizeof(Stored) == 2 ? 16 : 2;
       for (; i + few * lanes <= piece.count; i += few * lanes) {
         Vector<Number> losses{};
         for (int64_t j = i; j < i + few * lanes; j += lanes) {
-          losses += loss_of<kGradient>(piece, j);
+          losses = with_loss_of<kGradient>(piece, j, losses);
         }
         total.add(losses);
       }
@@ -240,21 +192,22 @@ class Walker {
     for (; i + lanes <= piece.count; i += lanes) {
       step<kSum, kGradient>(piece, i, lanes, total);
     }
+    sum = total;
     if (i < piece.count) {
-      step<kSum, kGradient>(piece, i, piece.count - i, total);
+      step<kSum, kGradient>(piece, i, piece.count - i, sum);
     }
   }
 
  private:
-  // Of a whole vector of inputs without weights; with its gradient.
+  // The losses of a whole vector of inputs without weights added to others; with its gradient.
   template <bool kGradient>
-  Vector<Number> loss_of(const Piece<Stored>& piece, int64_t i) const {
+  Vector<Number> with_loss_of(const Piece<Stored>& piece, int64_t i, Vector<Number> losses) const {
     const Vector<Number> x = load_part(piece.x + i, lanes, Number(0)), t = load_part(piece.t + i, lanes, Number(0));
     if constexpr (kGradient) {
       const Vector<Number> gradient = loss_.slope(x, t, nullptr) * scale_;
       store_part(static_cast<Stored*>(arguments_.grad_input) + piece.start + i, lanes, gradient);
     }
-    return loss_.loss(x, t, nullptr);
+    return with_loss(loss_, losses, x, t);
   }
 
   template <bool kSum, bool kGradient>
@@ -284,9 +237,8 @@ class Walker {
       if constexpr (kWide && kPlain) {
         if (whole) {
           constexpr int64_t half = kLanes<double>;
-          const Doubles low = wide_loss_.loss(load_wide(piece.x + i), load_wide(piece.t + i), nullptr);
-          const Doubles high = wide_loss_.loss(load_wide(piece.x + i + half), load_wide(piece.t + i + half), nullptr);
-          total.add(low, high);
+          total.low = with_loss(wide_loss_, total.low, load_wide(piece.x + i), load_wide(piece.t + i));
+          total.high = with_loss(wide_loss_, total.high, load_wide(piece.x + i + half), load_wide(piece.t + i + half));
         } else {
           add_some_wide(x, t, factor, quiet, count, total);
         }
@@ -377,11 +329,14 @@ void elementwise_of(const Elementwise& arguments, int64_t begin, int64_t end) {
       gradient ? walker.template walk<false, true>(piece, total) : walker.template walk<false, false>(piece, total);
     }
   };
+  const bool copies = input.copies() || target.copies() || weight.copies() || sample_weight.copies() ||
+                      pos_weight.copies() || grad.copies();
+  const int64_t longest = copies ? kPiece : kBlock;
   for (int64_t block = begin; block < end; ++block) {
     const int64_t stop = end_of(block, arguments.elements);
     Total<Number> total;
-    for (int64_t start = block * kBlock; start < stop; start += kPiece) {
-      const int64_t count = stop - start < kPiece ? stop - start : kPiece;
+    for (int64_t start = block * kBlock; start < stop; start += longest) {
+      const int64_t count = stop - start < longest ? stop - start : longest;
       const Piece<Stored> piece{
           input.at(start, count),
           target.at(start, count),

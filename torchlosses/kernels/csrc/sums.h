@@ -6,15 +6,51 @@
 namespace torchlosses {
 namespace INSTRUCTION_SET {
 
+// Half of a vector of floats, in double precision and back. Of the conversion of vectors the compiler makes pieces.
+typedef float HalfOfFloats __attribute__((vector_size(kBytes / 2)));
+inline Doubles widened(HalfOfFloats floats) {
+#if defined(__AVX512F__)
+  return bits<Doubles>(_mm512_cvtps_pd(bits<__m256>(floats)));
+#elif defined(__AVX2__)
+  return bits<Doubles>(_mm256_cvtps_pd(bits<__m128>(floats)));
+#else
+  return __builtin_convertvector(floats, Doubles);
+#endif
+}
+inline HalfOfFloats narrowed(Doubles doubles) {
+#if defined(__AVX512F__)
+  return bits<HalfOfFloats>(_mm512_cvtpd_ps(bits<__m512d>(doubles)));
+#elif defined(__AVX2__)
+  return bits<HalfOfFloats>(_mm256_cvtpd_ps(bits<__m256d>(doubles)));
+#else
+  return __builtin_convertvector(doubles, HalfOfFloats);
+#endif
+}
+
+struct Halves {
+  explicit Halves(Floats vector) {
+#if defined(__AVX512F__)
+    const __m512 floats = bits<__m512>(vector);
+    low = bits<Doubles>(_mm512_cvtps_pd(_mm512_castps512_ps256(floats)));
+    high = widened(bits<HalfOfFloats>(_mm512_extractf64x4_pd(_mm512_castps_pd(floats), 1)));
+#else
+    HalfOfFloats parts[2];
+    std::memcpy(parts, &vector, sizeof(vector));
+    low = widened(parts[0]);
+    high = widened(parts[1]);
+#endif
+  }
+  Doubles low;
+  Doubles high;
+};
+
 // Added in double precision, always in the same order.
 template <typename Number>
 inline double sum(Vector<Number> vector) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<Number, float>) {
-    const __m512 floats = bits<__m512>(vector);
-    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(floats));
-    const __m512d high = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(floats), 1)));
-    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+    const Halves halves(vector);
+    return _mm512_reduce_add_pd(bits<__m512d>(halves.low + halves.high));
   }
 #endif
   double result = 0;
@@ -23,19 +59,6 @@ inline double sum(Vector<Number> vector) {
   }
   return result;
 }
-
-// The two halves of a vector in double precision.
-typedef float HalfOfFloats __attribute__((vector_size(kBytes / 2)));
-struct Halves {
-  explicit Halves(Floats vector) {
-    HalfOfFloats parts[2];
-    std::memcpy(parts, &vector, sizeof(vector));
-    low = __builtin_convertvector(parts[0], Doubles);
-    high = __builtin_convertvector(parts[1], Doubles);
-  }
-  Doubles low;
-  Doubles high;
-};
 
 // Sums that are right to one rounding: of float32 in double precision, of float64 with what each addition rounds away.
 template <typename Number>
@@ -56,8 +79,7 @@ struct Total<float> {
   }
   // The sum of each lane, rounded once.
   Floats by_lane() const {
-    const HalfOfFloats parts[2] = {
-        __builtin_convertvector(low, HalfOfFloats), __builtin_convertvector(high, HalfOfFloats)};
+    const HalfOfFloats parts[2] = {narrowed(low), narrowed(high)};
     Floats vector;
     std::memcpy(&vector, parts, sizeof(vector));
     return vector;

@@ -201,12 +201,21 @@ inline Doubles load(const double* from) {
   return vector;
 }
 
+// The compiler makes pieces of the conversion of a vector.
 inline Floats load(const BFloat16* from) {
+#if defined(__AVX512F__)
+  const __m256i shorts = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return bits<Floats>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(shorts), 16));
+#elif defined(__AVX2__)
+  const __m128i shorts = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return bits<Floats>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(shorts), 16));
+#else
   typedef uint16_t Shorts __attribute__((vector_size(kBytes / 2)));
   typedef uint32_t Words __attribute__((vector_size(kBytes)));
   Shorts shorts;
   std::memcpy(&shorts, from, sizeof(shorts));
   return bits<Floats>(__builtin_convertvector(shorts, Words) << 16);
+#endif
 }
 
 inline Floats load(const Half* from) {
