@@ -117,7 +117,9 @@ def test_a_subclass(which: str, name: str, target: Tensor) -> None:
     assert_close(found[0][1:], found[1][1:])
 
 
-@pytest.mark.parametrize(("name", "target"), [("cross_entropy", INDICES), ("mse_loss", Y)])
+@pytest.mark.parametrize(
+    ("name", "target"), [("cross_entropy", INDICES), pytest.param("mse_loss", Y, marks=pytest.mark.thorough)]
+)
 def test_a_subclass_in_generated_code(name: str, target: Tensor) -> None:
     """PyTorch watches the first run of generated code, and refuses subclasses in operators that are not its own."""
     compiled: Any = torch.compile(getattr(torchlosses, name), backend="inductor", fullgraph=True)
