@@ -66,7 +66,10 @@ class BinaryCrossEntropy(Elementwise):
     def backward(grad_output: Tensor, *tensors_and_options: Any) -> Tensor:
         """The gradient by `input`."""
         x, event, opposite, weight, sample_weight, ignored = _prepared(*tensors_and_options)
-        slope = opposite * torch.sigmoid(x) - event * torch.sigmoid(-x)
+        # σ(x) = 1 / (1 + e) and σ(-x) = e / (1 + e) where x >= 0, and the other way round where it is not.
+        negative = x < 0
+        e = torch.exp(torch.where(negative, x, -x))
+        slope = torch.where(negative, opposite * e - event, opposite - event * e) / (1 + e)
         gradient = weighted(grad_output * slope, weight, sample_weight)
         return gradient if ignored is None else gradient.masked_fill(ignored, 0)
 

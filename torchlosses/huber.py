@@ -53,7 +53,10 @@ class Huber(Elementwise):
     ) -> Tensor:
         """The elements' losses."""
         x, t = elements(input, target, weight, sample_weight)
-        return weighted(_huber(x - t, options.delta), weight, sample_weight)
+        e = x - t
+        # What lies within [-δ, δ] counts squared, what is beyond it counts δ: no branch whose square could overflow.
+        within = e.clamp(-options.delta, options.delta)
+        return weighted(within * (e - within / 2), weight, sample_weight)
 
     @staticmethod
     def backward(
@@ -92,7 +95,9 @@ class SmoothL1(Elementwise):
         """The elements' losses."""
         x, t = elements(input, target, weight, sample_weight)
         e, beta = x - t, options.beta
-        return weighted(e * _sign(e) if beta == 0 else _huber(e, beta) / beta, weight, sample_weight)
+        # Divided by β first: beyond it the quotient is 1, and nothing is rounded.
+        losses = e * _sign(e) if beta == 0 else (e / beta).clamp(-1, 1) * (e - e.clamp(-beta, beta) / 2)
+        return weighted(losses, weight, sample_weight)
 
     @staticmethod
     def backward(
@@ -113,12 +118,6 @@ class SmoothL1(Elementwise):
 def _sign(e: Tensor) -> Tensor:
     # That of nan is nan; torch.sign, and the derivative of torch.abs, say 0.
     return torch.where(e.isnan(), e, e.sign())
-
-
-def _huber(e: Tensor, delta: float) -> Tensor:
-    # The part of e within [-δ, δ] counts squared, what is beyond it counts δ: no branch whose square could overflow.
-    within = e.clamp(-delta, delta)
-    return within * (e - within / 2)
 
 
 def huber_loss(
