@@ -139,6 +139,14 @@ std::vector<int64_t> RowTensors::shape_of_rows(int64_t first) const {
   return shape;
 }
 
+void pass_on(Call& call, const char* name, const RowTensors& tensors, std::optional<int64_t> ignore_index) {
+  Indices indices;
+  if (tensors.has_indices() && tensors.target.dimensions > 0 && indices.read(tensors.target)) {
+    indices.check_bounds(tensors.input.sizes[1], ignore_index);
+  }
+  call.pass_on(name);
+}
+
 bool prepare_rows(
     RowLoss& arguments,
     const RowTensors& tensors,
