@@ -57,18 +57,18 @@ void log_probs(StableIValue* stack, uint64_t count, uint64_t) {
   const LogProbabilitiesOptions options(call, Form::loss);
   const View& input = options.tensors.input;
   LogProbabilitiesCall work;
-  if (!work.prepare(options) || options.common.gradient ||
-      options.common.dtype != code_of(compute_dtype(work.arguments.dtype))) {
+  if (!work.prepare(options) || options.common.gradient || !dtype_of(options.common.dtype)) {
     return pass_on(call, "torchlosses::eager_log_probs", options.tensors, options.ignore_index);
   }
   std::vector<int64_t> sizes(input.sizes, input.sizes + input.dimensions);
   sizes[1] = 2;
-  Tensor values = new_contiguous(sizes, options.common.dtype);
-  Tensor state = new_contiguous(options.tensors.shape_of_rows(kLogProbabilitiesState), options.common.dtype);
+  const int32_t dtype = code_of(compute_dtype(work.arguments.dtype));
+  Tensor values = new_contiguous(sizes, dtype);
+  Tensor state = new_contiguous(options.tensors.shape_of_rows(kLogProbabilitiesState), dtype);
   work.arguments.losses = values.view().data;
   work.arguments.state = state.view().data;
   work.run();
-  call.answer(std::move(values), no_elements(input.dtype), std::move(state));
+  call.answer(rounded(std::move(values), options.common.dtype), no_elements(input.dtype), std::move(state));
 }
 
 // False if the kernels do not cover it.
