@@ -427,7 +427,7 @@ class TestLogProbabilities:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.usefixtures("no_way_out")
     def test_every_size_and_alignment(self, dtype: torch.dtype, offset: int) -> None:
-        """Rows of every number of classes up to several vectors, wherever they begin in memory, and wherever the next."""
+        """Rows of every number of classes up to several vectors, wherever they begin in memory."""
         for classes in (*range(1, 70), 127, 257, 4097):
             rows, gap = 3, offset
             memory = torch.randn(offset + rows * (classes + gap), generator=torch.Generator().manual_seed(classes))
