@@ -261,6 +261,7 @@ def log_probs(
         and ((dtype := logits.dtype) is torch.float32 or dtype is torch.float64)
         and target.dtype is torch.int64
         and not (logits.is_nested or target.is_nested)
+        and logits.layout is target.layout is torch.strided
         and logits.dim() == 2
         and target.dim() == 1
         and logits.size(0) == target.size(0)
