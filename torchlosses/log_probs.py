@@ -268,7 +268,8 @@ def log_probs(
     ):
         # The commonest call: nothing is left to check or to convert, which would take longer than a small batch.
         found, state = LogProbabilities.apply(logits, target, normalizer=None, options=Options(dtype=dtype))
-        return LogProbs(*found.unbind(1), state[3].bool())
+        log_probability, entropy = found.unbind(1)
+        return LogProbs(log_probability, entropy, state[3].bool())
     ignore_index = _validation.check_ignore_index(ignore_index)
     logit_scale = _validation.check_logit_scale(logit_scale)
     logit_softcap = _validation.check_logit_softcap(logit_softcap)

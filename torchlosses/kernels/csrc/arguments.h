@@ -99,8 +99,8 @@ constexpr int64_t kRowStatistics = 4;
 // of logits have classes.
 struct LogProbabilities : LogitsLoss {
   Layout values_layout;
-  // For each row m, rest, the mean distance Σ p (m - y), and whether the largest logit is the target's (1 or 0), all rows of
-  // one after the other: written with the values, and read with the gradient.
+  // For each row m, rest, the mean distance Σ p (m - y), and whether the largest logit is the target's (1 or 0), all rows
+  // of one after the other: written with the values, and read with the gradient.
   void* state;
 };
 

@@ -56,8 +56,8 @@ struct Sums {
   double ties = 0;
 };
 
-// They are added to over few additions in the short format. Logits equal to a maximum that is new are counted, not added: all but
-// one of them belong to the rest. The next chunk is fetched meanwhile: this loop computes, and the memory has nothing else
+// They are added to, over few additions in the short format. Logits equal to a maximum that is new are counted, not added: all
+// but one of them belong to the rest. The next chunk is fetched meanwhile: this loop computes, and the memory has nothing else
 // to do.
 template <bool kKeep, bool kNew, bool kProducts, typename Stored>
 inline void add_few_exp(const Stored* x, int64_t count, Compute<Stored> m, Compute<Stored>* kept, Sums& to) {
