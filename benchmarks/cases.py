@@ -14,6 +14,7 @@ LossName = Literal[
     "huber_loss",
     "smooth_l1_loss",
     "binary_cross_entropy_with_logits",
+    "log_probs",
     "cee_loss",
     "linear_cross_entropy",
 ]
@@ -81,6 +82,10 @@ CASES = (
         for loss in ("huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits")
         for shape in ((64, 10), (1 << 25,))
     ),
+    Workload("log_probs", (64, 10)),
+    Workload("log_probs", (4096, 1000)),
+    Workload("log_probs", (1024, 32000), memory=True),
+    Workload("log_probs", (1024, 32000), "bfloat16"),
     Workload("cee_loss", (64, 10)),
     Workload("cee_loss", (4096, 1000)),
     Workload("cee_loss", (1024, 32000), memory=True),

@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 import torchlosses
 from benchmarks.cases import BOTH, TOGETHER, Workload
-from benchmarks.problems import PROBLEMS, gradient_along_a_direction
+from benchmarks.problems import PROBLEMS, gradient_along_a_direction, policy_loss
 from benchmarks.results import Passes
 from torchlosses import kernels
 
@@ -170,9 +170,10 @@ def _three_products(input: Tensor, linear_weight: Tensor, target: Tensor) -> Cal
 
 
 HESSIAN = "cross_entropy_hessian"
-OURS = {
-    loss: gradient_along_a_direction(torchlosses.cross_entropy) if loss == HESSIAN else getattr(torchlosses, loss)
-    for loss in PROBLEMS
+OURS: dict[str, Loss] = {
+    **{loss: getattr(torchlosses, loss) for loss in PROBLEMS if loss != HESSIAN},
+    HESSIAN: gradient_along_a_direction(torchlosses.cross_entropy),
+    "log_probs": policy_loss(torchlosses.log_probs),
 }
 # In a linear loss the products take the time, whatever runs beside them.
 WITHOUT_PRODUCTS = {name: loss for name, loss in OURS.items() if name != "linear_cross_entropy"}
@@ -191,7 +192,7 @@ IMPLEMENTATIONS = (
     Implementation("compiled", "torch.compile", COMPILED, compiled=True),
 )
 
-CLASSIFICATION = ("cross_entropy", "cee_loss")
+CLASSIFICATION = ("cross_entropy", "log_probs", "cee_loss")
 OF_PAIRS = ("mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits")
 EVERY = (*CLASSIFICATION, *OF_PAIRS)
 

@@ -94,6 +94,22 @@ def gradient_along_a_direction(loss: Callable[..., Tensor]) -> Callable[..., Ten
     return along
 
 
+def log_softmax_and_entropy(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of the target and entropy, in the operations that PyTorch has for them."""
+    log_p = input.log_softmax(-1)
+    return log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+
+def policy_loss(values: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
+    """What log-probability and entropy are used for: a policy gradient with a bonus for entropy, of advantages of 1."""
+
+    def loss(input: Tensor, target: Tensor) -> Tensor:
+        log_probability, entropy, *_ = values(input, target)
+        return -(log_probability + 0.1 * entropy).mean()
+
+    return loss
+
+
 PROBLEMS = {
     "cross_entropy": Problem(_logits_and_indices, F.cross_entropy),
     "cross_entropy_hessian": Problem(
@@ -103,6 +119,7 @@ PROBLEMS = {
     "huber_loss": Problem(_predictions_and_values, F.huber_loss),
     "smooth_l1_loss": Problem(_predictions_and_values, F.smooth_l1_loss),
     "binary_cross_entropy_with_logits": Problem(_logits_and_labels, F.binary_cross_entropy_with_logits),
+    "log_probs": Problem(_logits_and_indices, policy_loss(log_softmax_and_entropy)),
     "cee_loss": Problem(_probabilities_and_indices, textbook_cross_entropy_error),
     "linear_cross_entropy": Problem(
         _features_and_weights,

@@ -49,7 +49,7 @@ def draws(seed: int, count: int) -> Iterator[Call]:
     """`count` calls of each loss."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        for draw in (_elementwise, _cross_entropy, _cee, _linear):
+        for draw in (_elementwise, _cross_entropy, _cee, _linear, _log_probs):
             yield draw(rng)
 
 
@@ -250,6 +250,30 @@ def _linear(rng: np.random.Generator) -> Call:
         reduction,
         denominator,
     )
+
+
+def _log_probs(rng: np.random.Generator) -> Call:
+    dtype = _choice(rng, DTYPES)
+    rows, classes = (int(rng.integers(1, limit)) for limit in _choice(rng, ((60, 60), (8, 500), (300, 8))))
+    input = _tensor(rng, (rows, classes), 10.0 ** rng.uniform(-2, 1.3), dtype)
+    target = torch.from_numpy(rng.integers(0, classes, rows))
+    g, h = (float(rng.uniform(0.1, 2)) for _ in range(2))
+
+    def ours(y: Tensor) -> Tensor:
+        log_probability, entropy, _ = torchlosses.log_probs(y, target)
+        return torch.stack([g * log_probability, h * entropy], 1)
+
+    def peer(y: Tensor) -> Tensor:
+        log_p = y.to(torch.promote_types(dtype, torch.float32)).log_softmax(1)
+        return torch.stack([g * log_p.gather(1, target[:, None])[:, 0], -h * (log_p.exp() * log_p).sum(1)], 1)
+
+    def truth(y: Array) -> tuple[Array, Array]:
+        p, log_p, _ = _softmax(y)
+        entropy = -(p * log_p).sum(1, keepdims=True)
+        values = np.concatenate([g * log_p[np.arange(rows), target, None], h * entropy], 1)
+        return values, g * (np.eye(classes, dtype=WIDE)[target] - p) - h * p * (log_p + entropy)
+
+    return Call(f"log_probs {dtype} {(rows, classes)}", ours, peer, truth, input, "none", WIDE(1))
 
 
 # Which of two sums of rounding errors is the larger is chance in a single call: the factor, and the units of the last

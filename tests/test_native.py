@@ -30,8 +30,9 @@ pytestmark = pytest.mark.skipif(
     "native" not in kernels.available(), reason="the package was installed without its compiled operators"
 )
 
-# Log-probabilities have no compiled operators.
-COMPILED = [name for name in CALLS if name != "log_probs"]
+COMPILED = list(CALLS)
+# Of log-probabilities nothing is.
+REDUCED = [name for name in COMPILED if name != "log_probs"]
 
 # Rows shorter than a vector, of its size, just above it, of several chunks; positions that end within a tile.
 SHAPES = ((5, 3), (3, 16), (4, 33), (2, 9001), (3, 5, 7), (2, 21, 300), (1, 600, 33))
@@ -50,11 +51,13 @@ def laid_out(operator: Any, arguments: tuple[Any, ...], shape: tuple[int, ...], 
     """The arguments with the tensors of the input's shape in another layout, and the state of their rows."""
     changed = [LAYOUTS[layout](a) if isinstance(a, Tensor) and a.shape == shape else a for a in arguments]
     name = operator.name().partition("::")[2]
-    if name.startswith("cross_entropy_backward"):
+    loss = name.partition("_backward")[0]
+    if loss in ("cross_entropy", "log_probs") and loss != name:
         # Another layout may hold other values.
         start = 2 if name.endswith("_") else 1
-        state = start + 5
-        changed[state] = OPERATORS.cross_entropy.default(*changed[start:state], *changed[state + 1 :])[2]
+        state = [argument.name for argument in operator._schema.arguments].index("state")
+        forward = getattr(OPERATORS, loss).default
+        changed[state] = forward(*changed[start:state], *changed[state + 1 :])[2]
         if name.endswith("_"):
             changed[1] = torch.empty_like(changed[1])
     return changed
@@ -167,7 +170,7 @@ class TestCoverage:
 
 class TestGradientAlongWithTheLoss:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize("loss", COMPILED)
+    @pytest.mark.parametrize("loss", REDUCED)
     def test_it_is_the_backward_of_1_to_the_bit(self, loss: str, dtype: torch.dtype) -> None:
         one = torch.ones(())
         for shape in (*SHAPES, (70, 9), (2, 40000)):
@@ -212,7 +215,7 @@ class TestGradientAlongWithTheLoss:
         expected[:, 0] = -g
         assert_close(gradient[1:], expected, rtol=0, atol=0, equal_nan=True)
 
-    @pytest.mark.parametrize("loss", COMPILED)
+    @pytest.mark.parametrize("loss", REDUCED)
     def test_a_mean_over_nothing(self, loss: str) -> None:
         """0 rows that count: the loss is what `empty` says where the sum is 0 too, the gradient is 0."""
         for operator, arguments in CALLS[loss]((4, 33), torch.float32, "mean"):
@@ -401,6 +404,166 @@ class TestAccuracy:
         assert gradient.flatten().tolist() == pytest.approx(expected, abs=1e-7)
 
 
+def plain_values(y: Tensor, target: Tensor) -> Tensor:
+    """Log-probability and entropy, side by side where the classes were."""
+    log_p = y.log_softmax(1)
+    p = log_p.exp()
+    entropy = -(p * log_p.masked_fill(p == 0, 0)).sum(1)
+    return torch.stack([log_p.gather(1, target.unsqueeze(1)).squeeze(1), entropy], 1)
+
+
+def values_of(x: Tensor, target: Tensor, **options: Any) -> Tensor:
+    """The same of ours."""
+    return torch.stack(torchlosses.log_probs(x, target, dim=1, **options)[:2], 1)
+
+
+def factors_of(values: Tensor) -> Tensor:
+    """An incoming gradient of its own for each, of both signs."""
+    return torch.linspace(-1, 2, values.numel(), dtype=values.dtype).reshape(values.shape)
+
+
+class TestLogProbabilities:
+    @pytest.mark.parametrize("offset", [0, 1, 3])
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.usefixtures("no_way_out")
+    def test_every_size_and_alignment(self, dtype: torch.dtype, offset: int) -> None:
+        """Rows of every number of classes up to several vectors, wherever they begin in memory."""
+        for classes in (*range(1, 70), 127, 257, 4097):
+            rows, gap = 3, offset
+            memory = torch.randn(offset + rows * (classes + gap), generator=torch.Generator().manual_seed(classes))
+            x = (3 * memory).to(dtype).as_strided((rows, classes), (classes + gap, 1), offset)
+            target = torch.arange(rows) * 7 % classes
+            wide = x.double().requires_grad_()
+            truth = plain_values(wide, target)
+            (gradient,) = torch.autograd.grad(truth, wide, factors_of(truth))
+            leaf = x.detach().requires_grad_()
+            found = values_of(leaf, target)
+            (ours,) = torch.autograd.grad(found, leaf, factors_of(found))
+            relative, absolute = TOLERANCES[torch.float64 if dtype == torch.float64 else torch.float32]
+            assert_close(found.double(), truth, rtol=relative, atol=absolute)
+            assert_close(ours.double(), gradient, rtol=TOLERANCES[dtype][0], atol=TOLERANCES[dtype][1])
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("shape", [(4, 1), (4, 5), (4, 40), (4, 5000), (2, 5, 3)], ids=str)
+    def test_values_that_are_not_finite(self, value: float, shape: tuple[int, ...]) -> None:
+        """As the formula treats them, for incoming gradients of either output or both; ignored rows are inert."""
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+        target = torch.zeros(shape[:1] + shape[2:], dtype=torch.int64)
+        target[-1] = -100
+        for classes in ([shape[1] // 2], [0], [shape[1] - 1], list(range(shape[1]))):
+            bad = x.clone()
+            bad[:1, classes] = bad[-1:, classes] = value
+            bad.requires_grad_()
+            results = []
+            for name in ("native", "eager"):
+                with kernels.use(name):
+                    found = torchlosses.log_probs(bad, target, dim=1)
+                    both = torch.stack(found[:2], 1)
+                    incoming = [torch.zeros_like(both), torch.zeros_like(both), factors_of(both)]
+                    incoming[0][:, 0], incoming[1][:, 1] = 1, 1
+                    gradients = [torch.autograd.grad(both, bad, g, retain_graph=True)[0] for g in incoming]
+                    assert not any(tensor[-1:].any() for tensor in (*found, *gradients))
+                    results.append((*(field.detach() for field in found), *gradients))
+            assert_close(results[0], results[1], rtol=1e-5, atol=1e-6, equal_nan=True)
+
+    @pytest.mark.parametrize("order", ["rising", "falling", "mixed"])
+    def test_a_maximum_that_changes_on_the_way(self, order: str) -> None:
+        """Over several chunks of a row: what had been added is taken from the new maximum."""
+        x = torch.linspace(-30, 20, 20_001).repeat(2, 1)
+        x[1] /= 50
+        x = {"rising": x, "falling": x.flip(1), "mixed": x[:, torch.randperm(20_001)]}[order]
+        target = torch.tensor([17, 20_000])
+        wide, leaf = x.double().requires_grad_(), x.clone().requires_grad_()
+        truth, found = plain_values(wide, target), values_of(leaf, target)
+        assert_close(found.double(), truth, rtol=1e-6, atol=1e-6)
+        expected = torch.autograd.grad(truth, wide, factors_of(truth))[0]
+        gradient = torch.autograd.grad(found, leaf, factors_of(found))[0]
+        assert_close(gradient.double(), expected, rtol=2e-5, atol=1e-9)
+
+    def test_the_first_of_the_largest_is_the_hit(self) -> None:
+        for classes, places in ((3, (0, 1)), (40, (7, 33)), (9001, (4095, 4096)), (9001, (5000, 9000))):
+            x = torch.zeros(2, classes)
+            x[:, list(places)] = 2.0
+            assert torchlosses.log_probs(x, torch.tensor(places)).correct.tolist() == [True, False]
+            shuffled = torch.stack([x, x], 2)
+            found = torchlosses.log_probs(shuffled, torch.tensor(places)[:, None].expand(2, 2), dim=1)
+            assert found.correct.tolist() == [[True, True], [False, False]]
+
+    @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (3, 1), (2, 3, 0)], ids=str)
+    def test_nothing_to_compute(self, shape: tuple[int, ...]) -> None:
+        x, target = torch.randn(shape, requires_grad=True), torch.zeros(shape[:1] + shape[2:], dtype=torch.int64)
+        target[:] = 0 if shape[1] else -100
+        found = torchlosses.log_probs(x, target, dim=1)
+        assert all(field.shape == target.shape and not field.any() for field in found[:2])
+        (gradient,) = torch.autograd.grad(found.log_probability.sum() + found.entropy.sum(), x)
+        assert gradient.shape == shape
+        assert not gradient.any()
+
+    @pytest.mark.parametrize("shape", [(7, 33), (2, 21, 5)], ids=str)
+    @pytest.mark.parametrize("own", [(-100, 1.0, None), (3, 0.5, 1.5)])
+    @pytest.mark.usefixtures("no_way_out")
+    def test_the_gradient_over_the_logits(self, own: tuple[Any, ...], shape: tuple[int, ...]) -> None:
+        x = torch.randn(shape).bfloat16()
+        target = torch.arange(x.numel() // shape[1]).reshape(shape[:1] + shape[2:]) % shape[1]
+        options = ("none", math.nan, torch.float32, 0, *own)
+        values, _, state = OPERATORS.log_probs(x, target, None, *options)
+        arguments = (target, None, state, *options)
+        expected = OPERATORS.log_probs_backward(factors_of(values), x, *arguments)
+        OPERATORS.log_probs_backward_(factors_of(values), x, x, *arguments)
+        assert torch.equal(x, expected)
+
+    @pytest.mark.parametrize("classes", [3, 10, 1000, 131072])
+    @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    def test_never_worse_than_torch(self, classes: int, scale: float, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(classes)
+        x = (torch.randn(max(2, 4096 // classes), classes, generator=generator) * scale).to(dtype)
+        target = torch.randint(classes, (len(x),), generator=generator)
+        wide = x.double().requires_grad_()
+        truth = plain_values(wide, target)
+        true_gradient = torch.autograd.grad(truth.sum(), wide)[0]
+        errors = []
+        for values in (values_of, lambda y, t: plain_values(y.float(), t)):
+            leaf = x.clone().requires_grad_()
+            found = values(leaf, target)
+            gradient = torch.autograd.grad(found.sum(), leaf)[0]
+            of_gradient = (gradient.double() - true_gradient).abs().amax(1) / true_gradient.abs().amax(1)
+            off = ((found.double() - truth).abs() / truth.abs()).amax(0)
+            errors.append([*off.tolist(), of_gradient.max().item()])
+        # Which of two good results happens to be rounded the better way says nothing.
+        units = (torch.finfo(torch.float32).eps,) * 2 + (torch.finfo(dtype).eps,)
+        for ours, builtin, unit in zip(*errors, units, strict=True):
+            assert ours <= builtin + unit
+
+    @pytest.mark.parametrize("margin", [5.0, 12.0, 20.0, 60.0, 85.0])
+    @pytest.mark.parametrize("classes", [2, 5, 17, 5000])
+    def test_the_confident_tail(self, margin: float, classes: int) -> None:
+        """Where the plain formula gives 0, values and gradients are right to 8 units in the last place."""
+        place = classes // 2
+        x = torch.zeros(1, classes)
+        x[0, place] = margin
+        x.requires_grad_()
+        log_probability, entropy, _ = torchlosses.log_probs(x, torch.tensor([place]))
+        of_log_probability = torch.autograd.grad(log_probability, x, retain_graph=True)[0][0]
+        of_entropy = torch.autograd.grad(entropy, x)[0][0]
+        with mpmath.workdps(60):
+            e = mpmath.exp(-mpmath.mpf(margin))
+            rest = (classes - 1) * e
+            distance = margin * rest / (1 + rest)
+            pairs = [
+                (log_probability, -mpmath.log1p(rest)),
+                (entropy, mpmath.log1p(rest) + distance),
+                (of_log_probability[place], rest / (1 + rest)),
+                (of_log_probability[0 if place else 1], -e / (1 + rest)),
+                (of_entropy[place], -distance / (1 + rest)),
+            ]
+            if rest < 1:
+                # Otherwise D is near the margin, and of their difference few digits are left.
+                pairs.append((of_entropy[0 if place else 1], -e * (distance - margin) / (1 + rest)))
+            for found, truth in pairs:
+                assert oracles.ulps(found.item(), truth, np.float32) <= 8
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -464,6 +627,7 @@ class TestThreads:
                     "huber_loss(x, p)",
                     "smooth_l1_loss(x, p)",
                     "binary_cross_entropy_with_logits(x, p)",
+                    "log_probs(x, y).entropy.sum()",
                 )
             ),
         ],
@@ -500,7 +664,7 @@ class TestBounds:
         x = torch.softmax(torch.randn(shape), 1)
         target = torch.zeros(shape[:1] + shape[2:], dtype=torch.int64)
         target.view(-1)[-1] = index
-        for loss in (torchlosses.cross_entropy, torchlosses.cee_loss):
+        for loss in (torchlosses.cross_entropy, torchlosses.cee_loss, values_of):
             with pytest.raises(IndexError, match=f"Target {index} is out of bounds. It stands at position"):
                 loss(x, target)
 
@@ -511,13 +675,18 @@ class TestBounds:
         x = torch.randn(shape)
         target = torch.zeros(shape[:1] + shape[2:], dtype=torch.int64)
         options = ("mean", math.nan, torch.float32, 0, *PLAIN)
-        state = OPERATORS.cross_entropy(x, target, None, None, None, *options)[2]
+        own = ("none", math.nan, torch.float32, 0, -100, 1.0, None)
+        _, _, state = OPERATORS.cross_entropy(x, target, None, None, None, *options)
+        values, _, of_rows = OPERATORS.log_probs(x, target, None, *own)
         target.view(-1)[-1] = index
-        arguments = (x, target, None, None, None, state, *options)
-        with pytest.raises(IndexError, match="out of bounds"):
-            OPERATORS.cross_entropy_backward(torch.tensor(1.0), *arguments)
-        with pytest.raises(IndexError, match="out of bounds"):
-            OPERATORS.cross_entropy_backward_(torch.tensor(1.0), x.clone(), *arguments)
+        for name, g, arguments in (
+            ("cross_entropy", torch.tensor(1.0), (x, target, None, None, None, state, *options)),
+            ("log_probs", torch.ones_like(values), (x, target, None, of_rows, *own)),
+        ):
+            with pytest.raises(IndexError, match="out of bounds"):
+                getattr(OPERATORS, f"{name}_backward")(g, *arguments)
+            with pytest.raises(IndexError, match="out of bounds"):
+                getattr(OPERATORS, f"{name}_backward_")(g, x.clone(), *arguments)
 
 
 @pytest.mark.large

@@ -331,7 +331,7 @@ class Loss:
                     return output, None
             else:
                 with _below_autograd():
-                    output = cls.operator(*arguments, *options._replace(gradients=0))
+                    output = cls.operator(*arguments, *_without_gradients(options))
         except _REFUSALS:
             cls.explain(*tensors, options)
             raise
@@ -835,6 +835,11 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
             given = ready if len(ready) == 1 else (g if want else None for g, want in zip(ready, needed, strict=False))
             return *given, *nothing
         in_place = getattr(options, "inplace_backward", False) and needed[0]
+        if ready is None and loss.derived == 1 and not (in_place or any(needed[1:])):
+            # As `_gradients`, which would take longer than a small batch.
+            with _below_autograd():
+                found = loss.backward_operator(grad_output, *tensors, *state, *_without_gradients(options))
+            return found, *nothing
         along = loss.derived if ready is not None else int(in_place)
         needed = (*(False,) * along, *needed[along:])
         gradients = loss._gradients(grad_output, tensors, state, options._replace(gradients=0), needed)
@@ -907,6 +912,11 @@ def _in_place(loss: type[Loss], grad_output: Tensor, tensors: Any, state: Any, o
     # Autograd's own check then stops a second backward, and whoever else has kept the values.
     torch.autograd.graph.increment_version(tensors[0])
     return input
+
+
+def _without_gradients(options: Any) -> Any:
+    """The options of a call that makes no gradient along with the loss."""
+    return options._replace(gradients=0) if options.gradients else options
 
 
 def _is_real(tensor: Tensor) -> bool:

@@ -248,6 +248,28 @@ def log_probs(
     """
     if intercepted(logits, target):
         return overridden(log_probs, (logits, target), locals())
+    if (
+        dim == -1
+        and logit_scale == 1
+        and logit_softcap is None
+        and type(ignore_index) is int
+        and ignore_index == -100
+        and type(target) is Tensor
+        and isinstance(logits, Tensor)
+        and logits.is_cpu
+        and target.is_cpu
+        and ((dtype := logits.dtype) is torch.float32 or dtype is torch.float64)
+        and target.dtype is torch.int64
+        and not (logits.is_nested or target.is_nested)
+        and logits.layout is target.layout is torch.strided
+        and logits.dim() == 2
+        and target.dim() == 1
+        and logits.size(0) == target.size(0)
+    ):
+        # The commonest call: nothing is left to check or to convert, which would take longer than a small batch.
+        found, state = LogProbabilities.apply(logits, target, normalizer=None, options=Options(dtype=dtype))
+        log_probability, entropy = found.unbind(1)
+        return LogProbs(log_probability, entropy, state[3].bool())
     ignore_index = _validation.check_ignore_index(ignore_index)
     logit_scale = _validation.check_logit_scale(logit_scale)
     logit_softcap = _validation.check_logit_softcap(logit_softcap)

@@ -29,6 +29,7 @@ SMALL = (
     Workload("huber_loss", (7, 3)),
     Workload("smooth_l1_loss", (7, 3)),
     Workload("binary_cross_entropy_with_logits", (7, 3)),
+    Workload("log_probs", (4, 5)),
     Workload("cee_loss", (4, 5)),
     Workload("linear_cross_entropy", (6, 5, 7)),
 )

@@ -70,26 +70,41 @@ struct RowLoss {
   std::atomic<bool>* out_of_bounds;
 };
 
-struct CrossEntropy : RowLoss {
+// What every loss of logits is given.
+struct LogitsLoss : RowLoss {
   int64_t ignore_index;
+  double logit_scale;
+  double logit_softcap;  // 0: none
+  bool copied;           // rows are brought into a buffer first
+};
+
+struct CrossEntropy : LogitsLoss {
   const void* weight;  // one a class, or nullptr
   double weight_sum;   // the number of classes without weights
   double label_smoothing;
   double z_loss;
-  double logit_scale;
-  double logit_softcap;  // 0: none
 
   // For each row its maximum m, and rest = Σ exp(y - m) over all classes but one at the maximum: written with the loss,
   // and read where the gradient comes without it.
   void* maximum;
   void* rest;
-  bool copied;           // rows are brought into a buffer first
   bool with_statistics;  // also where only the gradient is made, whose way through the rows must not depend on it
   void* statistics;      // kRowStatistics numbers of each row, all rows of one after the other; or nullptr
 };
 
 // Log-sum-exp, log-probability of the target, whether the largest logit is the target's (1 or 0), entropy.
 constexpr int64_t kRowStatistics = 4;
+
+// `losses` are log-probability and entropy of each row, and `grad_rows` their incoming gradients: two fields where tensors
+// of logits have classes.
+struct LogProbabilities : LogitsLoss {
+  Layout values_layout;
+  // For each row m, rest, the mean distance Σ p (m - y), and whether the largest logit is the target's (1 or 0), all rows
+  // of one after the other: written with the values, and read with the gradient.
+  void* state;
+};
+
+constexpr int64_t kLogProbabilitiesState = 4;
 
 struct TextbookCrossEntropy : RowLoss {
   double delta;
@@ -156,6 +171,7 @@ inline Tile tile_at(const Sizes& sizes, int64_t tile, int64_t unit) {
 struct Kernels {
   const char* instruction_set;
   void (*cross_entropy)(const CrossEntropy&, int64_t begin, int64_t end);
+  void (*log_probabilities)(const LogProbabilities&, int64_t begin, int64_t end);
   void (*textbook)(const TextbookCrossEntropy&, int64_t begin, int64_t end);
   void (*elementwise)(const Elementwise&, int64_t begin, int64_t end);
   // Into `partial_sums` how many elements of each block are not ignored.

@@ -40,15 +40,6 @@ struct TextbookCall : RowCall<TextbookCrossEntropy> {
   std::atomic<bool> not_probabilities{false};
 };
 
-// A call that the kernels do not cover; an index outside the classes is an IndexError there too.
-void pass_on(Call& call, const char* name, const TextbookOptions& options) {
-  Indices indices;
-  if (options.tensors.has_indices() && options.tensors.target.dimensions > 0 && indices.read(options.tensors.target)) {
-    indices.check_bounds(options.tensors.input.sizes[1], std::nullopt);
-  }
-  call.pass_on(name);
-}
-
 void cee_loss(StableIValue* stack, uint64_t count, uint64_t) {
   Call call(stack, count);
   const TextbookOptions options(call, Form::loss);
@@ -56,7 +47,7 @@ void cee_loss(StableIValue* stack, uint64_t count, uint64_t) {
   const int32_t dtype = tensors.input.dtype;
   const auto leave = [&] {
     try {
-      pass_on(call, "torchlosses::eager_cee_loss", options);
+      pass_on(call, "torchlosses::eager_cee_loss", tensors, std::nullopt);
     } catch (const std::runtime_error& error) {
       // What is left to object to is the values of input or target.
       throw std::invalid_argument(error.what());
@@ -126,7 +117,7 @@ void cee_loss_backward(StableIValue* stack, uint64_t count, uint64_t) {
       return call.answer(std::move(gradient));
     }
   }
-  pass_on(call, "torchlosses::eager_cee_loss_backward", options);
+  pass_on(call, "torchlosses::eager_cee_loss_backward", options.tensors, std::nullopt);
 }
 
 void cee_loss_backward_in_place(StableIValue* stack, uint64_t count, uint64_t) {
@@ -135,7 +126,7 @@ void cee_loss_backward_in_place(StableIValue* stack, uint64_t count, uint64_t) {
   if (is_ready(*options.tensors.grad_output, options.common) || write_gradient(options, *options.tensors.gradient)) {
     return call.answer();
   }
-  pass_on(call, "torchlosses::eager_cee_loss_backward_", options);
+  pass_on(call, "torchlosses::eager_cee_loss_backward_", options.tensors, std::nullopt);
 }
 
 const Registration kLoss("cee_loss", cee_loss);

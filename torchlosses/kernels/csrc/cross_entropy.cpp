@@ -61,15 +61,10 @@ struct CrossEntropyCall : RowCall<CrossEntropy> {
   }
 
   void run() {
-    arguments.copied = !suits || arguments.logit_scale != 1 || arguments.logit_softcap != 0 ||
-                       arguments.shares_dtype != arguments.dtype ||
-                       (arguments.with_statistics && arguments.walk == Walk::across_positions);
-    if (!suits) {
-      arguments.walk = Walk::across_positions;
-    }
-    if (arguments.copied) {
-      // A cache line's worth of rows together, if they are not too long.
-      arguments.tile = arguments.sizes.classes > 16384 ? 4 : 16;
+    if (!suits || arguments.logit_scale != 1 || arguments.logit_softcap != 0 ||
+        arguments.shares_dtype != arguments.dtype ||
+        (arguments.with_statistics && arguments.walk == Walk::across_positions)) {
+      use_buffer();
     }
     torchlosses::run(arguments, kernels().cross_entropy);
     if (out_of_bounds) {
@@ -95,15 +90,6 @@ struct CrossEntropyCall : RowCall<CrossEntropy> {
   std::optional<Numbers> weight;
 };
 
-// A call that the kernels do not cover; an index outside the classes is an IndexError there too.
-void pass_on(Call& call, const char* name, const CrossEntropyOptions& options) {
-  Indices indices;
-  if (options.tensors.has_indices() && options.tensors.target.dimensions > 0 && indices.read(options.tensors.target)) {
-    indices.check_bounds(options.tensors.input.sizes[1], options.ignore_index);
-  }
-  call.pass_on(name);
-}
-
 void cross_entropy(StableIValue* stack, uint64_t count, uint64_t) {
   constexpr const char* kEager = "torchlosses::eager_cross_entropy";
   Call call(stack, count);
@@ -111,17 +97,17 @@ void cross_entropy(StableIValue* stack, uint64_t count, uint64_t) {
   const RowTensors& tensors = options.tensors;
   CrossEntropyCall work;
   if (!dtype_of(options.common.dtype) || !work.prepare(options)) {
-    return pass_on(call, kEager, options);
+    return pass_on(call, kEager, tensors, options.ignore_index);
   }
   CrossEntropy& arguments = work.arguments;
   const Denominator denominator = work.denominator(options);
   if (!denominator.covered) {
-    return pass_on(call, kEager, options);
+    return pass_on(call, kEager, tensors, options.ignore_index);
   }
   Tensor gradient =
       options.common.gradient ? new_like(tensors.input, tensors.input.dtype) : no_elements(tensors.input.dtype);
   if (options.common.gradient && !prepare_gradient(work, gradient.view(), std::nullopt, denominator.value)) {
-    return pass_on(call, kEager, options);
+    return pass_on(call, kEager, tensors, options.ignore_index);
   }
   const Dtype compute = compute_dtype(arguments.dtype);
   Tensor state = new_contiguous(
@@ -171,7 +157,7 @@ void cross_entropy_backward(StableIValue* stack, uint64_t count, uint64_t) {
       return call.answer(std::move(gradient));
     }
   }
-  pass_on(call, "torchlosses::eager_cross_entropy_backward", options);
+  pass_on(call, "torchlosses::eager_cross_entropy_backward", options.tensors, options.ignore_index);
 }
 
 void cross_entropy_backward_in_place(StableIValue* stack, uint64_t count, uint64_t) {
@@ -180,7 +166,7 @@ void cross_entropy_backward_in_place(StableIValue* stack, uint64_t count, uint64
   if (is_ready(*options.tensors.grad_output, options.common) || write_gradient(options, *options.tensors.gradient)) {
     return call.answer();
   }
-  pass_on(call, "torchlosses::eager_cross_entropy_backward_", options);
+  pass_on(call, "torchlosses::eager_cross_entropy_backward_", options.tensors, options.ignore_index);
 }
 
 const Registration kLoss("cross_entropy", cross_entropy);

@@ -11,7 +11,7 @@
 // inf - inf.
 #pragma once
 
-#include "mathematics.h"
+#include "logits.h"
 #include "sums.h"
 
 namespace torchlosses {
@@ -112,54 +112,11 @@ struct Weighed {
   double others = 0;
 };
 
-// A target class, and whether its row takes part. An index outside the classes is reported, and its row left alone.
-struct Target {
-  int64_t index;
-  bool active;
-};
-
-struct Targets {
-  Targets(const CrossEntropy& arguments, const Tile& tile)
-      : indices(
-            arguments.indices == nullptr ? nullptr
-                                         : arguments.indices + tile.sample * arguments.target_layout.sample +
-                                               tile.position * arguments.target_layout.position),
-        step(arguments.target_layout.position),
-        ignore_index(arguments.ignore_index),
-        classes(arguments.sizes.classes),
-        row(tile.sample * arguments.sizes.positions + tile.position),
-        weight(arguments.indices != nullptr && arguments.label_smoothing == 0 ? arguments.weight : nullptr),
-        sample_weight(arguments.sample_weight),
-        out_of_bounds(arguments.out_of_bounds) {}
-
-  // Of the position that many places behind the first.
-  template <typename Number>
-  Target at(int64_t place) const {
-    const bool counts =
-        sample_weight == nullptr || static_cast<const Number*>(sample_weight)[row + place] != 0;
-    if (indices == nullptr) {
-      return {0, counts};
-    }
-    const int64_t index = indices[place * step];
-    if (index == ignore_index) {
-      return {0, false};
-    }
-    if (index < 0 || index >= classes) {
-      out_of_bounds->store(true, std::memory_order_relaxed);
-      return {0, false};
-    }
-    return {index, counts && (weight == nullptr || static_cast<const Number*>(weight)[index] != 0)};
-  }
-
-  const int64_t* indices;  // nullptr: probabilities
-  const int64_t step;
-  const int64_t ignore_index;
-  const int64_t classes;
-  const int64_t row;
-  const void* weight;  // a class without weight takes no part, unless all classes have a share
-  const void* sample_weight;
-  std::atomic<bool>* out_of_bounds;
-};
+// A class without weight takes no part, unless all classes have a share.
+inline Targets targets_of(const CrossEntropy& arguments, const Tile& tile) {
+  const bool counts = arguments.indices != nullptr && arguments.label_smoothing == 0;
+  return Targets(arguments, counts ? arguments.weight : nullptr, tile);
+}
 
 }  // namespace INSTRUCTION_SET
 }  // namespace torchlosses

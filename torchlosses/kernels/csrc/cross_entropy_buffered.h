@@ -1,6 +1,5 @@
 // Cross-entropy of rows that have to be copied first: logits with a scale or a cap, a target of another dtype, row
-// statistics across positions. The rows of a tile are brought one after the other into a buffer, as numbers of the compute
-// dtype, so that the loops of plain rows serve every dtype and layout.
+// statistics across positions. With numbers of the compute dtype, the loops of plain rows serve every dtype and layout.
 #pragma once
 
 #include "cross_entropy_rows.h"
@@ -8,87 +7,9 @@
 namespace torchlosses {
 namespace INSTRUCTION_SET {
 
-// The rows that are read together: one, or neighbouring positions of a sample.
-inline Tile rows_at(const CrossEntropy& arguments, int64_t unit) {
-  return tile_at(arguments.sizes, arguments.walk == Walk::along_classes ? 1 : arguments.tile, unit);
-}
-
-// The rows of a tile in a tensor, one after the other.
-template <typename Number>
-class RowBuffer {
- public:
-  explicit RowBuffer(const CrossEntropy& arguments)
-      : classes_(arguments.sizes.classes), along_classes_(arguments.walk == Walk::along_classes) {}
-
-  template <typename Stored>
-  Number* read(const void* base, const Layout& layout, const Tile& tile) {
-    const Stored* x = row_at<Stored>(base, layout, tile.sample, tile.position);
-    Number* to = room(tile.width);
-    if constexpr (std::is_same_v<Compute<Stored>, Number>) {
-      if (along_classes_) {
-        for (int64_t c = 0; c < classes_; c += kLanes<Number>) {
-          store_part(to + c, classes_ - c, load_part(x + c, classes_ - c, Number(0)));
-        }
-        return to;
-      }
-    }
-    for (int64_t c = 0; c < classes_; ++c) {
-      for (int64_t i = 0; i < tile.width; ++i) {
-        to[i * classes_ + c] = static_cast<Number>(widen(x[c * layout.classes + i * layout.position]));
-      }
-    }
-    return to;
-  }
-
-  Number* room(int64_t width) {
-    numbers_.resize(static_cast<size_t>(width * classes_));
-    return numbers_.data();
-  }
-
-  template <typename Stored>
-  void write(void* base, const Layout& layout, const Tile& tile) const {
-    Stored* out = const_cast<Stored*>(row_at<Stored>(base, layout, tile.sample, tile.position));
-    const Number* from = numbers_.data();
-    if (along_classes_) {
-      for (int64_t c = 0; c < classes_; c += kLanes<Number>) {
-        store_part(out + c, classes_ - c, load_part(from + c, classes_ - c, Number(0)));
-      }
-      return;
-    }
-    for (int64_t c = 0; c < classes_; ++c) {
-      for (int64_t i = 0; i < tile.width; ++i) {
-        out[c * layout.classes + i * layout.position] = narrow<Stored>(from[i * classes_ + c]);
-      }
-    }
-  }
-
- private:
-  int64_t classes_;
-  bool along_classes_;
-  std::vector<Number> numbers_;
-};
-
-// y = c tanh(scale x / c) over x, or scale x without a cap (c = 0); and 1 - tanh² where it is asked for.
-template <typename Number>
-inline void transform(Number* x, int64_t count, Number scale, Number cap, Number* slopes) {
-  constexpr int64_t lanes = kLanes<Number>;
-  for (int64_t i = 0; i < count; i += lanes) {
-    Vector<Number> y = load_part(x + i, count - i, Number(0)) * scale;
-    if (cap != 0) {
-      const Tanh<Number> result = tanh<Number>(y / cap);
-      y = result.value * cap;
-      if (slopes != nullptr) {
-        store_part(slopes + i, count - i, result.slope);
-      }
-    }
-    store_part(x + i, count - i, y);
-  }
-}
-
 template <typename Stored, typename Share>
 void cross_entropy_buffered(const CrossEntropy& arguments, int64_t begin, int64_t end) {
   using Number = Compute<Stored>;
-  constexpr int64_t lanes = kLanes<Number>;
   const RowOptions<Number> options(arguments);
   const int64_t classes = options.classes;
   const Number scale = static_cast<Number>(arguments.logit_scale), cap = static_cast<Number>(arguments.logit_softcap);
@@ -105,7 +26,7 @@ void cross_entropy_buffered(const CrossEntropy& arguments, int64_t begin, int64_
         options.indices ? nullptr
                         : shares.template read<Share>(arguments.shares, arguments.target_layout, tile);
     Number* out = gradient ? gradients.room(tile.width) : nullptr;
-    const Targets targets(arguments, tile);
+    const Targets targets = targets_of(arguments, tile);
     for (int64_t i = 0; i < tile.width; ++i) {
       const int64_t start = i * classes;
       const Row<Number> row{
@@ -115,9 +36,8 @@ void cross_entropy_buffered(const CrossEntropy& arguments, int64_t begin, int64_
           tile.sample * arguments.sizes.positions + tile.position + i,
           targets.template at<Number>(i)};
       process_row(arguments, options, row, kept, arguments.logit_scale);
-      for (int64_t c = 0; !slopes.empty() && row.target.active && c < classes; c += lanes) {
-        const Vector<Number> slope = load_part(slopes.data() + start + c, classes - c, Number(0));
-        store_part(row.out + c, classes - c, load_part(row.out + c, classes - c, Number(0)) * slope);
+      if (!slopes.empty() && row.target.active) {
+        times_slopes(row.out, slopes.data() + start, classes);
       }
     }
     if (gradient) {

@@ -311,7 +311,7 @@ void cross_entropy_across_positions(const CrossEntropy& arguments, int64_t begin
     const int64_t row = tile.sample * sizes.positions + tile.position;
     const Stored* x = row_at<Stored>(arguments.input, arguments.input_layout, tile.sample, tile.position);
     const Stored* t = row_at<Stored>(arguments.shares, arguments.target_layout, tile.sample, tile.position);
-    const Targets targets(arguments, tile);
+    const Targets targets = targets_of(arguments, tile);
     for (int64_t i = 0; i < width; ++i) {
       const Target target = targets.template at<Number>(i);
       rows.active[i] = target.active;

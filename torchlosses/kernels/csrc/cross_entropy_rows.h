@@ -322,7 +322,7 @@ void cross_entropy_along_classes(const CrossEntropy& arguments, int64_t begin, i
             ? nullptr
             : const_cast<Stored*>(row_at<Stored>(arguments.grad_input, arguments.grad_layout, sample, position)),
         number,
-        Targets(arguments, {sample, position, 0}).template at<Number>(0)};
+        targets_of(arguments, {sample, position, 0}).template at<Number>(0)};
     process_row(arguments, options, row, kept, 1.0);
   }
 }

@@ -1,4 +1,4 @@
-// The maximum of a row and the sum of its exponentials, in one look at memory.
+// The maximum of a row and the sums of its exponentials, in one look at memory.
 #pragma once
 
 #include <memory>
@@ -49,26 +49,36 @@ inline int64_t find(const Stored* x, int64_t count, Compute<Stored> value) {
   return i;
 }
 
-// Σ exp(x - m) over few additions in the short format. Logits equal to a maximum that is new are counted, not added: all but
-// one of them belong to the rest. The next chunk is fetched meanwhile: this loop computes, and the memory has nothing else
+// Σ exp(x - m) and Σ exp(x - m) (x - m), and how many logits are the maximum.
+struct Sums {
+  double exponentials = 0;
+  double products = 0;
+  double ties = 0;
+};
+
+// They are added to, over few additions in the short format. Logits equal to a maximum that is new are counted, not added: all
+// but one of them belong to the rest. The next chunk is fetched meanwhile: this loop computes, and the memory has nothing else
 // to do.
-template <bool kKeep, bool kNew, typename Stored>
-inline double sum_of_few_exp(const Stored* x, int64_t count, Compute<Stored> m, Compute<Stored>* kept, double& ties) {
+template <bool kKeep, bool kNew, bool kProducts, typename Stored>
+inline void add_few_exp(const Stored* x, int64_t count, Compute<Stored> m, Compute<Stored>* kept, Sums& to) {
   using Number = Compute<Stored>;
   constexpr int64_t lanes = kLanes<Number>;
-  Vector<Number> sums[4]{};
+  Vector<Number> sums[4]{}, products[4]{};
   Integers<Number> equal{};
-  const auto add = [&](Vector<Number>& to, Vector<Number> logits, int64_t place) __attribute__((always_inline)) {
-    const Vector<Number> e = exp(logits - m);
+  const auto add = [&](int i, Vector<Number> logits, int64_t place) __attribute__((always_inline)) {
+    const Vector<Number> shifted = logits - m, e = exp(shifted);
     if constexpr (kKeep) {
       store(kept + place, e);
+    }
+    if constexpr (kProducts) {
+      products[i] = multiply_add(e, finite_exponent(shifted), products[i]);
     }
     if constexpr (kNew) {
       const Integers<Number> is_maximum = logits == m;
       equal -= is_maximum;
-      to += is_maximum ? Vector<Number>{} : e;
+      sums[i] += is_maximum ? Vector<Number>{} : e;
     } else {
-      to += e;
+      sums[i] += e;
     }
   };
   int64_t i = 0;
@@ -77,40 +87,47 @@ inline double sum_of_few_exp(const Stored* x, int64_t count, Compute<Stored> m, 
       __builtin_prefetch(x + i + line + kChunk);
     }
     const Pair<Number> one = load_pair(x + i), two = load_pair(x + i + 2 * lanes);
-    add(sums[0], one.first, i);
-    add(sums[1], one.second, i + lanes);
-    add(sums[2], two.first, i + 2 * lanes);
-    add(sums[3], two.second, i + 3 * lanes);
+    add(0, one.first, i);
+    add(1, one.second, i + lanes);
+    add(2, two.first, i + 2 * lanes);
+    add(3, two.second, i + 3 * lanes);
   }
   if (i + 2 * lanes <= count) {
     const Pair<Number> pair = load_pair(x + i);
-    add(sums[0], pair.first, i);
-    add(sums[1], pair.second, i + lanes);
+    add(0, pair.first, i);
+    add(1, pair.second, i + lanes);
     i += 2 * lanes;
   }
   if (i + lanes <= count) {
-    add(sums[2], load(x + i), i);
+    add(2, load(x + i), i);
     i += lanes;
   }
   if (i < count) {
     // What is kept behind the row's end has room, and nobody looks at it.
-    add(sums[3], load_some(x + i, count - i, -std::numeric_limits<Number>::infinity()), i);
+    add(3, load_some(x + i, count - i, -std::numeric_limits<Number>::infinity()), i);
   }
   if constexpr (kNew) {
-    ties += sum<Number>(__builtin_convertvector(equal, Vector<Number>));
+    to.ties += sum<Number>(__builtin_convertvector(equal, Vector<Number>));
   }
-  return sum<Number>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  to.exponentials += sum<Number>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  if constexpr (kProducts) {
+    to.products += sum<Number>((products[0] + products[1]) + (products[2] + products[3]));
+  }
 }
 
-template <bool kKeep, bool kNew, typename Stored>
-inline double sum_of_exp(const Stored* x, int64_t count, Compute<Stored> m, Compute<Stored>* kept) {
+// Without the 1 of a maximum that is new.
+template <bool kKeep, bool kNew, bool kProducts, typename Stored>
+inline Sums sums_of_exp(const Stored* x, int64_t count, Compute<Stored> m, Compute<Stored>* kept) {
   constexpr int64_t few = 32 * 4 * kLanes<Compute<Stored>>;
-  double result = 0, ties = 0;
+  Sums result;
   for (int64_t start = 0; start < count; start += few) {
     const int64_t end = count - start < few ? count - start : few;
-    result += sum_of_few_exp<kKeep, kNew>(x + start, end, m, kKeep ? kept + start : nullptr, ties);
+    add_few_exp<kKeep, kNew, kProducts>(x + start, end, m, kKeep ? kept + start : nullptr, result);
   }
-  return kNew ? result + (ties - 1) : result;
+  if constexpr (kNew) {
+    result.exponentials += result.ties - 1;
+  }
+  return result;
 }
 
 // What a thread keeps of a row: its exponentials, and the maximum that those of each chunk are taken from.
@@ -127,37 +144,49 @@ template <typename Number>
 struct RowStatistics {
   Number maximum;
   Number rest;
+  double products = 0;  // Σ exp(x - m) (x - m), where it is asked for
+  int64_t chunk = 0;    // where that begins which has the first of the maxima
 };
 
 // One look at memory: each chunk is searched for a larger maximum, and its exponentials are added while it is in cache.
-template <bool kKeep, typename Stored>
+template <bool kKeep, bool kProducts = false, typename Stored>
 inline RowStatistics<Compute<Stored>> statistics(const Stored* x, int64_t classes, Kept<Compute<Stored>>* kept) {
   using Number = Compute<Stored>;
   constexpr Number kLowest = -std::numeric_limits<Number>::infinity();
   Number m = kLowest;
-  double rest = 0;
+  double rest = 0, products = 0;
+  int64_t place = 0;
   for (int64_t start = 0; start < classes; start += kChunk) {
     const int64_t count = classes - start < kChunk ? classes - start : kChunk;
     const Stored* chunk = x + start;
     Number* to = kKeep ? kept->exponentials.get() + start : nullptr;
     const Number candidate = maximum_of(chunk, count);
+    Sums found;
     if (candidate > m) {
       if (m != kLowest) {
         // What had been the maximum is now one of the others.
-        rest = (rest + 1.0) * exp_of(static_cast<double>(m) - static_cast<double>(candidate));
+        const double step = static_cast<double>(m) - static_cast<double>(candidate), factor = exp_of(step);
+        rest += 1.0;
+        if constexpr (kProducts) {
+          products = factor == 0 ? 0 : factor * (products + step * rest);
+        }
+        rest *= factor;
       }
       m = candidate;
-      rest += sum_of_exp<kKeep, true>(chunk, count, m, to);
+      place = start;
+      found = sums_of_exp<kKeep, true, kProducts>(chunk, count, m, to);
     } else {
       // A row that has shown nothing but -inf and nan so far has no finite maximum to subtract.
-      rest += sum_of_exp<kKeep, false>(chunk, count, m == kLowest ? Number(0) : m, to);
+      found = sums_of_exp<kKeep, false, kProducts>(chunk, count, m == kLowest ? Number(0) : m, to);
     }
+    rest += found.exponentials;
+    products += found.products;
     if constexpr (kKeep) {
       kept->maxima[static_cast<size_t>(start / kChunk)] = m;
     }
   }
   // An infinite maximum makes the row's probabilities 0/0 or inf/inf.
-  return {m, static_cast<Number>(rest) + (m - m)};
+  return {m, static_cast<Number>(rest) + (m - m), products, place};
 }
 
 }  // namespace INSTRUCTION_SET

@@ -92,6 +92,8 @@ Tensor new_contiguous(const std::vector<int64_t>& sizes, int32_t dtype);
 Tensor new_like(const View& view, int32_t dtype);
 Tensor no_elements(int32_t dtype);
 Tensor new_number(double value, int32_t dtype);
+// Contiguous numbers of float32 or float64 in another dtype, which is one of Dtype.
+Tensor rounded(Tensor numbers, int32_t dtype);
 // Rounded to `dtype`, which is one of Dtype.
 void put_number(void* to, double value, int32_t dtype);
 

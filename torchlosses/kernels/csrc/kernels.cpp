@@ -3,6 +3,7 @@
 #include "cross_entropy_buffered.h"
 #include "cross_entropy_positions.h"
 #include "elementwise.h"
+#include "log_probs.h"
 
 namespace torchlosses {
 namespace INSTRUCTION_SET {
@@ -43,6 +44,17 @@ void cross_entropy(const CrossEntropy& arguments, int64_t begin, int64_t end) {
   });
 }
 
+void log_probabilities(const LogProbabilities& arguments, int64_t begin, int64_t end) {
+  with_dtype(arguments.dtype, [&](auto stored) {
+    using Stored = decltype(stored);
+    if (arguments.copied) {
+      log_probabilities_buffered<Stored>(arguments, begin, end);
+    } else {
+      log_probabilities_along_classes<Stored>(arguments, begin, end);
+    }
+  });
+}
+
 void textbook(const TextbookCrossEntropy& arguments, int64_t begin, int64_t end) {
   with_dtype(arguments.dtype, [&](auto stored) {
     using Stored = decltype(stored);
@@ -68,6 +80,7 @@ void count_elements(const Elementwise& arguments, int64_t begin, int64_t end) {
 extern const Kernels kernels = {
     TORCHLOSSES_TEXT(INSTRUCTION_SET),
     cross_entropy,
+    log_probabilities,
     textbook,
     elementwise,
     count_elements,

@@ -25,10 +25,17 @@ inline Floats at_least(float bound, Floats x) {
 #endif
 }
 
+// x, or where exp(x) is 0 a number whose exp is 0 and whose product with it is 0 too. A nan stays.
+inline Floats finite_exponent(Floats x) {
+  return at_least(-104.0f, x);
+}
+inline Doubles finite_exponent(Doubles x) {
+  return x < -746.0 ? all<double>(-746.0) : x;
+}
+
 // For x <= 0: all exponents here are differences from a maximum.
 inline Floats exp(Floats x) {
-  // Below this the result is 0.
-  x = at_least(-104.0f, x);
+  x = finite_exponent(x);
   // Adding 1.5 · 2^23 leaves the nearest whole number in the low bits.
   constexpr float kRounding = 12582912.0f;
   const Floats rounded = multiply_add(x, 1.44269504088896341f, kRounding);
@@ -57,7 +64,7 @@ inline Floats exp(Floats x) {
 }
 
 inline Doubles exp(Doubles x) {
-  x = x < -746.0 ? all<double>(-746.0) : x;
+  x = finite_exponent(x);
   constexpr double kRounding = 6755399441055744.0;
   const Doubles rounded = multiply_add(x, 1.4426950408889634074, kRounding);
   const Doubles n = rounded - kRounding;

@@ -139,6 +139,14 @@ std::vector<int64_t> RowTensors::shape_of_rows(int64_t first) const {
   return shape;
 }
 
+void pass_on(Call& call, const char* name, const RowTensors& tensors, std::optional<int64_t> ignore_index) {
+  Indices indices;
+  if (tensors.has_indices() && tensors.target.dimensions > 0 && indices.read(tensors.target)) {
+    indices.check_bounds(tensors.input.sizes[1], ignore_index);
+  }
+  call.pass_on(name);
+}
+
 bool prepare_rows(
     RowLoss& arguments,
     const RowTensors& tensors,
@@ -235,19 +243,7 @@ Tensor RowLosses::reduced(const Denominator& denominator) {
   if (options_.reduction != Reduction::none) {
     return new_number(number(denominator), options_.dtype);
   }
-  const View view = losses_->view();
-  if (view.dtype == options_.dtype) {
-    return std::move(*losses_);
-  }
-  Tensor rounded = new_like(view, options_.dtype);
-  char* to = static_cast<char*>(rounded.view().data);
-  const int64_t size = size_of(*dtype_of(options_.dtype));
-  for (int64_t row = 0; row < rows_; ++row) {
-    const double value = compute_ == Dtype::float64 ? static_cast<const double*>(data_)[row]
-                                                    : static_cast<double>(static_cast<const float*>(data_)[row]);
-    put_number(to + row * size, value, options_.dtype);
-  }
-  return rounded;
+  return rounded(std::move(*losses_), options_.dtype);
 }
 
 }  // namespace torchlosses

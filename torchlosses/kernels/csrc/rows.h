@@ -62,7 +62,20 @@ struct RowCall {
   bool swapped = false;  // samples take the place of positions: a 2-D tensor whose samples are neighbours in memory
   bool suits = true;     // the walk suits how all tensors lie in memory
   std::atomic<bool> out_of_bounds{false};
+
+  // Rows are brought into a buffer before they are worked on.
+  void use_buffer() {
+    if (!suits) {
+      arguments.walk = Walk::across_positions;
+    }
+    arguments.copied = true;
+    // A cache line's worth of rows together, if they are not too long.
+    arguments.tile = arguments.sizes.classes > 16384 ? 4 : 16;
+  }
 };
+
+// A call that the kernels do not cover; an index outside the classes is an IndexError there too.
+void pass_on(Call& call, const char* name, const RowTensors& tensors, std::optional<int64_t> ignore_index);
 
 // Fills in input, target and sample weights; false if the kernels do not cover them.
 bool prepare_rows(

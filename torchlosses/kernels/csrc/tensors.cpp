@@ -208,6 +208,20 @@ void put_number(void* to, double value, int32_t dtype) {
   }
 }
 
+Tensor rounded(Tensor numbers, int32_t dtype) {
+  const View from = numbers.view();
+  if (from.dtype == dtype) {
+    return numbers;
+  }
+  Tensor result = new_like(from, dtype);
+  char* to = static_cast<char*>(result.view().data);
+  const int64_t count = from.elements(), size = size_of(*dtype_of(dtype));
+  for (int64_t i = 0; i < count; ++i) {
+    put_number(to + i * size, element(from, i), dtype);
+  }
+  return result;
+}
+
 std::optional<double> number_in(const View& view) {
   const Dtypes& all = dtypes();
   if (view.dimensions != 0) {
