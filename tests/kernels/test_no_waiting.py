@@ -114,19 +114,23 @@ CALLS: dict[str, tuple[Callable[..., Any], list[dict[str, Any]]]] = {
 class Steps(TorchDispatchMode):
     """The operators take their steps, those of a backend or in PyTorch operations, in place of giving a shape."""
 
-    def __init__(self, of_backend: dict[str, Callable[..., Any]]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._of_backend = of_backend
+        self.kernels = {name: kernel for loss in declared() for name, kernel in in_python(loss).items()}
         self.taken: set[str] = set()
+        self.named: set[str] = set()  # by kernels that assert something
+
+    def start(self, *launched: Any) -> None:
+        """In place of starting a kernel."""
+        self.named.add(launched[-1].get("NAME", ""))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         library, _, name = func._schema.name.partition("::")
-        if library != "torchlosses" or name.startswith("eager_"):
+        if library != "torchlosses" or name not in self.kernels:
             return func(*args, **(kwargs or {}))
         self.taken.add(name)
-        kernel = self._of_backend.get(name) or getattr(torch.ops.torchlosses, f"eager_{name}")
         with self:
-            return kernel(*args)
+            return self.kernels[name](*args)
 
 
 def declared(loss: type[Loss] = Loss) -> Iterator[type[Loss]]:
@@ -136,15 +140,25 @@ def declared(loss: type[Loss] = Loss) -> Iterator[type[Loss]]:
             yield kind
 
 
+def in_python(loss: Any) -> dict[str, Callable[..., Any]]:
+    """The operators of a loss as every device has them."""
+    n, m, make, steps = loss.count, loss.count + loss.keeps, loss.options, loss.kernels
+    return {
+        loss.name: lambda *a: steps.forward(loss, a[:n], make(*a[n:])),
+        f"{loss.name}_backward": lambda g, *a: steps.backward(loss, g, a[:n], make(*a[m:]), *a[n:m]),
+        f"{loss.name}_backward_": lambda g, out, *a: steps.backward_(loss, g, out, a[:n], make(*a[m:]), *a[n:m]),
+    }
+
+
 @pytest.fixture(params=["shapes", "eager", "triton"])
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps | None]:
     """How far down the calls go: to the operators, or to the kernels, whose launches come to nothing."""
     if request.param == "shapes":
         yield None
         return
-    of_backend: dict[str, Callable[..., Any]] = {}
+    steps = Steps()
     if request.param == "eager":
-        with (steps := Steps(of_backend)):
+        with steps:
             yield steps
         return
     launch = pytest.importorskip("torchlosses.kernels.triton.launch")
@@ -152,8 +166,8 @@ def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(kernels, "_TRITON_KEYS", ("CUDA",))
     monkeypatch.setattr(kernels, "_local_in_triton", lambda name, device: local[name])
     for loss in declared():
-        of_backend |= {f"{loss.name}{suffix}": kernel for suffix, _, kernel in kernels._in_triton(loss)}
-    with launch.rehearsing(launch.Rehearsal(lambda *_: None, launch.Device(132, 32))), (steps := Steps(of_backend)):
+        steps.kernels |= {f"{loss.name}{suffix}": kernel for suffix, _, kernel in kernels._in_triton(loss)}
+    with launch.rehearsing(launch.Rehearsal(steps.start, launch.Device(132, 32))), steps:
         yield steps
 
 
@@ -169,6 +183,15 @@ def test_no_value_is_read(name: str, kind: str, steps: Steps | None) -> None:
             gradients = torch.autograd.grad(loss, leaves, meta().expand(loss.shape), create_graph=further)
             assert [gradient.shape for gradient in gradients] == [tensor.shape for tensor in leaves]
     assert steps is None or {name, f"{name}_backward"} <= steps.taken
+    # An assertion on the device names the function that was called.
+    assert steps is None or steps.named - {""} <= {name}
+
+
+@pytest.mark.parametrize("steps", ["triton"], indirect=True)
+@pytest.mark.parametrize("name", [name for name in CALLS if name.endswith(("cross_entropy", "log_probs"))])
+def test_what_is_asserted_names_the_function(name: str, steps: Steps) -> None:
+    CALLS[name][0](INDICES)
+    assert steps.named - {""} == {name}
 
 
 def test_asking_for_a_value_would_be_an_error() -> None:

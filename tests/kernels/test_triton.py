@@ -44,8 +44,7 @@ def test_interpreted(part: str) -> None:
 def test_two_processes_with_some_classes_each(tmp_path: Path) -> None:
     """The class-parallel losses over processes in which Triton interprets."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TORCHLOSSES_BACKEND": "triton"}
-    checks = ("triton", "corners", "precision")
-    assert_all_pass(2, tmp_path, *checks, options=("-W", "ignore::RuntimeWarning"), environment=environment)
+    assert_all_pass(2, tmp_path, "triton", "corners", "precision", environment=environment)
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -163,6 +162,8 @@ def test_split_classes_are_read_in_whole_vectors(target: str, case: str) -> None
     assert after.stores.count("v4.b32") >= 1
     assert not before.stores.count("v4.b32")
     assert max(kernel.spilled() for kernel in found) <= SPILLED
+    for kernel in kernels:
+        assert (b"torchlosses: class_parallel_cross_entropy: a target" in kernel.binary) == (case != "probabilities")
 
 
 @pytest.mark.parametrize("loss", ["mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits"])

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from torchlosses._rows import compute_dtype
+from torchlosses.kernels.called import calling
 
 # A block's logits on the CPU: large enough for the products to run at their full speed, small beside the gradients.
 BLOCK_BYTES = 42 << 20
@@ -117,9 +118,10 @@ class Problem:
 
     def work(self, logits: Tensor, others: Sequence[Any], grad_rows: Tensor | None) -> tuple[Tensor, Any]:
         """What the rows of these logits have, and their state; the gradient for `grad_rows` is written over them."""
-        losses, _, state = self.of_logits.operator(logits, *others, None, *self.inner)
-        if grad_rows is not None:
-            self.of_logits.backward_operator_(grad_rows, logits, logits, *others, None, state, *self.inner)
+        with calling(self.loss.name):
+            losses, _, state = self.of_logits.operator(logits, *others, None, *self.inner)
+            if grad_rows is not None:
+                self.of_logits.backward_operator_(grad_rows, logits, logits, *others, None, state, *self.inner)
         return losses, state
 
 

@@ -89,7 +89,7 @@ def textbook_kernel(
         if not PROBABILITIES:
             target = tl.load(t_rows, mask=exists, other=0).to(tl.int64)
             inside = (target >= 0) & (target < classes)
-            tl.device_assert((exists == 0) | inside, "torchlosses: cee_loss: a target is no class index of its input")
+            tl.device_assert((exists == 0) | inside, "torchlosses: cee_loss: a target is no class index")
             active = active & inside
             target = tl.where(active, target, 0)
             loss = -log_plus(tl.load(p_rows + target * p_class, mask=active, other=1.0).to(COMPUTE), delta)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchlosses.kernels.called import called
 from torchlosses.kernels.triton import launch as launches
 from torchlosses.kernels.triton.cross_entropy_rows import rows_kernel
 from torchlosses.kernels.triton.cross_entropy_tiles import tiles_kernel
@@ -110,7 +111,10 @@ def run(
             HELD=held, BLOCK=1024,
         )  # fmt: skip
 
+    name = "cross_entropy" if split is None else "class_parallel_cross_entropy"
     constants = {
+        # Of the function that was called; with probabilities there is nothing to assert.
+        "NAME": "" if probabilities else called(name),
         "COMPUTE": launches.compute_type(input, target, weight, sample_weight)[1],
         "REDUCTION": reduction,
         "PROBABILITIES": probabilities,

@@ -23,11 +23,10 @@ from torchlosses.kernels.triton.functions import (
     quotient,
     rounded,
     row_gradient,
-    row_loss,
-    row_statistics,
     scaled,
     share_of_mean,
     shares,
+    store_loss,
     store_parts,
 )
 from torchlosses.kernels.triton.reduction import counted
@@ -69,8 +68,8 @@ def tiles_kernel(
     ignore_index, first_class, all_classes,
     label_smoothing: tl.float64, z_loss_factor: tl.float64, scale_of_logits: tl.float64, cap_of_logits: tl.float64,
     empty: tl.float64,
-    COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr,
-    Z_LOSS: tl.constexpr,
+    NAME: tl.constexpr, COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr, Z_LOSS: tl.constexpr,
     SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, FORWARD: tl.constexpr, GRADIENT: tl.constexpr,
     HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr,
     ALIGNED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, SINGLE: tl.constexpr,
@@ -139,9 +138,7 @@ def tiles_kernel(
             target = tl.load(at, mask=exists, other=0).to(tl.int64)
             ignored = target == ignore_index
             inside = (target >= 0) & (target < all_classes)
-            tl.device_assert(
-                (exists == 0) | ignored | inside, "torchlosses: cross_entropy: a target is no class index of its input"
-            )
+            tl.device_assert((exists == 0) | ignored | inside, "torchlosses: " + NAME + ": a target is no class index")
             active = exists & inside & (ignored == 0)
             target = tl.where(active, target, 0)
             if WEIGHTED:
@@ -190,7 +187,7 @@ def tiles_kernel(
                 y = tl.where(valid, y, float("-inf"))
                 place = tl.where(valid, c.to(tl.int32)[None, :], BEYOND)
                 state = accumulated(state, y, share, t, place, True, SHARES, PROBABILITIES, STATISTICS, SPLIT)
-            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, _most, most_first, beside = state
+            m, rest, _product, _first, found_total, _weighed, _raw, _raw_weighed, _most, _most_first, beside = state
             if SHARES:
                 total = found_total
             if SPLIT:
@@ -199,42 +196,11 @@ def tiles_kernel(
                     SHARES, PROBABILITIES, STATISTICS,
                 )  # fmt: skip
             else:
-                # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
-                rest += m - m
-                loss = row_loss(
-                    m,
-                    rest,
-                    at_target,
-                    target_weight,
-                    total,
-                    weighed,
-                    kept,
-                    even,
-                    z_loss,
-                    PROBABILITIES,
-                    SMOOTHED,
-                    Z_LOSS,
-                )
-                if SHARES:
-                    # Where no class has a share, nothing of the row counts.
-                    loss = tl.where((total == 0.0) & (loss - loss != 0.0), 0.0, loss)
-                loss = tl.where(active, loss * sample_weight, 0.0)
-                m = tl.where(active, m, 0.0)
-                rest = tl.where(active, rest, 0.0)
-                tl.store(state_ptr + row, m, mask=exists)
-                tl.store(state_ptr + rows + row, rest, mask=exists)
-                if STATISTICS:
-                    traced = active & (total != 0.0) if SHARES else active
-                    log_sum_exp, log_probability, correct, entropy = row_statistics(
-                        m, rest, product, first_largest, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
-                    )
-                    tl.store(state_ptr + 2 * rows + row, tl.where(traced, log_sum_exp, 0.0), mask=exists)
-                    tl.store(state_ptr + 3 * rows + row, tl.where(traced, log_probability, 0.0), mask=exists)
-                    tl.store(state_ptr + 4 * rows + row, tl.where(traced, correct, 0.0), mask=exists)
-                    tl.store(state_ptr + 5 * rows + row, tl.where(traced, entropy, 0.0), mask=exists)
-                if REDUCTION == "none":
-                    tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty), mask=exists)
-                else:
+                loss, m, rest = store_loss(
+                    loss_ptr, state_ptr, rows, row, exists, active, state, target, at_target, target_weight,
+                    sample_weight, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS, STATISTICS, REDUCTION,
+                )  # fmt: skip
+                if REDUCTION != "none":
                     losses += tl.sum(loss.to(tl.float64), 0)
         else:
             m = tl.load(state_ptr + row, mask=active, other=0.0)

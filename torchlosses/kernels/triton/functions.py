@@ -377,6 +377,46 @@ def row_statistics(
 
 
 @triton.jit
+def store_loss(
+    loss_ptr, state_ptr, rows, row, exists, active, found, target, at_target, target_weight, sample_weight,
+    kept, even, z_loss,
+    PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, Z_LOSS: tl.constexpr, STATISTICS: tl.constexpr,
+    REDUCTION: tl.constexpr,
+):  # fmt: skip
+    """What a row is found to have, as it is `merged`: its state, its statistics, and its loss if nothing is summed.
+
+    Gives the loss, the largest logit and the rest; a row that leaves no trace has zeros.
+    """
+    m, rest, product, first, total, weighed, raw, raw_weighed, _most, most_first, _beside = found
+    SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
+    # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
+    rest += m - m
+    loss = row_loss(
+        m, rest, at_target, target_weight, total, weighed, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS
+    )
+    if SHARES:
+        # Where no class has a share, nothing of the row counts.
+        loss = tl.where((total == 0.0) & (loss - loss != 0.0), 0.0, loss)
+    loss = tl.where(active, loss * sample_weight, 0.0)
+    m = tl.where(active, m, 0.0)
+    rest = tl.where(active, rest, 0.0)
+    tl.store(state_ptr + row, m, mask=exists)
+    tl.store(state_ptr + rows + row, rest, mask=exists)
+    if STATISTICS:
+        traced = active & (total != 0.0) if SHARES else active
+        log_sum_exp, log_probability, correct, entropy = row_statistics(
+            m, rest, product, first, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
+        )
+        tl.store(state_ptr + 2 * rows + row, tl.where(traced, log_sum_exp, 0.0), mask=exists)
+        tl.store(state_ptr + 3 * rows + row, tl.where(traced, log_probability, 0.0), mask=exists)
+        tl.store(state_ptr + 4 * rows + row, tl.where(traced, correct, 0.0), mask=exists)
+        tl.store(state_ptr + 5 * rows + row, tl.where(traced, entropy, 0.0), mask=exists)
+    if REDUCTION == "none":
+        tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty), mask=exists)
+    return loss, m, rest
+
+
+@triton.jit
 def store_parts(
     parts_ptr,
     largest_ptr,
