@@ -566,6 +566,27 @@ def test_tails_of_binary_cross_entropy() -> None:
     np.testing.assert_array_equal(loss, [math.nan, 0, 0])
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_binary_cross_entropy_is_as_good_as_torchs(dtype: torch.dtype, scale: float) -> None:
+    """Around 0 too, where torch's own is good to half a unit in the last place of log(2)."""
+    generator = torch.Generator().manual_seed(0)
+    input, target = (
+        (torch.randn(3000, generator=generator) * scale).to(dtype),
+        torch.rand(3000, generator=generator).to(dtype),
+    )
+    options = Options(reduction="none", dtype=dtype, gradients=0, ignore_index=None)
+    found, _ = LOSSES["binary_cross_entropy_with_logits"].forward(input, target, None, None, None, None, options)
+    # In numbers that are wider than the dtype.
+    x, t = (numbers(tensor).astype(np.longdouble) for tensor in (input, target))
+    truth = np.maximum(x, 0) - x * t + np.log1p(np.exp(-abs(x)))
+    ours, theirs = (
+        np.max(abs(loss.numpy() - truth))
+        for loss in (found, torch.nn.functional.binary_cross_entropy_with_logits(input, target, reduction="none"))
+    )
+    assert ours <= theirs + torch.finfo(dtype).eps / 2 * np.max(truth)
+
+
 def test_elements_without_part_leave_no_trace() -> None:
     input = torch.tensor([math.nan, 1.0, math.inf, 2.0])
     target = torch.tensor([0.0, 0.0, 1.0, 1.0])

@@ -95,14 +95,21 @@ def exponentials(x, shift, along_shift):
 
 @triton.jit
 def log1p(z):
-    """log(1 + z) for z >= -1/2 with all digits: 2 artanh(z / (2 + z)), by its series up to |z / (2 + z)| = 1/3."""
-    s = z / (2.0 + z)
+    """log(1 + z) for z >= -1/2 with all digits: 2 artanh(s), s = z / (2 + z), by its series.
+
+    From 1/2 on it is log(2) + log(1 + (z - 1) / 2), which is as good again.
+    """
+    high = z > 0.5
+    s = tl.where(high, z - 1.0, z) / (tl.where(high, 3.0, 2.0) + z)
     square = s * s
-    TERMS: tl.constexpr = 19 if z.dtype == tl.float64 else 9
+    TERMS: tl.constexpr = 15 if z.dtype == tl.float64 else 6
     series = square * 0.0
     for term in tl.static_range(TERMS):
-        series = series * square + 1.0 / (2 * (TERMS - term) - 1)
-    return tl.where(z <= 1.0, 2.0 * s * series, tl.log(1.0 + tl.where(z <= 1.0, 1.0, z)))
+        series = series * square + 1.0 / (2 * (TERMS - term) + 1)
+    # The first term, which is most of it, is added last.
+    result = 2.0 * s + 2.0 * s * (square * series)
+    result = tl.where(high, result + LN2, result)
+    return tl.where(z <= 1.0, result, tl.log(1.0 + tl.where(z <= 1.0, 1.0, z)))
 
 
 @triton.jit
