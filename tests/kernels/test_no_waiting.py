@@ -13,11 +13,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchlosses
-from torchlosses import kernels
-from torchlosses._declare import Loss
+from tests.kernels.on_meta import Steps
 from torchlosses.distributed import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
 
 ROWS, CLASSES, FEATURES = 6, 5, 3
@@ -111,45 +109,6 @@ CALLS: dict[str, tuple[Callable[..., Any], list[dict[str, Any]]]] = {
 }
 
 
-class Steps(TorchDispatchMode):
-    """The operators take their steps, those of a backend or in PyTorch operations, in place of giving a shape."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernels = {name: kernel for loss in declared() for name, kernel in in_python(loss).items()}
-        self.taken: set[str] = set()
-        self.named: set[str] = set()  # by kernels that assert something
-
-    def start(self, *launched: Any) -> None:
-        """In place of starting a kernel."""
-        self.named.add(launched[-1].get("NAME", ""))
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        library, _, name = func._schema.name.partition("::")
-        if library != "torchlosses" or name not in self.kernels:
-            return func(*args, **(kwargs or {}))
-        self.taken.add(name)
-        with self:
-            return self.kernels[name](*args)
-
-
-def declared(loss: type[Loss] = Loss) -> Iterator[type[Loss]]:
-    for kind in loss.__subclasses__():
-        yield from declared(kind)
-        if hasattr(kind, "name"):
-            yield kind
-
-
-def in_python(loss: Any) -> dict[str, Callable[..., Any]]:
-    """The operators of a loss as every device has them."""
-    n, m, make, steps = loss.count, loss.count + loss.keeps, loss.options, loss.kernels
-    return {
-        loss.name: lambda *a: steps.forward(loss, a[:n], make(*a[n:])),
-        f"{loss.name}_backward": lambda g, *a: steps.backward(loss, g, a[:n], make(*a[m:]), *a[n:m]),
-        f"{loss.name}_backward_": lambda g, out, *a: steps.backward_(loss, g, out, a[:n], make(*a[m:]), *a[n:m]),
-    }
-
-
 @pytest.fixture(params=["shapes", "eager", "triton"])
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps | None]:
     """How far down the calls go: to the operators, or to the kernels, whose launches come to nothing."""
@@ -161,13 +120,8 @@ def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         with steps:
             yield steps
         return
-    launch = pytest.importorskip("torchlosses.kernels.triton.launch")
-    local = pytest.importorskip("torchlosses.kernels.triton").LOCAL
-    monkeypatch.setattr(kernels, "_TRITON_KEYS", ("CUDA",))
-    monkeypatch.setattr(kernels, "_local_in_triton", lambda name, device: local[name])
-    for loss in declared():
-        steps.kernels |= {f"{loss.name}{suffix}": kernel for suffix, _, kernel in kernels._in_triton(loss)}
-    with launch.rehearsing(launch.Rehearsal(steps.start, launch.Device(132, 32))), steps:
+    pytest.importorskip("triton")
+    with steps.in_triton(monkeypatch):
         yield steps
 
 

@@ -121,6 +121,20 @@ def test_log_probabilities_are_read_in_whole_vectors(classes: int) -> None:
     assert found[1].stores.count("v4.b32") >= 1
 
 
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16], ids=str)
+def test_images_are_read_in_whole_vectors(dtype: torch.dtype, probabilities: bool) -> None:
+    """Of pixels, as the classes lie apart; narrow is the target's own logit of a pixel."""
+    kernel = compiled("sm_90", "cross_entropy", *cross_entropy((8, 21, 512 * 512), dtype, probabilities))[
+        "tiles_kernel"
+    ]
+    tiles = 32 * dtype.itemsize // 16
+    assert kernel.loads.count("v4.b32") == tiles * (1 + probabilities)
+    assert kernel.stores.count("v4.b32") == tiles
+    assert kernel.loads.count({torch.bfloat16: "b16", torch.float32: "b32"}[dtype]) == (not probabilities)
+    assert kernel.spilled() <= SPILLED
+
+
 SPLIT: dict[str, tuple[int, dict[str, Any]]] = {
     "aligned": (16032, {}),
     "unaligned": (16033, {"statistics": True}),

@@ -272,6 +272,27 @@ def test_cross_entropy_layouts(layout: str, shape: tuple[int, ...], monkeypatch:
     check_cross_entropy(laid_out(input, layout), target, None, sample_weight, reductions=(reduction,))
 
 
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_whole_vectors_of_rows(single: bool, probabilities: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where classes lie apart and rows side by side, vectors are read whatever their rows hold."""
+    monkeypatch.setattr(launch, "tiles", tiles(single))
+    for turn, (shape, layout) in enumerate((((2, 20, 16), "contiguous"), ((16, 20), "transposed"))):
+        for dtype in DTYPES[turn + single :: 2]:
+            input, target = batch(shape, dtype, probabilities)
+            sample_weight = torch.ones(shape[0], *shape[2:])
+            hidden = (0, slice(None), 3) if len(shape) == 3 else (3,)
+            input[hidden] = math.nan
+            if probabilities:
+                sample_weight.view(-1)[3] = 0
+            else:
+                target.view(-1)[3] = -100
+            reduction = ("mean", "none")[(turn + single) % 2]
+            check_cross_entropy(
+                laid_out(input, layout), laid_out(target, layout), None, sample_weight, reductions=(reduction,)
+            )
+
+
 def cross_entropy(
     input: Tensor, target: Tensor, *others: Tensor | None, **fields: Any
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -230,7 +230,7 @@ def _run(
         WITHOUT_DELTA=options.delta == 0, FORWARD=loss is not None, GRADIENT=gradient is not None,
         HELD=grad_output is not None and bool(options.gradients & 1),
         UNIT_FIRST=grad_output is not None and launches.unit_first(input, reduction), ALONE=alone,
-        ALIGNED=vector_of((input, target if probabilities else None, gradient)), WIDE=reach >= 2**31,
+        ALIGNED=vector_of((input, target if probabilities else None, gradient), 1), WIDE=reach >= 2**31,
         ROWS=rows, CLASSES=size,
     )  # fmt: skip
     if partials is not None:

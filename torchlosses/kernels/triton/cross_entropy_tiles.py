@@ -34,16 +34,17 @@ from torchlosses.kernels.triton.reduction import counted
 
 @triton.jit
 def tile_of(
-    x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, active, classes, kept, even,
+    x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, read, active, classes, kept, even,
     COMPUTE: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """Logits, target probabilities and shares of some classes of the rows, and which of them there are."""
-    valid = active[:, None] & (c < classes)[None, :]
-    x = tl.load(x_rows[:, None] + (c * x_class)[None, :], mask=valid, other=float("-inf")).to(COMPUTE)
+    """Logits, target probabilities and shares of some classes of the rows that are read, and which of them count."""
+    inside = (c < classes)[None, :]
+    valid, read = active[:, None] & inside, read[:, None] & inside
+    x = tl.load(x_rows[:, None] + (c * x_class)[None, :], mask=read, other=float("-inf")).to(COMPUTE)
     t = x
     share = x
     if PROBABILITIES:
-        t = tl.load(t_rows[:, None] + (c * target_class)[None, :], mask=valid, other=0.0).to(COMPUTE)
+        t = tl.load(t_rows[:, None] + (c * target_class)[None, :], mask=read, other=0.0).to(COMPUTE)
     if PROBABILITIES or SMOOTHED:
         weight = tl.full((), 1.0, COMPUTE)
         if WEIGHTED:
@@ -72,8 +73,8 @@ def tiles_kernel(
     SMOOTHED: tl.constexpr, Z_LOSS: tl.constexpr,
     SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, FORWARD: tl.constexpr, GRADIENT: tl.constexpr,
     HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr,
-    ALIGNED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, SINGLE: tl.constexpr,
-    SPLIT: tl.constexpr,
+    ALIGNED: tl.constexpr, ALONG: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
+    SINGLE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Loss, state and gradient, or with the state of an earlier call the gradient alone; SPLIT as in `rows_kernel`."""
     SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
@@ -83,6 +84,13 @@ def tiles_kernel(
     INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
     if ALIGNED > 1:
         classes = classes // ALIGNED * ALIGNED
+    if ALONG > 1:
+        # Neighbours along `inner` are read in vectors: so much is known of what is counted in elements.
+        inner = inner // ALONG * ALONG
+        x_outer, x_class = x_outer // ALONG * ALONG, x_class // ALONG * ALONG
+        gradient_outer, gradient_class = gradient_outer // ALONG * ALONG, gradient_class // ALONG * ALONG
+        if PROBABILITIES:
+            target_outer, target_class = target_outer // ALONG * ALONG, target_class // ALONG * ALONG
 
     z_loss = number(z_loss_factor, COMPUTE)
     logit_scale = number(scale_of_logits, COMPUTE)
@@ -130,7 +138,7 @@ def tiles_kernel(
         sample_weight = tl.full([ROWS], 1.0, COMPUTE)
         row_scale = tl.zeros([ROWS], COMPUTE) + unit
         if PROBABILITIES:
-            t_rows = target_ptr + sample * target_outer + position * target_inner
+            t_rows = target_ptr + sample * target_outer + position * (1 if ALONG > 1 else target_inner)
             if ALIGNED > 1:
                 t_rows = tl.multiple_of(t_rows, 16)
         else:
@@ -159,6 +167,8 @@ def tiles_kernel(
         if SPLIT:
             target -= first_class
             here = active & (target >= 0) & (target < classes)
+        # What is read of a vector is all of it; else a row that does not count is not read.
+        read = exists if ALONG > 1 else active
         at_target = tl.zeros([ROWS], COMPUTE)
         if not PROBABILITIES:
             own = tl.load(x_rows + target * x_class, mask=here, other=0.0).to(COMPUTE)
@@ -166,8 +176,8 @@ def tiles_kernel(
 
         if SINGLE:
             x, t, share, valid = tile_of(
-                x_rows, t_rows, weights_ptr, weight_stride, lane, x_class, target_class, active, classes, kept, even,
-                COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
+                x_rows, t_rows, weights_ptr, weight_stride, lane, x_class, target_class, read, active, classes, kept,
+                even, COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
             )  # fmt: skip
         total = tl.zeros([ROWS], COMPUTE) + classes.to(COMPUTE)
         beside = total
@@ -179,8 +189,8 @@ def tiles_kernel(
                 c = first + lane
                 if not SINGLE:
                     x, t, share, valid = tile_of(
-                        x_rows, t_rows, weights_ptr, weight_stride, c, x_class, target_class, active, classes, kept,
-                        even,
+                        x_rows, t_rows, weights_ptr, weight_stride, c, x_class, target_class, read, active, classes,
+                        kept, even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
                 y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
@@ -215,9 +225,8 @@ def tiles_kernel(
                     total = tl.zeros([ROWS], COMPUTE)
                     for first in range(0, classes, CLASSES):
                         _, _, share, _ = tile_of(
-                            x_rows, t_rows, weights_ptr, weight_stride, first + lane, x_class, target_class, active,
-                            classes,
-                            kept, even, COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
+                            x_rows, t_rows, weights_ptr, weight_stride, first + lane, x_class, target_class, read,
+                            active, classes, kept, even, COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                         )  # fmt: skip
                         total += tl.sum(share, 1)
 
@@ -244,8 +253,8 @@ def tiles_kernel(
                 c = first + lane
                 if not SINGLE:
                     x, t, share, valid = tile_of(
-                        x_rows, t_rows, weights_ptr, weight_stride, c, x_class, target_class, active, classes, kept,
-                        even,
+                        x_rows, t_rows, weights_ptr, weight_stride, c, x_class, target_class, read, active, classes,
+                        kept, even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
                 y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)

@@ -66,7 +66,8 @@ def log_probs_kernel(
     grad_field, gradient_outer, gradient_inner, gradient_class, ignore_index,
     scale_of_logits: tl.float64, cap_of_logits: tl.float64,
     NAME: tl.constexpr, COMPUTE: tl.constexpr, SCALED: tl.constexpr, CAPPED: tl.constexpr, FORWARD: tl.constexpr,
-    ADJACENT: tl.constexpr, ALIGNED: tl.constexpr, GRADIENT_ALIKE: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, SINGLE: tl.constexpr,
+    ADJACENT: tl.constexpr, ALIGNED: tl.constexpr, GRADIENT_ALIKE: tl.constexpr, BLOCK: tl.constexpr,
+    VEC: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
     """Log-probability, entropy and state; or with the state of an earlier call the gradient."""
     GROUPS: tl.constexpr = BLOCK // VEC
