@@ -56,8 +56,9 @@ def default_block_rows(classes: int, itemsize: int, device: str = "cpu", rows: i
     if rows is None:
         return most
     # Without a comparison: the number may be a symbol.
-    parts = torch.sym_max(1, torch.sym_min(rows // ACCELERATOR_ROWS, FEW_BLOCKS))
-    return torch.sym_min(torch.sym_max(-(-rows // parts), ACCELERATOR_ROWS), most)
+    parts: Any = torch.sym_max(1, torch.sym_min(rows // ACCELERATOR_ROWS, FEW_BLOCKS))
+    found: Any = torch.sym_min(torch.sym_max(-(-rows // parts), ACCELERATOR_ROWS), most)
+    return found
 
 
 def rows_at_a_time(count: int, block_rows: int, device: str = "cpu") -> int:
