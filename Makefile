@@ -11,7 +11,7 @@ RUN := $(ENVIRONMENT)/bin/python
 IN_TWO := --numprocesses 2 --dist worksteal
 READY := $(ENVIRONMENT)/.ready
 
-.PHONY: compare setup test test-all test-large test-torch test-gpu sanitize-gpu bench-gpu sweep-transformers sanitize integrations lint docs wheel headers bench report-card example-lm clean
+.PHONY: compare setup test test-all test-large test-torch gpu test-gpu sanitize-gpu bench-gpu sweep-transformers sanitize integrations lint docs wheel headers bench report-card example-lm clean
 
 compare: $(READY)
 	$(RUN) -m training.compare $(ARGS)
@@ -61,16 +61,27 @@ integrations: $(READY) $(ENVIRONMENT)/.integrations
 	$(RUN) -m pytest tests/integrations $(ARGS)
 
 # On a machine with a GPU: the cases of the suite there, with every access to its memory watched, and the table of times.
+# `make gpu` is the first and the last of them, in that order. Where no package index is reached, with a Python that has
+# torch, Triton, pytest, pytest-xdist, hypothesis and tyro: make gpu READY= RUN=python3.
+GPU_THERE = $(RUN) -c "import torch, triton; torch.cuda.is_available() or exit('torch ' + torch.__version__ + ' sees no GPU'); print(torch.cuda.get_device_name(), '- torch', torch.__version__, '- Triton', triton.__version__)"
+gpu:
+	$(MAKE) test-gpu
+	$(MAKE) bench-gpu
+
 test-gpu: $(READY)
+	$(GPU_THERE)
+	$(RUN) -m torchlosses.kernels
 	$(RUN) -m pytest -n0 tests/gpu $(ARGS)
 
 sanitize-gpu: $(READY)
+	$(GPU_THERE)
 	for tool in memcheck racecheck initcheck; do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(RUN) -m pytest -n0 -q tests/gpu -k "alignment or elementwise" $(ARGS) || exit 1; \
 	done
 
 bench-gpu: $(READY)
+	$(GPU_THERE)
 	$(RUN) -m benchmarks.gpu $(ARGS)
 
 # Every causal language model of Transformers, tiny, with lazy logits: the table of docs/language_models.md.

@@ -23,10 +23,10 @@ import tyro
 from torch import Tensor
 
 import torchlosses
-from benchmarks.environment import ROOT
 from torchlosses import kernels
 from training.files import write_text_atomically
 
+ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 PAGE = ROOT / "docs" / "gpu.md"
 
@@ -87,7 +87,7 @@ def rivals(logits: Tensor, target: Tensor) -> dict[str, Callable[[], Any]]:
     """Torch, compiled torch, and the libraries that are installed."""
     found = {
         "torch": step(F.cross_entropy, (logits,), logits, target),
-        "torch.compile": step(torch.compile(F.cross_entropy), (logits,), logits, target),
+        "torch.compile": step(torch.compile(F.cross_entropy, dynamic=False), (logits,), logits, target),
     }
     if importlib.util.find_spec("liger_kernel"):
         from liger_kernel.transformers.functional import liger_cross_entropy  # type: ignore[import-not-found]
@@ -300,6 +300,8 @@ def main() -> int:
         for case in cases():
             if options.only in case.name:
                 measured += measure(case)
+                # What was compiled for one size says nothing of the next.
+                torch.compiler.reset()
         torch.cuda.empty_cache()
     results = {
         "device": torch.cuda.get_device_name(),

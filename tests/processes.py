@@ -20,13 +20,12 @@ def assert_all_pass(
     processes: int,
     folder: Path,
     *checks: str,
-    options: tuple[str, ...] = (),
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """All checks, or those that are named; `options` are Python's. What goes wrong in a process is left in `folder`."""
+    """All checks, or those that are named. What goes wrong in a process is left in `folder`."""
     started = [
         subprocess.Popen(
-            [sys.executable, *options, "-c", SCRIPT, str(rank), str(processes), str(folder), *checks],
+            [sys.executable, "-c", SCRIPT, str(rank), str(processes), str(folder), *checks],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,

@@ -512,7 +512,9 @@ def linear_cross_entropy(
     dtype, product_dtype, compute = _dtypes(input, linear_weight, target, weight, indices)
     dtype = result_dtype(loss_dtype, dtype, input.device)
     if block_rows is None:
-        block_rows = default_block_rows(linear_weight.shape[0], product_dtype.itemsize, input.device.type)
+        classes, *places, _ = linear_weight.shape
+        rows = math.prod(shape) // max(1, math.prod(places))
+        block_rows = default_block_rows(classes, product_dtype.itemsize, input.device.type, rows)
     if not indices:
         target = target.movedim(dim, input.dim() - 1)
     input = input.movedim(dim, -1)

@@ -13,11 +13,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchlosses
-from torchlosses import kernels
-from torchlosses._declare import Loss
+from tests.kernels.on_meta import Steps
 from torchlosses.distributed import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
 
 ROWS, CLASSES, FEATURES = 6, 5, 3
@@ -111,49 +109,19 @@ CALLS: dict[str, tuple[Callable[..., Any], list[dict[str, Any]]]] = {
 }
 
 
-class Steps(TorchDispatchMode):
-    """The operators take their steps, those of a backend or in PyTorch operations, in place of giving a shape."""
-
-    def __init__(self, of_backend: dict[str, Callable[..., Any]]) -> None:
-        super().__init__()
-        self._of_backend = of_backend
-        self.taken: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        library, _, name = func._schema.name.partition("::")
-        if library != "torchlosses" or name.startswith("eager_"):
-            return func(*args, **(kwargs or {}))
-        self.taken.add(name)
-        kernel = self._of_backend.get(name) or getattr(torch.ops.torchlosses, f"eager_{name}")
-        with self:
-            return kernel(*args)
-
-
-def declared(loss: type[Loss] = Loss) -> Iterator[type[Loss]]:
-    for kind in loss.__subclasses__():
-        yield from declared(kind)
-        if hasattr(kind, "name"):
-            yield kind
-
-
 @pytest.fixture(params=["shapes", "eager", "triton"])
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps | None]:
     """How far down the calls go: to the operators, or to the kernels, whose launches come to nothing."""
     if request.param == "shapes":
         yield None
         return
-    of_backend: dict[str, Callable[..., Any]] = {}
+    steps = Steps()
     if request.param == "eager":
-        with (steps := Steps(of_backend)):
+        with steps:
             yield steps
         return
-    launch = pytest.importorskip("torchlosses.kernels.triton.launch")
-    local = pytest.importorskip("torchlosses.kernels.triton").LOCAL
-    monkeypatch.setattr(kernels, "_TRITON_KEYS", ("CUDA",))
-    monkeypatch.setattr(kernels, "_local_in_triton", lambda name, device: local[name])
-    for loss in declared():
-        of_backend |= {f"{loss.name}{suffix}": kernel for suffix, _, kernel in kernels._in_triton(loss)}
-    with launch.rehearsing(launch.Rehearsal(lambda *_: None, launch.Device(132, 32))), (steps := Steps(of_backend)):
+    pytest.importorskip("triton")
+    with steps.in_triton(monkeypatch):
         yield steps
 
 
@@ -169,6 +137,15 @@ def test_no_value_is_read(name: str, kind: str, steps: Steps | None) -> None:
             gradients = torch.autograd.grad(loss, leaves, meta().expand(loss.shape), create_graph=further)
             assert [gradient.shape for gradient in gradients] == [tensor.shape for tensor in leaves]
     assert steps is None or {name, f"{name}_backward"} <= steps.taken
+    # An assertion on the device names the function that was called.
+    assert steps is None or steps.named - {""} <= {name}
+
+
+@pytest.mark.parametrize("steps", ["triton"], indirect=True)
+@pytest.mark.parametrize("name", [name for name in CALLS if name.endswith(("cross_entropy", "log_probs"))])
+def test_what_is_asserted_names_the_function(name: str, steps: Steps) -> None:
+    CALLS[name][0](INDICES)
+    assert steps.named - {""} == {name}
 
 
 def test_asking_for_a_value_would_be_an_error() -> None:

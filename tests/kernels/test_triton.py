@@ -44,8 +44,7 @@ def test_interpreted(part: str) -> None:
 def test_two_processes_with_some_classes_each(tmp_path: Path) -> None:
     """The class-parallel losses over processes in which Triton interprets."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TORCHLOSSES_BACKEND": "triton"}
-    checks = ("triton", "corners", "precision")
-    assert_all_pass(2, tmp_path, *checks, options=("-W", "ignore::RuntimeWarning"), environment=environment)
+    assert_all_pass(2, tmp_path, "triton", "corners", "precision", environment=environment)
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -122,6 +121,20 @@ def test_log_probabilities_are_read_in_whole_vectors(classes: int) -> None:
     assert found[1].stores.count("v4.b32") >= 1
 
 
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16], ids=str)
+def test_images_are_read_in_whole_vectors(dtype: torch.dtype, probabilities: bool) -> None:
+    """Of pixels, as the classes lie apart; narrow is the target's own logit of a pixel."""
+    kernel = compiled("sm_90", "cross_entropy", *cross_entropy((8, 21, 512 * 512), dtype, probabilities))[
+        "tiles_kernel"
+    ]
+    tiles = 32 * dtype.itemsize // 16
+    assert kernel.loads.count("v4.b32") == tiles * (1 + probabilities)
+    assert kernel.stores.count("v4.b32") == tiles
+    assert kernel.loads.count({torch.bfloat16: "b16", torch.float32: "b32"}[dtype]) == (not probabilities)
+    assert kernel.spilled() <= SPILLED
+
+
 SPLIT: dict[str, tuple[int, dict[str, Any]]] = {
     "aligned": (16032, {}),
     "unaligned": (16033, {"statistics": True}),
@@ -163,6 +176,8 @@ def test_split_classes_are_read_in_whole_vectors(target: str, case: str) -> None
     assert after.stores.count("v4.b32") >= 1
     assert not before.stores.count("v4.b32")
     assert max(kernel.spilled() for kernel in found) <= SPILLED
+    for kernel in kernels:
+        assert (b"torchlosses: class_parallel_cross_entropy: a target" in kernel.binary) == (case != "probabilities")
 
 
 @pytest.mark.parametrize("loss", ["mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits"])

@@ -389,11 +389,11 @@ def class_parallel_linear_cross_entropy(
         same={**same, "features": input.shape[-1], "block_rows": block_rows},
     )  # fmt: skip
     check_against_all(name, input, target, weight, indices, agreed, ignore_index)
+    count = math.prod(shape)
     if block_rows is None:
-        block_rows = default_block_rows(agreed.most, product_dtype.itemsize, input.device.type)
+        block_rows = default_block_rows(agreed.most, product_dtype.itemsize, input.device.type, count)
     of_product = (product_dtype, low_rank_scale, block_rows, False, False)
     options = LinearOptions(*settings.values(), *agreed.of_operator(), *of_product)
-    count = math.prod(shape)
     if sample_weight is not None:
         sample_weight = _sample_weight(input, target, weight, sample_weight, shape).reshape(count)
     loss, state = SplitLinearCrossEntropy.apply(

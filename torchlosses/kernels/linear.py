@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from torchlosses._rows import compute_dtype
+from torchlosses.kernels.called import calling
 
 # A block's logits on the CPU: large enough for the products to run at their full speed, small beside the gradients.
 BLOCK_BYTES = 42 << 20
 # Fewer rows than this cost the products more than the memory is worth; more rows gain nothing.
 FEWEST_ROWS, MOST_ROWS = 128, 1024
-# An accelerator's products want more rows.
-ACCELERATOR_ROWS, ACCELERATOR_BLOCK_BYTES = 2048, 1 << 30
+# An accelerator's products want more rows: this many at least, and up to twice as many in a block of so many bytes.
+ACCELERATOR_ROWS, ACCELERATOR_BLOCK_BYTES = 2048, 2 << 30
 # Blocks whose sum loses little by being taken in the dtype of the weight.
 FEW_BLOCKS = 8
 # Columns of the weight's gradient that are computed at a time where they are then added in a wider dtype.
@@ -43,12 +44,34 @@ def looking_is_free(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def default_block_rows(classes: int, itemsize: int, device: str = "cpu") -> int:
-    """How many rows a block takes: a multiple of 8."""
+def default_block_rows(classes: int, itemsize: int, device: str = "cpu", rows: int | None = None) -> int:
+    """How many rows a block takes at most; on an accelerator that depends on how many there are, where it is given.
+
+    There few rows save memory, as long as there are no more than `FEW_BLOCKS` blocks.
+    """
     size = max(1, classes * itemsize)
-    if device != "cpu":
-        return max(ACCELERATOR_ROWS, min(2 * ACCELERATOR_ROWS, ACCELERATOR_BLOCK_BYTES // size // 8 * 8))
-    return max(FEWEST_ROWS, min(MOST_ROWS, BLOCK_BYTES // size // 8 * 8))
+    if device == "cpu":
+        return max(FEWEST_ROWS, min(MOST_ROWS, BLOCK_BYTES // size // 8 * 8))
+    most = max(ACCELERATOR_ROWS, min(2 * ACCELERATOR_ROWS, ACCELERATOR_BLOCK_BYTES // size // 8 * 8))
+    if rows is None:
+        return most
+    # Without a comparison: the number may be a symbol.
+    parts: Any = torch.sym_max(1, torch.sym_min(rows // ACCELERATOR_ROWS, FEW_BLOCKS))
+    found: Any = torch.sym_min(torch.sym_max(-(-rows // parts), ACCELERATOR_ROWS), most)
+    return found
+
+
+def rows_at_a_time(count: int, block_rows: int, device: str = "cpu") -> int:
+    """How many of `count` rows each block takes but the last one, which may have fewer.
+
+    Blocks are of equal size, as a last one of a few rows would cost the products as much as a full one. On an
+    accelerator that must not make all of them small.
+    """
+    parts = math.ceil(count / block_rows)
+    if parts < 2:
+        return max(1, count)
+    fewest = ACCELERATOR_ROWS if device != "cpu" and block_rows >= ACCELERATOR_ROWS else 1
+    return max(fewest, math.ceil(count / parts))
 
 
 class _Block(NamedTuple):
@@ -89,10 +112,9 @@ class Problem:
     def blocks(self, grad_rows: Tensor | None) -> Iterator[_Block]:
         """All rows, worked on; where there is a gradient by their losses, with the one by the logits in their place."""
         count = self.input.shape[0] if self.active is None else self.active.shape[0]
-        # Blocks of equal size: a last one of a few rows would cost the products as much as a full one.
-        parts = max(1, math.ceil(count / self.options.block_rows))
-        classes, size = self.linear_weight.shape[0], max(1, math.ceil(count / parts))
-        widely = parts > FEW_BLOCKS or self.may_look or self.options.wide_sums
+        classes = self.linear_weight.shape[0]
+        size = rows_at_a_time(count, self.options.block_rows, self.input.device.type)
+        widely = math.ceil(count / size) > FEW_BLOCKS or self.may_look or self.options.wide_sums
         self.widens = self.product_dtype != self.compute and widely
         buffer = self.input.new_empty((size, classes), dtype=self.product_dtype)
         for start in range(0, count, size):
@@ -117,9 +139,10 @@ class Problem:
 
     def work(self, logits: Tensor, others: Sequence[Any], grad_rows: Tensor | None) -> tuple[Tensor, Any]:
         """What the rows of these logits have, and their state; the gradient for `grad_rows` is written over them."""
-        losses, _, state = self.of_logits.operator(logits, *others, None, *self.inner)
-        if grad_rows is not None:
-            self.of_logits.backward_operator_(grad_rows, logits, logits, *others, None, state, *self.inner)
+        with calling(self.loss.name):
+            losses, _, state = self.of_logits.operator(logits, *others, None, *self.inner)
+            if grad_rows is not None:
+                self.of_logits.backward_operator_(grad_rows, logits, logits, *others, None, state, *self.inner)
         return losses, state
 
 

@@ -23,10 +23,10 @@ def binary_cross_entropy(x, t, q, label_smoothing):
     positive = q * t
     negative = 1.0 - t
     small = accurate_exp(-tl.abs(x))
-    both = log1p(small)
-    # A side without a share counts for nothing, also where its loss is infinite; nan stays nan without any.
-    loss = tl.where(positive == 0.0, both - both, positive * (tl.maximum(-x, 0.0) + both))
-    loss += tl.where(negative == 0.0, 0.0, negative * (tl.maximum(x, 0.0) + both))
+    # Both sides have log1p(exp(-|x|)), and one has |x|. Without a share it counts for nothing, also where that is
+    # infinite; nan stays nan.
+    share = tl.where(x < 0.0, positive, negative)
+    loss = tl.where(share == 0.0, 0.0, share * tl.abs(x)) + (positive + negative) * log1p(small)
     likely = 1.0 / (1.0 + small)
     unlikely = small / (1.0 + small)
     slope = negative * tl.where(x < 0.0, unlikely, likely) - positive * tl.where(x < 0.0, likely, unlikely)

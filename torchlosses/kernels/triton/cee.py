@@ -89,7 +89,7 @@ def textbook_kernel(
         if not PROBABILITIES:
             target = tl.load(t_rows, mask=exists, other=0).to(tl.int64)
             inside = (target >= 0) & (target < classes)
-            tl.device_assert((exists == 0) | inside, "torchlosses: cee_loss: a target is no class index of its input")
+            tl.device_assert((exists == 0) | inside, "torchlosses: cee_loss: a target is no class index")
             active = active & inside
             target = tl.where(active, target, 0)
             loss = -log_plus(tl.load(p_rows + target * p_class, mask=active, other=1.0).to(COMPUTE), delta)
@@ -230,7 +230,7 @@ def _run(
         WITHOUT_DELTA=options.delta == 0, FORWARD=loss is not None, GRADIENT=gradient is not None,
         HELD=grad_output is not None and bool(options.gradients & 1),
         UNIT_FIRST=grad_output is not None and launches.unit_first(input, reduction), ALONE=alone,
-        ALIGNED=vector_of((input, target if probabilities else None, gradient)), WIDE=reach >= 2**31,
+        ALIGNED=vector_of((input, target if probabilities else None, gradient), 1), WIDE=reach >= 2**31,
         ROWS=rows, CLASSES=size,
     )  # fmt: skip
     if partials is not None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchlosses.kernels.called import called
 from torchlosses.kernels.triton import launch as launches
 from torchlosses.kernels.triton.cross_entropy_rows import rows_kernel
 from torchlosses.kernels.triton.cross_entropy_tiles import tiles_kernel
@@ -110,7 +111,10 @@ def run(
             HELD=held, BLOCK=1024,
         )  # fmt: skip
 
+    name = "cross_entropy" if split is None else "class_parallel_cross_entropy"
     constants = {
+        # Of the function that was called; with probabilities there is nothing to assert.
+        "NAME": "" if probabilities else called(name),
         "COMPUTE": launches.compute_type(input, target, weight, sample_weight)[1],
         "REDUCTION": reduction,
         "PROBABILITIES": probabilities,
@@ -183,13 +187,14 @@ def run(
                 (sample_steps, 0), (grad_steps, 0), ((0, 0), weight_step),
             )
         )  # fmt: skip
+        of_classes = (input, target if probabilities else None, gradient)
         loss_steps = (positions, 1) if order == (0, 2) else (1, positions)
         launch(
             tiles_kernel, device, programs, warps, *tensors,
             outer, inner, classes, *loss_steps, *input_steps, input.stride(1), *target_steps, target_class, weight_step,
             *sample_steps, *grad_steps, *gradient_steps, gradient_class, options.ignore_index, *place_of_classes,
             *numbers,
-            ALIGNED=vector_of((input, target if probabilities else None, gradient)), WIDE=reach >= 2**31,
+            ALIGNED=vector_of(of_classes, 1), ALONG=vector_of(of_classes, order[1]), WIDE=reach >= 2**31,
             ROWS=choice.rows, CLASSES=choice.classes, SINGLE=choice.single, **constants,
         )  # fmt: skip
 
@@ -200,13 +205,14 @@ def run(
         )  # fmt: skip
 
 
-def vector_of(tensors: tuple[Tensor | None, ...]) -> int:
-    """The classes of a vector if each row of each tensor is whole 16-byte vectors of them, else 1."""
+def vector_of(tensors: tuple[Tensor | None, ...], dimension: int) -> int:
+    """How many neighbours along the dimension a vector has if each tensor is whole 16-byte vectors of them, else 1."""
     present = [tensor for tensor in tensors if tensor is not None]
     vector = launches.VECTOR // min(tensor.element_size() for tensor in present)
     for tensor in present:
-        sizes = tensor.data_ptr() // tensor.element_size(), tensor.shape[1], _step(tensor, 0), _step(tensor, 2)
-        if tensor.stride(1) != 1 or any(size % vector for size in sizes):
+        others = [_step(tensor, other) for other in (0, 1, 2) if other != dimension]
+        sizes = tensor.data_ptr() // tensor.element_size(), size_along(tensor, dimension), *others
+        if any(size % vector for size in sizes) or tensor.stride(dimension) != 1:
             return 1
     return vector
 

@@ -30,12 +30,11 @@ from torchlosses.kernels.triton.functions import (
     quotient,
     rounded,
     row_gradient,
-    row_loss,
-    row_statistics,
     scaled,
     seeded,
     share_of_mean,
     shares,
+    store_loss,
     store_parts,
 )
 from torchlosses.kernels.triton.reduction import counted
@@ -43,23 +42,9 @@ from torchlosses.kernels.triton.reduction import counted
 
 @triton.jit
 def recounted(
-    base,
-    m,
-    groups_m,
-    groups_s,
-    shift,
-    low,
-    high,
-    end,
-    logit_scale,
-    logit_softcap,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    GROUPS: tl.constexpr,
-    VEC: tl.constexpr,
-):
+    base, m, groups_m, groups_s, shift, low, high, end, logit_scale, logit_softcap, SCALED: tl.constexpr,
+    CAPPED: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr, GROUPS: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
     """Σ exp(y - m) - 1 of a row that is all but sure of one class, with all digits.
 
     The group that holds the maximum is summed once more, without the maximum's own 1. Beside it are small numbers only.
@@ -107,19 +92,9 @@ def weights_of(weight_ptr, weight_stride, place, valid, COMPUTE: tl.constexpr, W
 
 @triton.jit
 def shares_again(
-    t_base,
-    place,
-    shift,
-    valid,
-    weight_ptr,
-    weight_stride,
-    kept,
-    even,
-    PROBABILITIES: tl.constexpr,
-    SMOOTHED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
+    t_base, place, shift, valid, weight_ptr, weight_stride, kept, even, PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
     """The sum of the shares of each group of a tile."""
     weight = weights_of(weight_ptr, weight_stride, place - shift, valid, COMPUTE, WEIGHTED)
     t = tl.zeros(place.shape, COMPUTE)
@@ -130,28 +105,10 @@ def shares_again(
 
 @triton.jit
 def taken_in(
-    state,
-    x,
-    t,
-    place,
-    shift,
-    valid,
-    weight_ptr,
-    weight_stride,
-    logit_scale,
-    logit_softcap,
-    kept,
-    even,
-    EXACT: tl.constexpr,
-    PROBABILITIES: tl.constexpr,
-    SMOOTHED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    STATISTICS: tl.constexpr,
-    SPLIT: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
+    state, x, t, place, shift, valid, weight_ptr, weight_stride, logit_scale, logit_softcap, kept, even,
+    EXACT: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr,
+    SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, SPLIT: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
     """`accumulated` of a tile as it was loaded."""
     SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
     y, _ = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
@@ -169,36 +126,11 @@ def taken_in(
 
 @triton.jit
 def gradient_of(
-    x,
-    t,
-    place,
-    shift,
-    valid,
-    weight_ptr,
-    weight_stride,
-    m,
-    rest,
-    total,
-    beside,
-    multiplier,
-    special,
-    kept,
-    even,
-    row_scale,
-    logit_scale,
-    logit_softcap,
-    grad_output,
-    PROBABILITIES: tl.constexpr,
-    SMOOTHED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    SCALED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    DTYPE: tl.constexpr,
-    UNIT_FIRST: tl.constexpr,
-    MASKED: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
+    x, t, place, shift, valid, weight_ptr, weight_stride, m, rest, total, beside, multiplier, special, kept, even,
+    row_scale, logit_scale, logit_softcap, grad_output, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr,
+    WEIGHTED: tl.constexpr, SCALED: tl.constexpr, CAPPED: tl.constexpr, COMPUTE: tl.constexpr, DTYPE: tl.constexpr,
+    UNIT_FIRST: tl.constexpr, MASKED: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
     """A tile of the gradient, as it is stored."""
     y, slope = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
     e, correction = exponentials(y, m, m)
@@ -252,8 +184,8 @@ def rows_kernel(
     grad_outer, grad_inner, gradient_outer, gradient_inner, ignore_index, first_class, all_classes,
     label_smoothing: tl.float64, z_loss_factor: tl.float64, scale_of_logits: tl.float64, cap_of_logits: tl.float64,
     empty: tl.float64,
-    COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr,
-    Z_LOSS: tl.constexpr,
+    NAME: tl.constexpr, COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr, Z_LOSS: tl.constexpr,
     SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, FORWARD: tl.constexpr, GRADIENT: tl.constexpr,
     HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr,
     FLAT: tl.constexpr, ALIGNED: tl.constexpr, TARGET_ALIKE: tl.constexpr, GRADIENT_ALIKE: tl.constexpr,
@@ -332,7 +264,7 @@ def rows_kernel(
             target = tl.load(target_ptr + sample * target_outer + position * target_inner).to(tl.int64)
             ignored = target == ignore_index
             inside = (target >= 0) & (target < all_classes)
-            tl.device_assert(ignored | inside, "torchlosses: cross_entropy: a target is no class index of its input")
+            tl.device_assert(ignored | inside, "torchlosses: " + NAME + ": a target is no class index")
             active = inside & (ignored == 0)
             target = tl.where(active, target, 0)
             if WEIGHTED:
@@ -403,28 +335,9 @@ def rows_kernel(
             if SINGLE:
                 place = low + places(0, GROUPS, VEC)
                 state = taken_in(
-                    state,
-                    x,
-                    t,
-                    place,
-                    shift,
-                    place < high,
-                    weights_ptr,
-                    weight_stride,
-                    logit_scale,
-                    logit_softcap,
-                    kept,
-                    even,
-                    True,
-                    PROBABILITIES,
-                    SMOOTHED,
-                    WEIGHTED,
-                    SCALED,
-                    CAPPED,
-                    STATISTICS,
-                    SPLIT,
-                    COMPUTE,
-                )
+                    state, x, t, place, shift, place < high, weights_ptr, weight_stride, logit_scale, logit_softcap,
+                    kept, even, True, PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, STATISTICS, SPLIT, COMPUTE,
+                )  # fmt: skip
             else:
                 for first in range(low, high, BLOCK):
                     place = first + places(0, GROUPS, VEC)
@@ -434,99 +347,35 @@ def rows_kernel(
                     else:
                         x, t = loaded(x_base, t_base, place, place < high, PROBABILITIES, KEEP)
                     state = taken_in(
-                        state,
-                        x,
-                        t,
-                        place,
-                        shift,
-                        place < high,
-                        weights_ptr,
-                        weight_stride,
-                        logit_scale,
-                        logit_softcap,
-                        kept,
-                        even,
-                        False,
-                        PROBABILITIES,
-                        SMOOTHED,
-                        WEIGHTED,
-                        SCALED,
-                        CAPPED,
-                        STATISTICS,
-                        SPLIT,
+                        state, x, t, place, shift, place < high, weights_ptr, weight_stride, logit_scale, logit_softcap,
+                        kept, even, False, PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, STATISTICS, SPLIT,
                         COMPUTE,
-                    )
+                    )  # fmt: skip
                     if PREFETCH:
                         x, t = next_x, next_t
-            of_row = merged(state, SINGLE)
-            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, most, most_first, beside = of_row
+            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, most, most_first, beside = merged(
+                state, SINGLE
+            )
             if SHARES:
                 total = found_total
             if not SINGLE:  # noqa: SIM102  (the first is decided when the kernel is compiled)
                 if rest < 0.25:
                     rest = recounted(
-                        x_base,
-                        m,
-                        state[0],
-                        state[1],
-                        shift,
-                        low,
-                        high,
-                        end,
-                        logit_scale,
-                        logit_softcap,
-                        SCALED,
-                        CAPPED,
-                        COMPUTE,
-                        ALIGNED,
-                        GROUPS,
-                        VEC,
-                    )
+                        x_base, m, state[0], state[1], shift, low, high, end, logit_scale, logit_softcap, SCALED,
+                        CAPPED, COMPUTE, ALIGNED, GROUPS, VEC,
+                    )  # fmt: skip
+            of_row = m, rest, product, first_largest, total, weighed, raw, raw_weighed, most, most_first, beside
             if SPLIT:
-                of_row = (
-                    m, rest, product, first_largest, total, weighed, raw, raw_weighed, most, most_first, beside,
-                )  # fmt: skip
                 store_parts(
-                    state_ptr, largest_ptr, rows, row, row < rows, active, at_target, of_row,
+                    state_ptr, largest_ptr, rows, row, True, active, at_target, of_row,
                     SHARES, PROBABILITIES, STATISTICS,
                 )  # fmt: skip
             else:
-                # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
-                rest += m - m
-                loss = row_loss(
-                    m,
-                    rest,
-                    at_target,
-                    target_weight,
-                    total,
-                    weighed,
-                    kept,
-                    even,
-                    z_loss,
-                    PROBABILITIES,
-                    SMOOTHED,
-                    Z_LOSS,
-                )
-                if SHARES:
-                    # Where no class has a share, nothing of the row counts.
-                    loss = tl.where((total == 0.0) & (loss - loss != 0.0), 0.0, loss)
-                loss = tl.where(active, loss * sample_weight, 0.0)
-                m = tl.where(active, m, 0.0)
-                rest = tl.where(active, rest, 0.0)
-                tl.store(state_ptr + row, m)
-                tl.store(state_ptr + rows + row, rest)
-                if STATISTICS:
-                    traced = active & (total != 0.0) if SHARES else active
-                    log_sum_exp, log_probability, correct, entropy = row_statistics(
-                        m, rest, product, first_largest, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
-                    )
-                    tl.store(state_ptr + 2 * rows + row, tl.where(traced, log_sum_exp, 0.0))
-                    tl.store(state_ptr + 3 * rows + row, tl.where(traced, log_probability, 0.0))
-                    tl.store(state_ptr + 4 * rows + row, tl.where(traced, correct, 0.0))
-                    tl.store(state_ptr + 5 * rows + row, tl.where(traced, entropy, 0.0))
-                if REDUCTION == "none":
-                    tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty))
-                else:
+                loss, m, rest = store_loss(
+                    loss_ptr, state_ptr, rows, row, True, active, of_row, target, at_target, target_weight,
+                    sample_weight, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS, STATISTICS, REDUCTION,
+                )  # fmt: skip
+                if REDUCTION != "none":
                     losses += loss.to(tl.float64)
         else:
             m = tl.load(state_ptr + row)
@@ -539,19 +388,9 @@ def rows_kernel(
                 shares_of_groups = tl.zeros([GROUPS], COMPUTE)
                 if not ALIGNED:
                     of_ends = shares_again(
-                        t_base,
-                        end_places,
-                        shift,
-                        end_valid,
-                        weights_ptr,
-                        weight_stride,
-                        kept,
-                        even,
-                        PROBABILITIES,
-                        SMOOTHED,
-                        WEIGHTED,
-                        COMPUTE,
-                    )
+                        t_base, end_places, shift, end_valid, weights_ptr, weight_stride, kept, even, PROBABILITIES,
+                        SMOOTHED, WEIGHTED, COMPUTE,
+                    )  # fmt: skip
                     shares_of_groups += tl.where(tl.arange(0, GROUPS) == 0, tl.sum(of_ends, 0), 0.0)
                 for first in range(low, high, BLOCK):
                     place = first + places(0, GROUPS, VEC)
@@ -603,72 +442,20 @@ def rows_kernel(
                     following = place + BLOCK
                     next_x, next_t = loaded(x_base, t_base, following, following < high, PROBABILITIES, "evict_first")
                 gradient = gradient_of(
-                    x,
-                    t,
-                    place,
-                    shift,
-                    place < high,
-                    weights_ptr,
-                    weight_stride,
-                    m,
-                    rest,
-                    total,
-                    beside,
-                    multiplier,
-                    special,
-                    kept,
-                    even,
-                    row_scale,
-                    logit_scale,
-                    logit_softcap,
-                    factor,
-                    PROBABILITIES,
-                    SMOOTHED,
-                    WEIGHTED,
-                    SCALED,
-                    CAPPED,
-                    COMPUTE,
-                    DTYPE,
-                    UNIT_FIRST,
-                    MASKED,
-                    SPLIT,
-                )
+                    x, t, place, shift, place < high, weights_ptr, weight_stride, m, rest, total, beside, multiplier,
+                    special, kept, even, row_scale, logit_scale, logit_softcap, factor, PROBABILITIES, SMOOTHED,
+                    WEIGHTED, SCALED, CAPPED, COMPUTE, DTYPE, UNIT_FIRST, MASKED, SPLIT,
+                )  # fmt: skip
                 tl.store(gradient_base + place, gradient, mask=place < whole, cache_modifier=CACHE)
                 if not SINGLE:
                     x, t = next_x, next_t
             if not ALIGNED:
                 end_places, written = ends(shift, shift + classes, VEC)
                 gradient = gradient_of(
-                    x_ends,
-                    t_ends,
-                    end_places,
-                    shift,
-                    end_valid & active,
-                    weights_ptr,
-                    weight_stride,
-                    m,
-                    rest,
-                    total,
-                    beside,
-                    multiplier,
-                    special,
-                    kept,
-                    even,
-                    row_scale,
-                    logit_scale,
-                    logit_softcap,
-                    factor,
-                    PROBABILITIES,
-                    SMOOTHED,
-                    WEIGHTED,
-                    SCALED,
-                    CAPPED,
-                    COMPUTE,
-                    DTYPE,
-                    UNIT_FIRST,
-                    True,
-                    SPLIT,
-                )
+                    x_ends, t_ends, end_places, shift, end_valid & active, weights_ptr, weight_stride, m, rest, total,
+                    beside, multiplier, special, kept, even, row_scale, logit_scale, logit_softcap, factor,
+                    PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, COMPUTE, DTYPE, UNIT_FIRST, True, SPLIT,
+                )  # fmt: skip
                 tl.store(gradient_base + end_places, gradient, mask=written)
             if not PROBABILITIES:
                 # Behind all that other threads have written.

@@ -23,11 +23,10 @@ from torchlosses.kernels.triton.functions import (
     quotient,
     rounded,
     row_gradient,
-    row_loss,
-    row_statistics,
     scaled,
     share_of_mean,
     shares,
+    store_loss,
     store_parts,
 )
 from torchlosses.kernels.triton.reduction import counted
@@ -35,16 +34,17 @@ from torchlosses.kernels.triton.reduction import counted
 
 @triton.jit
 def tile_of(
-    x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, active, classes, kept, even,
+    x_rows, t_rows, weight_ptr, weight_stride, c, x_class, target_class, read, active, classes, kept, even,
     COMPUTE: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """Logits, target probabilities and shares of some classes of the rows, and which of them there are."""
-    valid = active[:, None] & (c < classes)[None, :]
-    x = tl.load(x_rows[:, None] + (c * x_class)[None, :], mask=valid, other=float("-inf")).to(COMPUTE)
+    """Logits, target probabilities and shares of some classes of the rows that are read, and which of them count."""
+    inside = (c < classes)[None, :]
+    valid, read = active[:, None] & inside, read[:, None] & inside
+    x = tl.load(x_rows[:, None] + (c * x_class)[None, :], mask=read, other=float("-inf")).to(COMPUTE)
     t = x
     share = x
     if PROBABILITIES:
-        t = tl.load(t_rows[:, None] + (c * target_class)[None, :], mask=valid, other=0.0).to(COMPUTE)
+        t = tl.load(t_rows[:, None] + (c * target_class)[None, :], mask=read, other=0.0).to(COMPUTE)
     if PROBABILITIES or SMOOTHED:
         weight = tl.full((), 1.0, COMPUTE)
         if WEIGHTED:
@@ -69,12 +69,12 @@ def tiles_kernel(
     ignore_index, first_class, all_classes,
     label_smoothing: tl.float64, z_loss_factor: tl.float64, scale_of_logits: tl.float64, cap_of_logits: tl.float64,
     empty: tl.float64,
-    COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr,
-    Z_LOSS: tl.constexpr,
+    NAME: tl.constexpr, COMPUTE: tl.constexpr, REDUCTION: tl.constexpr, PROBABILITIES: tl.constexpr,
+    SMOOTHED: tl.constexpr, Z_LOSS: tl.constexpr,
     SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, FORWARD: tl.constexpr, GRADIENT: tl.constexpr,
     HELD: tl.constexpr, UNIT_FIRST: tl.constexpr, ALONE: tl.constexpr, COUNTED: tl.constexpr, PARTS: tl.constexpr,
-    ALIGNED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, SINGLE: tl.constexpr,
-    SPLIT: tl.constexpr,
+    ALIGNED: tl.constexpr, ALONG: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
+    SINGLE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Loss, state and gradient, or with the state of an earlier call the gradient alone; SPLIT as in `rows_kernel`."""
     SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
@@ -84,6 +84,13 @@ def tiles_kernel(
     INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
     if ALIGNED > 1:
         classes = classes // ALIGNED * ALIGNED
+    if ALONG > 1:
+        # Neighbours along `inner` are read in vectors: so much is known of what is counted in elements.
+        inner = inner // ALONG * ALONG
+        x_outer, x_class = x_outer // ALONG * ALONG, x_class // ALONG * ALONG
+        gradient_outer, gradient_class = gradient_outer // ALONG * ALONG, gradient_class // ALONG * ALONG
+        if PROBABILITIES:
+            target_outer, target_class = target_outer // ALONG * ALONG, target_class // ALONG * ALONG
 
     z_loss = number(z_loss_factor, COMPUTE)
     logit_scale = number(scale_of_logits, COMPUTE)
@@ -131,7 +138,7 @@ def tiles_kernel(
         sample_weight = tl.full([ROWS], 1.0, COMPUTE)
         row_scale = tl.zeros([ROWS], COMPUTE) + unit
         if PROBABILITIES:
-            t_rows = target_ptr + sample * target_outer + position * target_inner
+            t_rows = target_ptr + sample * target_outer + position * (1 if ALONG > 1 else target_inner)
             if ALIGNED > 1:
                 t_rows = tl.multiple_of(t_rows, 16)
         else:
@@ -139,9 +146,7 @@ def tiles_kernel(
             target = tl.load(at, mask=exists, other=0).to(tl.int64)
             ignored = target == ignore_index
             inside = (target >= 0) & (target < all_classes)
-            tl.device_assert(
-                (exists == 0) | ignored | inside, "torchlosses: cross_entropy: a target is no class index of its input"
-            )
+            tl.device_assert((exists == 0) | ignored | inside, "torchlosses: " + NAME + ": a target is no class index")
             active = exists & inside & (ignored == 0)
             target = tl.where(active, target, 0)
             if WEIGHTED:
@@ -162,6 +167,8 @@ def tiles_kernel(
         if SPLIT:
             target -= first_class
             here = active & (target >= 0) & (target < classes)
+        # What is read of a vector is all of it; else a row that does not count is not read.
+        read = exists if ALONG > 1 else active
         at_target = tl.zeros([ROWS], COMPUTE)
         if not PROBABILITIES:
             own = tl.load(x_rows + target * x_class, mask=here, other=0.0).to(COMPUTE)
@@ -169,8 +176,8 @@ def tiles_kernel(
 
         if SINGLE:
             x, t, share, valid = tile_of(
-                x_rows, t_rows, weights_ptr, weight_stride, lane, x_class, target_class, active, classes, kept, even,
-                COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
+                x_rows, t_rows, weights_ptr, weight_stride, lane, x_class, target_class, read, active, classes, kept,
+                even, COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
             )  # fmt: skip
         total = tl.zeros([ROWS], COMPUTE) + classes.to(COMPUTE)
         beside = total
@@ -182,15 +189,15 @@ def tiles_kernel(
                 c = first + lane
                 if not SINGLE:
                     x, t, share, valid = tile_of(
-                        x_rows, t_rows, weights_ptr, weight_stride, c, x_class, target_class, active, classes, kept,
-                        even,
+                        x_rows, t_rows, weights_ptr, weight_stride, c, x_class, target_class, read, active, classes,
+                        kept, even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
                 y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
                 y = tl.where(valid, y, float("-inf"))
                 place = tl.where(valid, c.to(tl.int32)[None, :], BEYOND)
                 state = accumulated(state, y, share, t, place, True, SHARES, PROBABILITIES, STATISTICS, SPLIT)
-            m, rest, product, first_largest, found_total, weighed, raw, raw_weighed, _most, most_first, beside = state
+            m, rest, _product, _first, found_total, _weighed, _raw, _raw_weighed, _most, _most_first, beside = state
             if SHARES:
                 total = found_total
             if SPLIT:
@@ -199,42 +206,11 @@ def tiles_kernel(
                     SHARES, PROBABILITIES, STATISTICS,
                 )  # fmt: skip
             else:
-                # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
-                rest += m - m
-                loss = row_loss(
-                    m,
-                    rest,
-                    at_target,
-                    target_weight,
-                    total,
-                    weighed,
-                    kept,
-                    even,
-                    z_loss,
-                    PROBABILITIES,
-                    SMOOTHED,
-                    Z_LOSS,
-                )
-                if SHARES:
-                    # Where no class has a share, nothing of the row counts.
-                    loss = tl.where((total == 0.0) & (loss - loss != 0.0), 0.0, loss)
-                loss = tl.where(active, loss * sample_weight, 0.0)
-                m = tl.where(active, m, 0.0)
-                rest = tl.where(active, rest, 0.0)
-                tl.store(state_ptr + row, m, mask=exists)
-                tl.store(state_ptr + rows + row, rest, mask=exists)
-                if STATISTICS:
-                    traced = active & (total != 0.0) if SHARES else active
-                    log_sum_exp, log_probability, correct, entropy = row_statistics(
-                        m, rest, product, first_largest, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
-                    )
-                    tl.store(state_ptr + 2 * rows + row, tl.where(traced, log_sum_exp, 0.0), mask=exists)
-                    tl.store(state_ptr + 3 * rows + row, tl.where(traced, log_probability, 0.0), mask=exists)
-                    tl.store(state_ptr + 4 * rows + row, tl.where(traced, correct, 0.0), mask=exists)
-                    tl.store(state_ptr + 5 * rows + row, tl.where(traced, entropy, 0.0), mask=exists)
-                if REDUCTION == "none":
-                    tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty), mask=exists)
-                else:
+                loss, m, rest = store_loss(
+                    loss_ptr, state_ptr, rows, row, exists, active, state, target, at_target, target_weight,
+                    sample_weight, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS, STATISTICS, REDUCTION,
+                )  # fmt: skip
+                if REDUCTION != "none":
                     losses += tl.sum(loss.to(tl.float64), 0)
         else:
             m = tl.load(state_ptr + row, mask=active, other=0.0)
@@ -249,9 +225,8 @@ def tiles_kernel(
                     total = tl.zeros([ROWS], COMPUTE)
                     for first in range(0, classes, CLASSES):
                         _, _, share, _ = tile_of(
-                            x_rows, t_rows, weights_ptr, weight_stride, first + lane, x_class, target_class, active,
-                            classes,
-                            kept, even, COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
+                            x_rows, t_rows, weights_ptr, weight_stride, first + lane, x_class, target_class, read,
+                            active, classes, kept, even, COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                         )  # fmt: skip
                         total += tl.sum(share, 1)
 
@@ -278,8 +253,8 @@ def tiles_kernel(
                 c = first + lane
                 if not SINGLE:
                     x, t, share, valid = tile_of(
-                        x_rows, t_rows, weights_ptr, weight_stride, c, x_class, target_class, active, classes, kept,
-                        even,
+                        x_rows, t_rows, weights_ptr, weight_stride, c, x_class, target_class, read, active, classes,
+                        kept, even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
                 y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)

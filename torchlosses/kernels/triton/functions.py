@@ -95,14 +95,21 @@ def exponentials(x, shift, along_shift):
 
 @triton.jit
 def log1p(z):
-    """log(1 + z) for z >= -1/2 with all digits: 2 artanh(z / (2 + z)), by its series up to |z / (2 + z)| = 1/3."""
-    s = z / (2.0 + z)
+    """log(1 + z) for z >= -1/2 with all digits: 2 artanh(s), s = z / (2 + z), by its series.
+
+    From 1/2 on it is log(2) + log(1 + (z - 1) / 2), which is as good again.
+    """
+    high = z > 0.5
+    s = tl.where(high, z - 1.0, z) / (tl.where(high, 3.0, 2.0) + z)
     square = s * s
-    TERMS: tl.constexpr = 19 if z.dtype == tl.float64 else 9
+    TERMS: tl.constexpr = 15 if z.dtype == tl.float64 else 6
     series = square * 0.0
     for term in tl.static_range(TERMS):
-        series = series * square + 1.0 / (2 * (TERMS - term) - 1)
-    return tl.where(z <= 1.0, 2.0 * s * series, tl.log(1.0 + tl.where(z <= 1.0, 1.0, z)))
+        series = series * square + 1.0 / (2 * (TERMS - term) + 1)
+    # The first term, which is most of it, is added last.
+    result = 2.0 * s + 2.0 * s * (square * series)
+    result = tl.where(high, result + LN2, result)
+    return tl.where(z <= 1.0, result, tl.log(1.0 + tl.where(z <= 1.0, 1.0, z)))
 
 
 @triton.jit
@@ -374,6 +381,46 @@ def row_statistics(
     # Which of nan or infinite logits is the largest says nothing.
     correct = correct & (rest - rest == 0.0)
     return m + log_rest, log_probability, tl.where(correct, 1.0, 0.0).to(m.dtype), log_rest - product / (1.0 + rest)
+
+
+@triton.jit
+def store_loss(
+    loss_ptr, state_ptr, rows, row, exists, active, found, target, at_target, target_weight, sample_weight,
+    kept, even, z_loss,
+    PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, Z_LOSS: tl.constexpr, STATISTICS: tl.constexpr,
+    REDUCTION: tl.constexpr,
+):  # fmt: skip
+    """What a row is found to have, as it is `merged`: its state, its statistics, and its loss if nothing is summed.
+
+    Gives the loss, the largest logit and the rest; a row that leaves no trace has zeros.
+    """
+    m, rest, product, first, total, weighed, raw, raw_weighed, _most, most_first, _beside = found
+    SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
+    # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
+    rest += m - m
+    loss = row_loss(
+        m, rest, at_target, target_weight, total, weighed, kept, even, z_loss, PROBABILITIES, SMOOTHED, Z_LOSS
+    )
+    if SHARES:
+        # Where no class has a share, nothing of the row counts.
+        loss = tl.where((total == 0.0) & (loss - loss != 0.0), 0.0, loss)
+    loss = tl.where(active, loss * sample_weight, 0.0)
+    m = tl.where(active, m, 0.0)
+    rest = tl.where(active, rest, 0.0)
+    tl.store(state_ptr + row, m, mask=exists)
+    tl.store(state_ptr + rows + row, rest, mask=exists)
+    if STATISTICS:
+        traced = active & (total != 0.0) if SHARES else active
+        log_sum_exp, log_probability, correct, entropy = row_statistics(
+            m, rest, product, first, target, at_target, raw, raw_weighed, most_first, PROBABILITIES
+        )
+        tl.store(state_ptr + 2 * rows + row, tl.where(traced, log_sum_exp, 0.0), mask=exists)
+        tl.store(state_ptr + 3 * rows + row, tl.where(traced, log_probability, 0.0), mask=exists)
+        tl.store(state_ptr + 4 * rows + row, tl.where(traced, correct, 0.0), mask=exists)
+        tl.store(state_ptr + 5 * rows + row, tl.where(traced, entropy, 0.0), mask=exists)
+    if REDUCTION == "none":
+        tl.store(loss_ptr + row, rounded(loss, loss_ptr.dtype.element_ty), mask=exists)
+    return loss, m, rest
 
 
 @triton.jit

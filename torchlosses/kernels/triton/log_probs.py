@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torchlosses.kernels.called import called
 from torchlosses.kernels.triton import launch as launches
 from torchlosses.kernels.triton.cross_entropy import alike, row_steps, size_along
 from torchlosses.kernels.triton.launch import launch
@@ -67,7 +68,7 @@ def _run(
         *row_steps(grad_output, _ORDER, True), 0 if grad_output is None else grad_output.stride(1),
         *gradient_steps, 0 if gradient is None else gradient.stride(1),
         options.ignore_index, options.logit_scale, options.logit_softcap or 1.0,
-        COMPUTE=launches.compute_type(input)[1], SCALED=options.logit_scale != 1,
+        NAME=called("log_probs"), COMPUTE=launches.compute_type(input)[1], SCALED=options.logit_scale != 1,
         CAPPED=options.logit_softcap is not None, FORWARD=forward, ADJACENT=adjacent, ALIGNED=aligned,
         GRADIENT_ALIKE=0 if gradient is None else alike(input, gradient, vector), BLOCK=choice.block, VEC=vector,
         SINGLE=choice.single,

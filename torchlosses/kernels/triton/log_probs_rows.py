@@ -65,8 +65,9 @@ def log_probs_kernel(
     outer, inner, classes, x_outer, x_inner, x_class, x_offset, target_outer, target_inner, grad_outer, grad_inner,
     grad_field, gradient_outer, gradient_inner, gradient_class, ignore_index,
     scale_of_logits: tl.float64, cap_of_logits: tl.float64,
-    COMPUTE: tl.constexpr, SCALED: tl.constexpr, CAPPED: tl.constexpr, FORWARD: tl.constexpr, ADJACENT: tl.constexpr,
-    ALIGNED: tl.constexpr, GRADIENT_ALIKE: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, SINGLE: tl.constexpr,
+    NAME: tl.constexpr, COMPUTE: tl.constexpr, SCALED: tl.constexpr, CAPPED: tl.constexpr, FORWARD: tl.constexpr,
+    ADJACENT: tl.constexpr, ALIGNED: tl.constexpr, GRADIENT_ALIKE: tl.constexpr, BLOCK: tl.constexpr,
+    VEC: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
     """Log-probability, entropy and state; or with the state of an earlier call the gradient."""
     GROUPS: tl.constexpr = BLOCK // VEC
@@ -88,7 +89,7 @@ def log_probs_kernel(
         target = tl.load(target_ptr + sample * target_outer + position * target_inner).to(tl.int64)
         inside = (target >= 0) & (target < classes)
         ignored = target == ignore_index
-        tl.device_assert(ignored | inside, "torchlosses: log_probs: a target is no class index of its logits")
+        tl.device_assert(ignored | inside, "torchlosses: " + NAME + ": a target is no class index")
         active = inside & (ignored == 0)
         target = tl.where(active, target, 0)
 
