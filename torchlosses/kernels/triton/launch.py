@@ -23,10 +23,12 @@ from triton.runtime.interpreter import interpreter_builder
 INTERPRETED = bool(knobs.runtime.interpret)
 
 # Debugging is what makes Triton keep assertions; those of its own, of integers that overflow, are left out.
-_OPTIONS = {"debug": True, "sanitize_overflow": False}
+_ASSERTIONS = {"debug": True, "sanitize_overflow": False}
+# Fused multiply-adds are Triton's default up to 3.9, which warns that 3.10 has another.
+_OPTIONS = {**_ASSERTIONS, "enable_fp_fusion": True}
 if INTERPRETED:
     # The interpreter takes no options of a launch.
-    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, **_OPTIONS)
+    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, **_ASSERTIONS)
 
 # A batch of up to so many elements is the work of one program, in one launch: loss, mean and gradient.
 SMALL = 1 << 15
