@@ -31,12 +31,11 @@ test-large: $(READY)
 
 # The tests with another torch: make test-torch VERSION=2.10.0. The library is the one in use here, since it is the same for all.
 # Left out is what has nothing to do with torch: how the package is built (test_package), its site (test_docs),
-# CONTRIBUTING.md (test_contributing), type checkers (test_typing), the numbers in the documents (test_numbers), and findings
-# on other libraries as they are in the versions of constraints.txt (test_report_card).
+# CONTRIBUTING.md (test_contributing), type checkers (test_typing), and the numbers in the documents (test_numbers).
 # The versions that pip has to keep to are in a file of the environment's own, whatever pip's configuration says of torch.
 TORCH_ENVIRONMENT = build/torch-$(VERSION)
 TORCH_INSTALL = PIP_CONSTRAINT=$(TORCH_ENVIRONMENT)/constraints.txt $(TORCH_ENVIRONMENT)/bin/python -m pip install --quiet --disable-pip-version-check
-TORCH_LEFT_OUT := $(addprefix tests/,test_package.py test_docs.py test_contributing.py test_typing.py test_numbers.py benchmarks/test_report_card.py)
+TORCH_LEFT_OUT := $(addprefix tests/,test_package.py test_docs.py test_contributing.py test_typing.py test_numbers.py)
 test-torch: $(READY)
 	@test -n "$(VERSION)" || { echo "Name the version of torch: make test-torch VERSION=2.10.0" >&2; exit 2; }
 	test -x $(TORCH_ENVIRONMENT)/bin/python || $(RUN) -m venv $(TORCH_ENVIRONMENT)
