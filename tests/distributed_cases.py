@@ -456,6 +456,8 @@ def compare_dtensors(function: Any, tensors: dict[str, Tensor], lie: dict[str, A
     partial = {name for name in names if lie.get(name) is not None and Partial() in lie[name]}
     # PyTorch adds no penalty on a plain tensor's gradient to one on a DTensor's.
     orders = 2 if not partial and all(isinstance(ours[name], DTensor) for name in names) else 1
+    # In torch 2.10, what moves a DTensor's gradient to other placements cannot be differentiated.
+    orders = 1 if torch.__version__.startswith("2.10.") else orders
     found = derivatives(total, [ours[name] for name in names], orders)
     for position, (gradient, right) in enumerate(
         zip(found, derivatives(truth, [plain[name] for name in names], orders), strict=True)
