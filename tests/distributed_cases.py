@@ -522,7 +522,12 @@ def check_every_loss_of_dtensors(rank: int, processes: int) -> None:
             of_logits = {"input": logits, "target": indices}
             compare_dtensors(weighed_log_probs, of_logits, {"input": lie, "target": rows}, mesh)
             compare_dtensors(weighed_log_probs, {"input": images, "target": of_images}, {"input": lie}, mesh)
-            compare_dtensors(weighed_log_probs, biased, {"input": lie, "linear_weight": each[0]}, mesh)
+            linear: tuple[Any, ...] = (weighed_log_probs, biased, {"input": lie, "linear_weight": each[0]}, mesh)
+            if torch.__version__.startswith("2.10.") and Shard(0) in lie:
+                # Its view of rows that are split takes the shape of all processes for that of its own part.
+                assert "is invalid for input of size" in raised(RuntimeError, compare_dtensors, *linear)
+            else:
+                compare_dtensors(*linear)
     if two is not None:
         # Rows split over one dimension and the classes of the layer over the other.
         lie = {"input": [Shard(0), Replicate()], "target": [Shard(0), Replicate()]}

@@ -383,8 +383,7 @@ def linear_log_probs(
     found = torch.stack([values for values, _ in results], -1)
     correct = torch.stack([state[0].detach() for _, state in results], -1)
     fields = (*found.unbind(1), correct != 0)
-    # A DTensor of torch 2.10 is not reshaped to the shape that it has.
-    return LogProbs(*(field if field.shape == shape else field.reshape(shape) for field in fields))
+    return LogProbs(*(field.reshape(shape) for field in fields))
 
 
 def _check_target(function: str, target: Tensor, rows: list[int]) -> None:
