@@ -146,7 +146,7 @@ def test_weights_of_elements() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_what_torch_takes(reduction: str) -> None:
+def test_what_torch_takes(reduction: Any) -> None:
     torch.manual_seed(0)
     logits = jagged(normal, CLASSES)
     target = jagged(shares, CLASSES, like=logits)
