@@ -623,8 +623,15 @@ def check_distillation_of_dtensors(rank: int, processes: int) -> None:
         folded = {name: t.unflatten(0, (3, 2)) if t.shape[0] == ROWS else t for name, t in weighted.items()}
         of_classes = {name: tensor for name, tensor in folded.items() if name != "teacher_logits"}
         for reduction in ("mean", "none"):
-            compare_dtensors(distilled, folded, {"input": lie, "linear_weight": rows}, mesh, reduction=reduction)
-            compare_dtensors(linear_cross_entropy, of_classes, {"input": lie}, mesh, reduction=reduction)
+            calls: tuple[Any, ...] = (
+                (distilled, folded, {"input": lie, "linear_weight": rows}, mesh),
+                (linear_cross_entropy, of_classes, {"input": lie}, mesh),
+            )
+            for call in calls:
+                if torch.__version__.startswith("2.10.") and Shard(1) in lie:
+                    assert "flatten" in raised(RuntimeError, compare_dtensors, *call, reduction=reduction)
+                else:
+                    compare_dtensors(*call, reduction=reduction)
     if processes == 1:
         return
     wrong = places.clone()
