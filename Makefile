@@ -29,18 +29,22 @@ test-all: $(READY)
 test-large: $(READY)
 	$(RUN) -m pytest -m large tests/test_native.py $(ARGS)
 
-# What depends on torch's inside, with another torch: make test-torch VERSION=2.10.0. The library is the one in use here,
-# since it is the same for all. CONSTRAINTS that name torch are left out.
+# The tests with another torch: make test-torch VERSION=2.10.0. The library is the one in use here, since it is the same for all.
+# Left out is what has nothing to do with torch: how the package is built (test_package), its site (test_docs),
+# CONTRIBUTING.md (test_contributing), type checkers (test_typing), and the numbers in the documents (test_numbers).
+# The versions that pip has to keep to are in a file of the environment's own, whatever pip's configuration says of torch.
 TORCH_ENVIRONMENT = build/torch-$(VERSION)
-TORCH_TESTS ?= tests/test_derivatives.py tests/test_transforms.py tests/test_private.py tests/test_operators.py tests/test_gradient_along.py tests/test_contracts.py tests/test_values.py tests/test_error_types.py
+TORCH_INSTALL = PIP_CONSTRAINT=$(TORCH_ENVIRONMENT)/constraints.txt $(TORCH_ENVIRONMENT)/bin/python -m pip install --quiet --disable-pip-version-check
+TORCH_LEFT_OUT := $(addprefix tests/,test_package.py test_docs.py test_contributing.py test_typing.py test_numbers.py)
 test-torch: $(READY)
 	@test -n "$(VERSION)" || { echo "Name the version of torch: make test-torch VERSION=2.10.0" >&2; exit 2; }
 	test -x $(TORCH_ENVIRONMENT)/bin/python || $(RUN) -m venv $(TORCH_ENVIRONMENT)
-	grep -v "^torch" $(CONSTRAINTS) >$(TORCH_ENVIRONMENT)/constraints.txt || true
-	$(TORCH_ENVIRONMENT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(TORCH_ENVIRONMENT)/constraints.txt \
-	  "torch==$(VERSION)" numpy setuptools expecttest hypothesis mpmath pytest pytest-xdist
+	{ echo "torch==$(VERSION)"; grep -v "^torch\(vision\)\?=" $(CONSTRAINTS) || true; } >$(TORCH_ENVIRONMENT)/constraints.txt
+	$(TORCH_INSTALL) torch accelerate expecttest hypothesis jinja2 matplotlib mpmath numpy peft platformdirs \
+	  pydantic pytest pytest-xdist rich setuptools tensorboard torchmetrics transformers tyro
+	$(TORCH_INSTALL) torchvision || echo "No torchvision for torch $(VERSION): the tests that need it are skipped." >&2
 	$(TORCH_ENVIRONMENT)/bin/python -m torchlosses.kernels
-	$(TORCH_ENVIRONMENT)/bin/python -m pytest $(IN_TWO) -m "not large and not thorough" $(TORCH_TESTS) $(ARGS)
+	$(TORCH_ENVIRONMENT)/bin/python -m pytest $(IN_TWO) -m "not large and not thorough" $(addprefix --ignore=,$(TORCH_LEFT_OUT)) $(ARGS)
 
 # The tests of the compiled operators, with every access to memory and every undefined operation watched.
 SANITIZED := build/sanitize/library

@@ -177,7 +177,12 @@ OURS: dict[str, Loss] = {
 }
 # In a linear loss the products take the time, whatever runs beside them.
 WITHOUT_PRODUCTS = {name: loss for name, loss in OURS.items() if name != "linear_cross_entropy"}
-CHUNKED = {"linear_cross_entropy": partial(F.linear_cross_entropy, options=nn.LinearCrossEntropyOptions())}
+# Up to torch 2.12 there is none.
+CHUNKED = (
+    {"linear_cross_entropy": partial(F.linear_cross_entropy, options=nn.LinearCrossEntropyOptions())}
+    if hasattr(F, "linear_cross_entropy")
+    else {}
+)
 IN_PLACE = {"cross_entropy": partial(torchlosses.cross_entropy, inplace_backward=True)}
 BUILTIN = {loss: problem.builtin for loss, problem in PROBLEMS.items()}
 # What AOTAutograd compiles has one derivative.

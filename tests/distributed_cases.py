@@ -456,6 +456,8 @@ def compare_dtensors(function: Any, tensors: dict[str, Tensor], lie: dict[str, A
     partial = {name for name in names if lie.get(name) is not None and Partial() in lie[name]}
     # PyTorch adds no penalty on a plain tensor's gradient to one on a DTensor's.
     orders = 2 if not partial and all(isinstance(ours[name], DTensor) for name in names) else 1
+    # In torch 2.10, what moves a DTensor's gradient to other placements cannot be differentiated.
+    orders = 1 if torch.__version__.startswith("2.10.") else orders
     found = derivatives(total, [ours[name] for name in names], orders)
     for position, (gradient, right) in enumerate(
         zip(found, derivatives(truth, [plain[name] for name in names], orders), strict=True)
@@ -520,7 +522,12 @@ def check_every_loss_of_dtensors(rank: int, processes: int) -> None:
             of_logits = {"input": logits, "target": indices}
             compare_dtensors(weighed_log_probs, of_logits, {"input": lie, "target": rows}, mesh)
             compare_dtensors(weighed_log_probs, {"input": images, "target": of_images}, {"input": lie}, mesh)
-            compare_dtensors(weighed_log_probs, biased, {"input": lie, "linear_weight": each[0]}, mesh)
+            linear: tuple[Any, ...] = (weighed_log_probs, biased, {"input": lie, "linear_weight": each[0]}, mesh)
+            if torch.__version__.startswith("2.10.") and Shard(0) in lie:
+                # Its view of rows that are split takes the shape of all processes for that of its own part.
+                assert "is invalid for input of size" in raised(RuntimeError, compare_dtensors, *linear)
+            else:
+                compare_dtensors(*linear)
     if two is not None:
         # Rows split over one dimension and the classes of the layer over the other.
         lie = {"input": [Shard(0), Replicate()], "target": [Shard(0), Replicate()]}
@@ -616,8 +623,15 @@ def check_distillation_of_dtensors(rank: int, processes: int) -> None:
         folded = {name: t.unflatten(0, (3, 2)) if t.shape[0] == ROWS else t for name, t in weighted.items()}
         of_classes = {name: tensor for name, tensor in folded.items() if name != "teacher_logits"}
         for reduction in ("mean", "none"):
-            compare_dtensors(distilled, folded, {"input": lie, "linear_weight": rows}, mesh, reduction=reduction)
-            compare_dtensors(linear_cross_entropy, of_classes, {"input": lie}, mesh, reduction=reduction)
+            calls: tuple[Any, ...] = (
+                (distilled, folded, {"input": lie, "linear_weight": rows}, mesh),
+                (linear_cross_entropy, of_classes, {"input": lie}, mesh),
+            )
+            for call in calls:
+                if torch.__version__.startswith("2.10.") and Shard(1) in lie:
+                    assert "flatten" in raised(RuntimeError, compare_dtensors, *call, reduction=reduction)
+                else:
+                    compare_dtensors(*call, reduction=reduction)
     if processes == 1:
         return
     wrong = places.clone()

@@ -125,23 +125,43 @@ def test_the_loss_is_that_of_the_samples(name: str, reduction: str, holes: bool)
     assert_close(found, right)
 
 
+def weighted(loss: Any, of: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient, of tensors that are always the same."""
+    torch.manual_seed(1)
+    input = jagged(normal, CLASSES).detach().requires_grad_()
+    target, weight = jagged(normal, 1, like=input).expand_as(input), jagged(uniform, CLASSES, like=input)
+    found = loss(of(input), of(target), weight=of(weight))
+    return found.detach(), torch.autograd.grad(found, input)[0].values()
+
+
+def test_weights_of_elements() -> None:
+    ours = weighted(torchlosses.mse_loss, lambda tensor: tensor)
+    torchs: Any = F.mse_loss
+    assert_close(ours, weighted(torchs, lambda tensor: tensor.values()))
+    if torch.__version__ < "2.15":
+        assert_close(ours, weighted(torchs, lambda tensor: tensor))
+    else:
+        with pytest.raises(RuntimeError, match="NYI"):
+            weighted(torchs, lambda tensor: tensor)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_what_torch_takes(reduction: str) -> None:
+def test_what_torch_takes(reduction: Any) -> None:
     torch.manual_seed(0)
-    weighted = []
-    losses: tuple[Any, ...] = (torchlosses.mse_loss, F.mse_loss)
-    for loss in losses:
-        torch.manual_seed(1)
-        input = jagged(normal, CLASSES).detach().requires_grad_()
-        found = loss(input, jagged(normal, 1, like=input).expand_as(input), weight=jagged(uniform, CLASSES, like=input))
-        weighted.append((found.detach(), torch.autograd.grad(found, input)[0].values()))
-    assert_close(*weighted)
     logits = jagged(normal, CLASSES)
     target = jagged(shares, CLASSES, like=logits)
-    entropies: tuple[Any, ...] = (torchlosses.cross_entropy, F.cross_entropy)
-    found, expected = (loss(logits.transpose(1, 2), target.transpose(1, 2), reduction=reduction) for loss in entropies)
+    logits, target = logits.transpose(1, 2), target.transpose(1, 2)
+    found = torchlosses.cross_entropy(logits, target, reduction=reduction)
+    ours = found.values() if found.is_nested else found
+    # The values have the classes second, as a batch has.
+    assert_close(ours, F.cross_entropy(logits.values().mT, target.values().mT, reduction=reduction))
+    if torch.__version__ < "2.13":
+        with pytest.raises(RuntimeError, match=r"aten\.size"):
+            F.cross_entropy(logits, target, reduction=reduction)
+        return
+    expected: Any = F.cross_entropy(logits, target, reduction=reduction)
     assert found.is_nested == expected.is_nested
-    assert_close(*(value.values() if value.is_nested else value for value in (found, expected)))
+    assert_close(ours, expected.values() if expected.is_nested else expected)
 
 
 def test_statistics_have_the_structure_of_the_rows() -> None:

@@ -60,6 +60,7 @@ DEFINITIONS: dict[str, dict[str, str]] = {
         "2": SIZE,
     },
     "docs/divergences.md": {
+        "2.10": SUPPORTED,
         "2.14.1": "the version that was observed",
         "2.12": "the last of tests/error_types.json with the older type",
         "2.14": "the first of tests/error_types.json with the newer type",
@@ -87,6 +88,7 @@ DEFINITIONS: dict[str, dict[str, str]] = {
         "3.11": RUN,
     },
     "docs/language_models.md": {
+        "2.10": SUPPORTED,
         "8192": "sizes, and their product",
         "128": "sizes, and their product",
         "000": "sizes, and their product",

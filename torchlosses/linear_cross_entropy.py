@@ -62,8 +62,9 @@ _make_record: Any = NamedTuple
 def options_of_product(of_logits: Any) -> Any:
     """The options of a loss of logits, passed on unread, and what the product needs."""
     record = _make_record("Options", [*get_type_hints(of_logits.options).items(), *_FURTHER.items()])
-    # What only an accelerator asks.
+    # What only an accelerator asks; the compiler of torch 2.10 looks for defaults in the second place.
     record.__new__.__defaults__ = (False, False)
+    record._field_defaults = dict.fromkeys(record._fields[-2:], False)
     return record
 
 

@@ -7,8 +7,10 @@ too, and `make report-card` runs them all.
 from __future__ import annotations
 
 import doctest
+import importlib
 import textwrap
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 JUDGEMENTS = {
     "error": "contradicts the library's own documentation or formula, or gives a wrong number without an error",
@@ -47,6 +49,15 @@ class Finding:
     def library(self) -> str:
         """The package that the lines import."""
         return self.subject.partition(".")[0]
+
+    @property
+    def missing(self) -> str:
+        """What the lines need and is not there: the library, or a loss that an older torch has not; '' for nothing."""
+        if find_spec(self.library) is None:
+            return self.library
+        module, _, loss = self.subject.rpartition(".")
+        there = self.library != "torch" or hasattr(importlib.import_module(module), loss)
+        return "" if there else self.subject
 
 
 class NotReproducedError(Exception):

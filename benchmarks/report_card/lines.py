@@ -1,12 +1,11 @@
 """Run the lines of the report card: `python -m benchmarks.report_card.lines`. It needs nothing but PyTorch.
 
-The lines of a library that is not installed are left out, and the library is named.
+The lines of what is not installed are left out, and it is named.
 """
 
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 
 from benchmarks.report_card.explanations import FINDINGS
 from benchmarks.report_card.findings import NotReproducedError, reproduce
@@ -14,8 +13,8 @@ from benchmarks.report_card.findings import NotReproducedError, reproduce
 
 def main() -> int:
     """Run the command; 1 where lines do not print what they say."""
-    missing = {finding.library for finding in FINDINGS if find_spec(finding.library) is None}
-    runnable = [finding for finding in FINDINGS if finding.library not in missing]
+    missing = {finding.missing for finding in FINDINGS if finding.missing}
+    runnable = [finding for finding in FINDINGS if not finding.missing]
     failed = 0
     for finding in runnable:
         try:

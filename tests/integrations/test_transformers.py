@@ -710,9 +710,32 @@ class TestAdapters:
         assert len(explain(model).losses) == 1
 
 
+OLD_COMPILER = torch.__version__.startswith("2.10.")
+compiles = pytest.mark.skipif(OLD_COMPILER, reason="test_the_compiler_of_torch_2_10 says what that one does")
+
+
 class TestAround:
     """What a training is surrounded with."""
 
+    @pytest.mark.skipif(not OLD_COMPILER, reason="of torch 2.10")
+    def test_the_compiler_of_torch_2_10(self) -> None:
+        """It makes the logits, and that is said, with what is lost."""
+        make, inputs, *_ = MODELS["Gemma 2"]
+        model = apply(make(), stats=True)
+        with pytest.warns(UserWarning, match=r"compiler of torch 2\.10 .*without stats"):
+            found = lm.step(model, inputs(), torch.compile(model, fullgraph=True, backend="aot_eager"))
+        lm.assert_same_step(found, lm.step(make(), inputs()))
+        assert type(found[0].logits) is Tensor
+        assert not explain(model).fused
+        torch.compiler.reset()
+        model = apply(make(), on_fallback="raise")
+        with pytest.raises(Exception, match=r"compiler of torch 2\.10 .*on_fallback='raise'"):
+            torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs())
+        logits, target = apply(lm.llama())(input_ids=lm.tokens()).logits, lm.tokens()
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            torch.compile(lambda x: F.cross_entropy(x.flatten(0, 1), target.flatten()), fullgraph=True)(logits)
+
+    @compiles
     def test_compiled_in_one_graph(self) -> None:
         make, inputs, *_ = MODELS["Gemma 2"]
         own = lm.step(make(), inputs())
@@ -726,6 +749,7 @@ class TestAround:
         assert found is not None
         assert found.tokens == (inputs()["labels"][:, 1:] != -100).sum()
 
+    @compiles
     @pytest.mark.thorough
     def test_a_compiled_step_with_a_loss_of_its_own(self) -> None:
         def loss_of(model: nn.Module, **inputs: Tensor) -> Tensor:
@@ -745,6 +769,7 @@ class TestAround:
             for name, gradient in lm.gradients(own).items():
                 assert_close(lm.gradients(model)[name], gradient, rtol=1e-4, atol=1e-6)
 
+    @compiles
     def test_logits_as_the_input_of_a_compiled_function(self) -> None:
         @torch.compile(fullgraph=True, backend="aot_eager")
         def loss_of(logits: Tensor, target: Tensor) -> Tensor:
@@ -757,6 +782,7 @@ class TestAround:
             found.append((loss.detach(), *lm.gradients(model).values()))
         assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
+    @compiles
     @pytest.mark.thorough
     @pytest.mark.parametrize("mode", ["none", "eager"])
     def test_compiled_with_other_logits(self, mode: Any) -> None:
@@ -764,6 +790,7 @@ class TestAround:
         output = torch.compile(model, fullgraph=True, backend="aot_eager")(**lm.language())
         assert type(output.logits) is (type(None) if mode == "none" else Tensor)
 
+    @compiles
     @pytest.mark.thorough
     def test_a_fallback_in_a_compiled_region_is_told(self) -> None:
         model = apply(lm.llama())

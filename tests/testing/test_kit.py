@@ -479,6 +479,10 @@ class TestDevice:
         with torch.device("meta"):
             report = check_loss(loss, kind=kind, device="cpu", only=only, skip=skip)
         for got, here in zip(report.results, expected.results, strict=True):
+            if torch.__version__ < "2.13" and "(aten::detach_)" in got.reason:
+                # With another default device than the tensors', torch.func itself raises.
+                assert got.check.startswith("transforms.")
+                continue
             assert (got.status, got.reason, got.cases) == (here.status, here.reason, here.cases), got
 
     def test_no_such_device(self) -> None:

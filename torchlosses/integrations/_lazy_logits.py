@@ -351,8 +351,12 @@ _DIVIDE = ("div", "divide", "true_divide", "truediv")
 _ADD = ("add", "radd")
 
 
+# Up to torch 2.10, the compiler does not ask whether one `Lazy` is another.
+_ITSELF = "itself"
+
+
 def _operate(lazy: Any, name: str, arguments: Any, keywords: Any) -> Any:
-    """The result of an operation on logits as a `Lazy`; None where it takes the logits."""
+    """The result of an operation on logits as a `Lazy`: None where it takes them, `_ITSELF` if nothing changes."""
     if name == "to":
         return _to(lazy, arguments, keywords)
     if keywords:
@@ -378,7 +382,7 @@ def _operate_alone(lazy: Any, name: str) -> Any:
     if name in _CASTS:
         return _cast(lazy, _CASTS[name])
     if name == "contiguous":
-        return lazy
+        return _ITSELF
     if name == "clone":
         return _changed(lazy, made=[], events=[])
     if name == "tanh":
@@ -407,7 +411,7 @@ def _of_rows(lazy: Any, choose: Callable[[Tensor], Tensor]) -> Lazy:
 
 
 def _cast(lazy: Any, dtype: torch.dtype) -> Any:
-    return lazy if dtype == lazy.dtype else _changed(_step(lazy, "cast", dtype), dtype=dtype)
+    return _ITSELF if dtype == lazy.dtype else _changed(_step(lazy, "cast", dtype), dtype=dtype)
 
 
 def _to(lazy: Any, arguments: Any, keywords: Any) -> Any:
@@ -667,7 +671,7 @@ def _dispatch(call: Any, name: str, arguments: tuple[Any, ...], keywords: dict[s
         if name in _IN_PLACE or name.endswith("_"):
             return _change(face, call, name, others, keywords)
         found = _operate(lazy, name, others, keywords)
-        if found is lazy:
+        if isinstance(found, str):
             return face
         if found is not None:
             if "changed" in lazy.events:

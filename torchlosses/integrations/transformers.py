@@ -363,12 +363,25 @@ def _with(output: Any, function: Any) -> Any:
     return function(output) if is_lazy(output) else output
 
 
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+# The compiler of torch 2.10 takes every region for one that is exported; so this is run while it traces.
+_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# Nor does it know named tuples with methods of their own, as the logits in a compiled region are.
+_COMPILER_NEEDS_LOGITS = torch.__version__.startswith("2.10.")
+
+
 def _before_head(notes: Notes, head: nn.Module, arguments: tuple[Any, ...]) -> Any:
     """Hand the linear layer its features in a wrapping, which answers the product with lazy logits."""
     if not torch.compiler.is_compiling():
         notes.head_was_called = True
     is_plain = len(arguments) != 1 or not isinstance(arguments[0], Tensor) or is_lazy(arguments[0])
-    if is_plain or torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if is_plain or _exporting() or torch.jit.is_tracing():
+        return None
+    if _COMPILER_NEEDS_LOGITS and torch.compiler.is_compiling():
+        note_fallback(notes.number, "head", "the compiler of torch 2.10 needs logits that exist, so they are made")
         return None
     return (Chain(arguments[0], module=head, notes=notes),)
 

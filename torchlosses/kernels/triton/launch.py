@@ -19,15 +19,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton import knobs
+from triton.runtime import interpreter
 from triton.runtime.interpreter import interpreter_builder
 
 INTERPRETED = bool(knobs.runtime.interpret)
 
 # Debugging is what makes Triton keep assertions; those of its own, of integers that overflow, are left out.
-_OPTIONS = {"debug": True, "sanitize_overflow": False}
+_ASSERTIONS = {"debug": True, "sanitize_overflow": False}
+# Fused multiply-adds are Triton's default up to 3.9, which warns that 3.10 has another.
+_OPTIONS = {**_ASSERTIONS, "enable_fp_fusion": True}
 if INTERPRETED:
     # The interpreter takes no options of a launch.
-    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, **_OPTIONS)
+    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, **_ASSERTIONS)
+    if triton.__version__.startswith("3.6."):
+        _patch_lang_tensor = interpreter._patch_lang_tensor
+
+        def _patch_lang_tensor_and_index(tensor: Any, scope: Any) -> None:
+            """Triton 3.6 takes int() of an array of one element, which NumPy 2.4 refuses."""
+            _patch_lang_tensor(tensor, scope)
+            scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+        interpreter._patch_lang_tensor = _patch_lang_tensor_and_index
 
 # A batch of up to so many elements is the work of one program, in one launch: loss, mean and gradient.
 SMALL = 1 << 15
