@@ -62,7 +62,7 @@ def recounted(
     if not ALIGNED:
         # The first group holds the row's ends too.
         place, valid = ends(shift, end, VEC)
-        valid = valid & (group == 0)
+        valid = valid & (place < tl.where(group == 0, end, 0))
         x = tl.load(base + place, mask=valid, other=float("-inf")).to(COMPUTE)
         y, _ = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
         y = tl.where(valid, y, float("-inf"))
@@ -451,8 +451,10 @@ def rows_kernel(
                     x, t = next_x, next_t
             if not ALIGNED:
                 end_places, written = ends(shift, shift + classes, VEC)
+                # Of a tile and a single truth the interpreter of Triton 3.9 makes no mask.
+                traced = end_valid & (end_places < tl.where(active, shift + classes, 0))
                 gradient = gradient_of(
-                    x_ends, t_ends, end_places, shift, end_valid & active, weights_ptr, weight_stride, m, rest, total,
+                    x_ends, t_ends, end_places, shift, traced, weights_ptr, weight_stride, m, rest, total,
                     beside, multiplier, special, kept, even, row_scale, logit_scale, logit_softcap, factor,
                     PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, COMPUTE, DTYPE, UNIT_FIRST, True, SPLIT,
                 )  # fmt: skip
