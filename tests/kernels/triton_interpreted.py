@@ -272,8 +272,9 @@ def test_cross_entropy_layouts(layout: str, shape: tuple[int, ...], monkeypatch:
     check_cross_entropy(laid_out(input, layout), target, None, sample_weight, reductions=(reduction,))
 
 
-@pytest.mark.parametrize("single", [True, False])
-@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize(
+    ("single", "probabilities"), in_turn((True, False), {"indices": (False,), "probabilities": (True,)})
+)
 def test_whole_vectors_of_rows(single: bool, probabilities: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where classes lie apart and rows side by side, vectors are read whatever their rows hold."""
     monkeypatch.setattr(launch, "tiles", tiles(single))
@@ -916,7 +917,10 @@ def test_split_layouts(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["rows, one tile", "tiles, some classes", pytest.param("rows, prefetched", marks=pytest.mark.thorough)],
+    [
+        "tiles, some classes",
+        *(pytest.param(f"rows, {way}", marks=pytest.mark.thorough) for way in ("one tile", "prefetched")),
+    ],
 )
 def test_split_corners(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """nan, infinities and rows without part, as the steps in PyTorch have them."""

@@ -296,7 +296,8 @@ def test_a_complete_run_is_shown_where_its_report_cannot_be_written_again(
     assert "Which digit?" in output.out
 
 
-@pytest.mark.parametrize(("encoding", "reader"), [("ascii", "head -1"), pytest.param("ascii", "cat", marks=thorough)])
+@pytest.mark.parametrize(("encoding", "reader"), [("ascii", "head -1"), ("ascii", "cat")])
+@thorough
 def test_any_output_will_do(tiny_run: Path, encoding: str, reader: str) -> None:
     completed = subprocess.run(
         f'{sys.executable} -c "{SHOW}" {tiny_run} | {reader}; exit ${{PIPESTATUS[0]}}',
