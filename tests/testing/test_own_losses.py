@@ -149,8 +149,8 @@ def audits() -> Iterator[Any]:
     """Every check of every loss on every backend, of which `make test` has each check of each loss once.
 
     Finite differences of the gradient are on one backend, and so is what is slow of Modules, which call the functions.
-    Except for what is slow, which follows from the declaration: there it is asked of the representatives. Their numbers
-    and laws are asked on every backend, and those of Modules, which call the functions, on none.
+    Except for what is slow, which follows from the declaration: there it is asked of the representatives. Numbers and
+    laws of Modules, which call the functions, are left out.
     """
     backends = kernels.available()
     for (turn, name), (number, check) in itertools.product(enumerate(LOSSES), enumerate(CHECKS)):
@@ -164,7 +164,7 @@ def audits() -> Iterator[Any]:
                 few = REPRESENTATIVES[:1] if check == "derivatives.forward_over_reverse" else REPRESENTATIVES
                 everyday = everyday and name in few
             elif check.startswith(("values.", "laws.", "gradients.", "inputs.")):
-                everyday = name in REPRESENTATIVES or (everyday and not name.endswith("Loss"))
+                everyday = everyday and not name.endswith("Loss")
             marks = () if everyday else (pytest.mark.thorough,)
             yield pytest.param(backend, name, check, id=f"{backend}-{name}-{check}", marks=marks)
 
