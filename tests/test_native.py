@@ -290,14 +290,18 @@ def relative_errors(x: Tensor, target: Tensor, loss: Callable[..., Tensor]) -> t
     return of_loss, of_gradient
 
 
+def drawn_rows(classes: int, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(classes)
+    x = (torch.randn(max(2, 4096 // classes), classes, generator=generator) * scale).to(dtype)
+    return x, torch.randint(classes, (len(x),), generator=generator)
+
+
 class TestAccuracy:
     @pytest.mark.parametrize("classes", [3, 10, 1000, 131072])
     @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
     def test_never_worse_than_torch(self, classes: int, scale: float, dtype: torch.dtype) -> None:
-        generator = torch.Generator().manual_seed(classes)
-        x = (torch.randn(max(2, 4096 // classes), classes, generator=generator) * scale).to(dtype)
-        target = torch.randint(classes, (len(x),), generator=generator)
+        x, target = drawn_rows(classes, scale, dtype)
         ours = relative_errors(x, target, torchlosses.cross_entropy)
         builtin = relative_errors(x, target, F.cross_entropy)
         # Which of two good results happens to be rounded the better way says nothing.
@@ -516,9 +520,7 @@ class TestLogProbabilities:
     @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
     def test_never_worse_than_torch(self, classes: int, scale: float, dtype: torch.dtype) -> None:
-        generator = torch.Generator().manual_seed(classes)
-        x = (torch.randn(max(2, 4096 // classes), classes, generator=generator) * scale).to(dtype)
-        target = torch.randint(classes, (len(x),), generator=generator)
+        x, target = drawn_rows(classes, scale, dtype)
         wide = x.double().requires_grad_()
         truth = plain_values(wide, target)
         true_gradient = torch.autograd.grad(truth.sum(), wide)[0]

@@ -828,7 +828,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
                     f"{loss.name}: inplace_backward=True writes the gradient over the logits, so it cannot be "
                     "differentiated again (create_graph=True). Leave inplace_backward at False for second derivatives."
                 )
-            return *loss._gradients(grad_output, tensors, state, options._replace(gradients=0), needed), None
+            return *loss._gradients(grad_output, tensors, state, _without_gradients(options), needed), None
         if ready is not None and not any(needed[loss.derived :]):
             # The commonest backward, of a small batch too: nothing is left to compute.
             ready = loss.handed_over(grad_output, ready, tensors, state, options)
@@ -842,7 +842,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
             return found, *nothing
         along = loss.derived if ready is not None else int(in_place)
         needed = (*(False,) * along, *needed[along:])
-        gradients = loss._gradients(grad_output, tensors, state, options._replace(gradients=0), needed)
+        gradients = loss._gradients(grad_output, tensors, state, _without_gradients(options), needed)
         if ready is not None:
             for i, gradient in enumerate(loss.handed_over(grad_output, ready, tensors, state, options)):
                 if ctx.needs_input_grad[i]:
@@ -890,7 +890,7 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
                 and few(input, target, options, incoming, gradient) is not None
             ):
                 return gradient, None, None
-        options = options._replace(gradients=0)
+        options = _without_gradients(options)
         tensors = (input, target, *absent)
         state = ()
         if loss.keeps:
@@ -908,7 +908,7 @@ def _in_place(loss: type[Loss], grad_output: Tensor, tensors: Any, state: Any, o
     """The gradient, written over the first tensor, of which nothing is left."""
     input = tensors[0].detach()
     with _below_autograd():
-        loss.backward_operator_(grad_output, input, input, *tensors[1:], *state, *options._replace(gradients=0))
+        loss.backward_operator_(grad_output, input, input, *tensors[1:], *state, *_without_gradients(options))
     # Autograd's own check then stops a second backward, and whoever else has kept the values.
     torch.autograd.graph.increment_version(tensors[0])
     return input
