@@ -86,7 +86,7 @@ def check_label_smoothing(label_smoothing: float) -> float:
 
 def check_ignore_index(ignore_index: int) -> int:
     try:
-        ignore_index = operator.index(ignore_index)
+        ignore_index = _index(ignore_index)
     except TypeError:
         raise TypeError(
             f"ignore_index must be an int, but got {ignore_index!r}; to ignore no row, leave it at its default of -100."
@@ -142,9 +142,16 @@ def check_broadcasting_weight(function: str, name: str, weight: Tensor, shape: t
         ) from None
 
 
+def _index(value: int) -> int:
+    # The compiler would make a constant of a number that changes from call to call.
+    return value if type(value) is int else operator.index(value)
+
+
 def _number(name: str, value: float) -> float:
     if isinstance(value, float):
         return value
+    if type(value) is int:
+        return float(value)
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a float, but got {value!r}.")
     if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
@@ -668,7 +675,7 @@ def check_block_rows(block_rows: int | None) -> int | None:
     if block_rows is None:
         return None
     try:
-        block_rows = operator.index(block_rows)
+        block_rows = _index(block_rows)
     except TypeError:
         raise TypeError(f"block_rows must be an int or None, but got {block_rows!r}.") from None
     if block_rows < 1:
