@@ -116,7 +116,7 @@ def test_numbers_in_generated_code() -> None:
     compiled: Any = torch.compile(smoothed, backend=counted, fullgraph=True)
     for number in (0.1, 0.2, 0.3, 0.0, 0.4, 1.0, 0.5, 0.0, 1.0):
         assert_close(loss_and_gradient(compiled, number), loss_and_gradient(smoothed, number))
-    # A constant, a number, and 0 and 1, which the compiler looks at apart.
+    # A constant, a number, and a graph each for 0 and 1, which the compiler makes constants.
     assert counted.frame_count <= 6
 
 

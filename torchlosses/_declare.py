@@ -715,10 +715,8 @@ def _with_numbers_apart(options: Any) -> tuple[Any, Tensor | None]:
     for place in range(_FOR_LOSSES, len(values)):
         value = values[place]
         if isinstance(value, float) and not has_static_value(value):
-            # By these two a number leaves out a part of the loss.
-            values[place] = 0.0 if value == 0 else 1.0 if value == 1 else math.nan
-            if value != 0 and value != 1:
-                numbers.append(torch.ones((), dtype=torch.float64, device="cpu") * value)
+            values[place] = math.nan
+            numbers.append(torch.ones((), dtype=torch.float64, device="cpu") * value)
     return type(options)(*values), torch.stack(numbers) if numbers else None
 
 
