@@ -48,6 +48,8 @@ OPTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "beta": lambda x, v: torchlosses.linear_kl_div(x, W, Y, W, divergence="jensen-shannon", beta=v),
     "a module's": lambda x, v: with_delta(v)(x, Y),
 }
+# Their way is that of others.
+ALIKE = ("smooth_l1_loss", "log_probs", "beta", "binary_cross_entropy", "low_rank")
 INTEGERS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "binary_cross_entropy": lambda x, i: torchlosses.binary_cross_entropy_with_logits(x, 1.0 * (x > 0), ignore_index=i),
     "cross_entropy": lambda x, i: torchlosses.cross_entropy(x, INDICES, ignore_index=i),
@@ -87,7 +89,10 @@ def loss_and_gradient(function: Callable[[Tensor, Any], Tensor], value: Any) -> 
     return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
-@pytest.mark.parametrize(("backend", "name"), in_turn(("aot_eager", "eager"), {name: (name,) for name in OPTIONS}))
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    in_turn(("aot_eager", "eager"), {name: (name,) for name in OPTIONS}, lambda name: name not in ALIKE),
+)
 def test_a_number_among_the_options_takes_two_graphs(name: str, backend: str) -> None:
     """One for the first value, one for all others, of the gradient too."""
     counted = CompileCounterWithBackend(backend)
@@ -97,7 +102,10 @@ def test_a_number_among_the_options_takes_two_graphs(name: str, backend: str) ->
     assert counted.frame_count == 2
 
 
-@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in ("cross_entropy", "block_rows") else pytest.mark.thorough) for n in INTEGERS],
+)
 def test_an_integer_takes_two_graphs(name: str) -> None:
     counted = CompileCounterWithBackend("aot_eager")
     compiled: Any = torch.compile(INTEGERS[name], backend=counted, fullgraph=True)
@@ -140,7 +148,9 @@ CONSTANTS: dict[str, Of] = {
 }
 
 
-@pytest.mark.parametrize("name", CONSTANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.thorough if n == "torch's huber_loss" else ()) for n in CONSTANTS]
+)
 @torch._dynamo.config.patch(recompile_limit=3)
 def test_numbers_that_are_constants_of_a_graph(name: str) -> None:
     """Beyond the limit fullgraph raises, without it further values run eagerly."""
