@@ -577,13 +577,8 @@ class Loss:
         if options.reduction != "none":
             losses = losses.reshape(info.batch_size, -1).sum(1)
         if options.reduction == "mean":
-            if normalizer is not None:
-                denominator = front_of(normalizer, dims[len(own)], info.batch_size)
-            elif (counted := cls.counted(*flat, options)) is not None:
-                denominator = counted.reshape(info.batch_size, -1).sum(1)
-            else:
-                denominator = losses.new_full((), math.prod(shape[1:]))
-            losses = mean_of(losses, denominator, options.empty)
+            divisor = cls._mapped_divisor(normalizer, dims[len(own)], flat, options, shape)
+            losses = mean_of(losses, divisor, options.empty)
         outputs, places = [losses.to(options.dtype)], [0]
         outputs += others[: cls.derived]
         places += [None] * cls.derived
@@ -604,13 +599,8 @@ class Loss:
         shape = (info.batch_size, *cls.results(input[0]))
         grad = front_of(grad_output, dims[0], info.batch_size)
         if options.reduction == "mean":
-            if normalizer is not None:
-                denominator = front_of(normalizer, dims[cls.count], info.batch_size)
-            elif (counted := cls.counted(*cls._flat(front), options)) is not None:
-                denominator = counted.reshape(info.batch_size, -1).sum(1)
-            else:
-                denominator = input.new_full((), math.prod(shape[1:]), dtype=torch.int64)
-            grad = part_of_mean(grad, denominator)
+            divisor = cls._mapped_divisor(normalizer, dims[cls.count], cls._flat(front), options, shape)
+            grad = part_of_mean(grad, divisor)
         grad = grad.reshape(-1, *(1,) * (len(shape) - 1)) if grad.dim() == 1 else grad
         flat = cls._flat([*front, grad.expand(shape)])
         kept = []
@@ -618,6 +608,18 @@ class Loss:
             kept = [front_of(state[0], dims[1 + cls.count], info.batch_size).movedim(0, 1).flatten(1, 2)]
         gradient = cls.backward_operator(flat[-1], *flat[:-1], None, *kept, *options._replace(reduction="none"))
         return gradient.reshape(input.shape), 0
+
+    @classmethod
+    def _mapped_divisor(
+        cls, normalizer: Tensor | None, dim: int | None, flat: Sequence[Any], options: Any, shape: Sequence[int]
+    ) -> Tensor:
+        """What the mapped means divide by: `divisor` of each, or one for all; `shape` is that of their rows' losses."""
+        if normalizer is not None:
+            return front_of(normalizer, dim, shape[0])
+        counted = cls.counted(*flat, options)
+        if counted is None:
+            return flat[0].new_full((), math.prod(shape[1:]), dtype=torch.int64)
+        return counted.reshape(shape[0], -1).sum(1)
 
     @classmethod
     def _front(cls, tensors: Sequence[Any], dims: Sequence[int | None], size: int) -> list[Any]:
