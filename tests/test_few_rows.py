@@ -1,4 +1,4 @@
-"""A few rows go past the dispatcher: what differs from the operators is the time."""
+"""A few rows go a shorter way: what differs from the operators is the time."""
 
 from __future__ import annotations
 
@@ -166,6 +166,12 @@ PACKED = {
 }
 
 
+LAID_OUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "strides": lambda tensor: transposed_back(transposed(tensor)),
+    "negated": lambda tensor: of_torch._neg_view(-tensor),
+}
+
+
 @each_loss
 @pytest.mark.parametrize("how", PACKED)
 def test_what_hooks_give_back_is_looked_at(name: str, how: str, calls: list[str]) -> None:
@@ -280,22 +286,62 @@ def test_an_index_out_of_bounds_is_named(grad: bool, calls: list[str]) -> None:
     assert calls
 
 
-@pytest.mark.parametrize(
-    "input",
-    [
-        torch.zeros(3, 5).t(),
-        torch.zeros(0, 5),
-        torch.zeros(5, 3, dtype=torch.bfloat16),
-        torch.view_as_complex(torch.ones(5, 3, 2)).conj().imag,
-        torch.zeros(_declare.FEW // 4, 5),
-    ],
-    ids=["strides", "empty", "bfloat16", "negated", "many"],
-)
-def test_who_does_not_go_that_way(input: Tensor, calls: list[str]) -> None:
-    target = torch.zeros(input.shape)
-    assert torch.equal(torchlosses.mse_loss(input, target.to(input.dtype)), input.square().mean()) or input.numel() == 0
-    torchlosses.cross_entropy(input, torch.zeros(len(input), dtype=torch.int64))
+@each_loss
+@pytest.mark.parametrize("lay_out", LAID_OUT.values(), ids=LAID_OUT)
+def test_any_layout(name: str, lay_out: Callable[[Tensor], Tensor], calls: list[str]) -> None:
+    input, target = example(name)
+    plain = LOSSES[name](input, target)
+    (expected,) = torch.autograd.grad(plain, input)
+    input = lay_out(input.detach()).requires_grad_()
+    loss = LOSSES[name](input, lay_out(target))
+    assert len(calls) == 2
+    (found,) = torch.autograd.grad(loss, input)
+    torch.testing.assert_close((loss, found), (plain, expected))
+
+
+@each_loss
+def test_how_many_go_that_way(name: str, calls: list[str]) -> None:
+    """With a gradient a few; without one any number."""
+    shape = (_declare.FEW // 4, 5)
+    input, target = example(name, shape)
+    LOSSES[name](input, target)
     assert not calls
+    LOSSES[name](input.detach(), target)
+    with torch.no_grad():
+        LOSSES[name](input, target)
+    assert len(calls) == 2
+
+
+@each_loss
+def test_who_does_not_go_that_way(name: str, calls: list[str]) -> None:
+    input, target = example(name)
+    LOSSES[name](input, target, reduction="none")
+    LOSSES[name](input.bfloat16(), target.bfloat16() if target.is_floating_point() else target)
+    assert not calls
+
+
+@each_loss
+def test_what_its_operator_does_not_cover(name: str, calls: list[str]) -> None:
+    input, target = example(name)
+    loss = LOSSES[name](input[:0], target[:0], reduction="sum")
+    assert calls
+    assert loss == 0
+    (gradient,) = torch.autograd.grad(loss, input)
+    assert not gradient.any()
+
+
+@each_loss
+def test_its_operator_has_no_derivative(name: str) -> None:
+    input, target = example(name)
+    operator = kernels.few[name]
+    own = {"cross_entropy": (-100, 0.0), "mse_loss": (), "binary_cross_entropy_with_logits": (None, 0.0)}
+    arguments = (input, target, True, 1.0, *own.get(name, (1.0,)))
+    with pytest.raises(RuntimeError, match="has no derivative"):
+        operator(*arguments)
+    with torch.no_grad():
+        loss, gradient = operator(*arguments)
+    expected = LOSSES[name](input, target)
+    assert_same((loss, gradient), (expected, *torch.autograd.grad(expected, input)))
 
 
 def test_nor_who_wants_a_gradient_of_the_target(calls: list[str]) -> None:
