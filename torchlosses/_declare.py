@@ -863,7 +863,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
 
 
 def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
-    """The same for a few rows: the least that autograd needs."""
+    """For a few rows: the least that autograd needs. Where `few` does not cover the call, the result is None."""
     absent = (None,) * (loss.count - 2)
 
     def forward(ctx: Any, input: Tensor, target: Tensor, call: tuple[Any, ...]) -> Tensor | None:
@@ -877,7 +877,7 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
         # Also where they are not needed: autograd checks here that they are still what they were.
         input, target = ctx.saved_tensors
         ready, ctx.gradients = ctx.gradients, None
-        few, is_mean, _, own = ctx.call
+        incoming = None
         if (
             not torch.is_grad_enabled()
             and _is_plain(grad_output)
@@ -886,11 +886,12 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
             incoming = grad_output.item()
             if ready is not None and incoming == 1:
                 return ready, None, None
-            # Hooks may have given back other tensors than were saved.
-            if _is_plain(input) and type(target) is Tensor:
-                _, gradient = few(input, target, is_mean, incoming, *own)
-                if gradient is not None:
-                    return gradient, None, None
+        few, is_mean, _, own = ctx.call
+        # Hooks may have given back other tensors than were saved.
+        if incoming is not None and _is_plain(input) and type(target) is Tensor:
+            _, gradient = few(input, target, is_mean, incoming, *own)
+            if gradient is not None:
+                return gradient, None, None
         options = loss.options("mean" if is_mean else "sum", math.nan, input.dtype, 0, *own)
         tensors = (input, target, *absent)
         state = ()
