@@ -869,7 +869,8 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
     def forward(ctx: Any, input: Tensor, target: Tensor, call: tuple[Any, ...]) -> Tensor | None:
         few, is_mean, gradients, own = ctx.call = call
         along = gradients and _autograd._top_saved_tensors_default_hooks(True) is None
-        result, ctx.gradients = few(input, target, is_mean, 1.0 if along else None, *own)
+        result, gradient = few(input, target, is_mean, 1.0 if along else None, *own)
+        ctx.gradients = (gradient,) if along else None
         ctx.save_for_backward(input, target)
         return result
 
@@ -885,7 +886,7 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
         ):
             incoming = grad_output.item()
             if ready is not None and incoming == 1:
-                return ready, None, None
+                return ready[0], None, None
         few, is_mean, _, own = ctx.call
         # Hooks may have given back other tensors than were saved.
         if incoming is not None and _is_plain(input) and type(target) is Tensor:
