@@ -394,8 +394,9 @@ def cross_entropy(
         and target.dtype is torch.int64
     ):
         # The commonest call: nothing is left to check or to convert.
+        own = (ignore_index, label_smoothing)
         if not inplace_backward:
-            loss = CrossEntropy.of_few(input, target, reduction, gradients, (ignore_index, label_smoothing))
+            loss = CrossEntropy.of_few(input, target, reduction, gradients, own)
             if loss is not None:
                 return loss
         if (
@@ -406,8 +407,7 @@ def cross_entropy(
             and target.dim() == 1
             and input.size(0) == target.size(0)
         ):
-            options = Options(reduction, math.nan, dtype, gradients, ignore_index, label_smoothing)
-            options = options._replace(inplace_backward=inplace_backward)
+            options = Options(reduction, math.nan, dtype, gradients, *own, inplace_backward=inplace_backward)
             return CrossEntropy.apply(input, target, None, None, normalizer=None, options=options)[0]
     normalizer = _validation.check_normalizer(normalizer, reduction)
     empty = _validation.check_empty(empty)

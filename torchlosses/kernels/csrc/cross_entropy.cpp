@@ -144,9 +144,10 @@ void few_rows(Call& call) {
     prepare_gradient(work, gradient->view(), std::nullopt, denominator.value);
     arguments.scale = *few.grad_output / denominator.value;
   }
-  std::vector<double> state(static_cast<size_t>(2 * arguments.sizes.rows()));
+  const Dtype compute = compute_dtype(arguments.dtype);
+  std::vector<double> state(static_cast<size_t>(2 * arguments.sizes.rows() * size_of(compute)) / sizeof(double));
   work.put_state(state.data(), false);
-  const RowLosses losses(options.tensors, options.common, compute_dtype(arguments.dtype));
+  const RowLosses losses(options.tensors, options.common, compute);
   arguments.losses = losses.data();
   work.run();
   if (gradient && denominator.value == 0) {
