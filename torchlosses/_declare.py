@@ -374,12 +374,12 @@ class Loss:
         is_mean = reduction == "mean"
         try:
             if not torch.is_grad_enabled():
-                return few(input, target, is_mean, None, *own)[0]
+                return few(input, target, is_mean, None, None, *own)[0]
             if input.requires_grad:
                 return cls._of_few(input, target, (few, is_mean, gradients, own)) if input.numel() <= FEW else None
             _set_grad_enabled(False)
             try:
-                return few(input, target, is_mean, None, *own)[0]
+                return few(input, target, is_mean, None, None, *own)[0]
             finally:
                 _set_grad_enabled(True)
         except _REFUSALS:
@@ -869,7 +869,7 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
     def forward(ctx: Any, input: Tensor, target: Tensor, call: tuple[Any, ...]) -> Tensor | None:
         few, is_mean, gradients, own = ctx.call = call
         along = gradients and _autograd._top_saved_tensors_default_hooks(True) is None
-        result, gradient = few(input, target, is_mean, 1.0 if along else None, *own)
+        result, gradient = few(input, target, is_mean, 1.0 if along else None, None, *own)
         ctx.gradients = (gradient,) if along else None
         ctx.save_for_backward(input, target)
         return result
@@ -890,9 +890,9 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
         few, is_mean, _, own = ctx.call
         # Hooks may have given back other tensors than were saved.
         if incoming is not None and _is_plain(input) and type(target) is Tensor:
-            _, gradient = few(input, target, is_mean, incoming, *own)
-            if gradient is not None:
-                return gradient, None, None
+            result, gradient = few(input, target, is_mean, incoming, None if ready is None else ready[0], *own)
+            if result is not None:
+                return gradient if ready is None else ready[0], None, None
         options = loss.options("mean" if is_mean else "sum", math.nan, input.dtype, 0, *own)
         tensors = (input, target, *absent)
         state = ()

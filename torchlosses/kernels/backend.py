@@ -47,8 +47,9 @@ class Native:
                 "without them."
             ) from error
         self._library.torchlosses_instruction_set.restype = ctypes.c_char_p
-        # By the name of a loss, the operator for a few rows: f(input, target, whether it is a mean, incoming gradient
-        # or None, *options) gives loss and gradient; None where it does not cover the call, or none is wanted.
+        # By the name of a loss, the operator for a few rows: f(input, target, whether it is a mean, incoming gradient,
+        # memory for the gradient, *options) gives loss and gradient; None where it does not cover the call, no gradient
+        # is wanted, or it went where it was told to.
         self.few: dict[str, Callable[..., tuple[Tensor | None, Tensor | None]]] = {
             name: getattr(torch.ops.torchlosses, f"{name}_few").default for name in FEW
         }

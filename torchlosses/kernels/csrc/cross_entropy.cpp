@@ -130,18 +130,16 @@ void few_rows(Call& call) {
   CrossEntropyOptions options(RowTensors(few.input, few.target), few.options);
   options.ignore_index = call.integer();
   options.label_smoothing = call.real();
+  FewGradients gradient(few);
+  const OptionalView& place = gradient.place;
   CrossEntropyCall work;
-  if (!work.prepare(options)) {
+  if (!gradient.fits || !work.prepare(options)) {
     return call.answer_few(std::nullopt, std::nullopt);
   }
   CrossEntropy& arguments = work.arguments;
   const Denominator denominator = work.denominator(options);
-  std::optional<Tensor> gradient;
-  if (few.grad_output) {
-    gradient.emplace(new_like(few.input, few.input.dtype));
-  }
-  if (gradient && denominator.value != 0) {
-    prepare_gradient(work, gradient->view(), std::nullopt, denominator.value);
+  if (place && denominator.value != 0) {
+    prepare_gradient(work, *place, std::nullopt, denominator.value);
     arguments.scale = *few.grad_output / denominator.value;
   }
   const Dtype compute = compute_dtype(arguments.dtype);
@@ -150,10 +148,10 @@ void few_rows(Call& call) {
   const RowLosses losses(options.tensors, options.common, compute);
   arguments.losses = losses.data();
   work.run();
-  if (gradient && denominator.value == 0) {
-    fill_with_zeros(gradient->view());
+  if (place && denominator.value == 0) {
+    fill_with_zeros(*place);
   }
-  call.answer_few(new_number(losses.number(denominator), few.input.dtype), std::move(gradient));
+  call.answer_few(new_number(losses.number(denominator), few.input.dtype), std::move(gradient.fresh));
 }
 
 // False if the kernels do not cover it.

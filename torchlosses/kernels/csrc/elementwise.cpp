@@ -291,22 +291,19 @@ void few_elements(Call& call) {
   Elementwise arguments{};
   arguments.loss = Loss::kLoss;
   Loss::read(call, arguments);
-  std::optional<Tensor> gradient;
-  if (few.grad_output) {
-    gradient.emplace(new_like(few.input, few.input.dtype));
-  }
-  const View output = gradient ? gradient->view() : few.input;
-  if (!prepare(arguments, tensors, output, nullptr, gradient.has_value())) {
+  FewGradients gradient(few);
+  const OptionalView& place = gradient.place;
+  if (!gradient.fits || !prepare(arguments, tensors, place.value_or(few.input), nullptr, place.has_value())) {
     return call.answer_few(std::nullopt, std::nullopt);
   }
   const Denominator denominator(few.options, std::nullopt, [&] { return counted(arguments); });
   arguments.scale = few.grad_output.value_or(1) / denominator.value;
-  arguments.grad_input = gradient ? output.data : nullptr;
+  arguments.grad_input = place ? place->data : nullptr;
   const double loss = reduced(arguments, few.options, denominator);
-  if (gradient && denominator.value == 0) {
-    fill_with_zeros(output);
+  if (place && denominator.value == 0) {
+    fill_with_zeros(*place);
   }
-  call.answer_few(new_number(loss, few.input.dtype), std::move(gradient));
+  call.answer_few(new_number(loss, few.input.dtype), std::move(gradient.fresh));
 }
 
 // False if the kernels do not cover it.

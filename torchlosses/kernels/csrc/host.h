@@ -221,7 +221,8 @@ struct FewRows {
       : input(call.tensor()),
         target(call.tensor()),
         options(call.boolean() ? Reduction::mean : Reduction::sum, std::numeric_limits<double>::quiet_NaN(), input.dtype),
-        grad_output(call.optional_real()) {
+        grad_output(call.optional_real()),
+        given(call.optional_tensor()) {
     if (aoti_torch_grad_mode_is_enabled()) {
       throw std::runtime_error("torchlosses: this operator has no derivative; call the loss's function, which has one.");
     }
@@ -230,6 +231,21 @@ struct FewRows {
   View target;
   Options options;
   std::optional<double> grad_output;  // none where no gradient is wanted
+  OptionalView given;                 // where it goes; none where it is to have memory of its own
+};
+
+// The gradient's place, if it is wanted.
+struct FewGradients {
+  explicit FewGradients(const FewRows& few) : place(few.given) {
+    if (few.grad_output && !place) {
+      fresh.emplace(new_like(few.input, few.input.dtype));
+      place.emplace(fresh->view());
+    }
+    fits = !place || (place->dtype == few.input.dtype && place->has_shape_of(few.input));
+  }
+  std::optional<Tensor> fresh;
+  OptionalView place;
+  bool fits = true;
 };
 
 // Whether what is to be written is there: the gradient that came along with the loss, for an incoming gradient of 1.
@@ -272,7 +288,7 @@ template <void (*kFunction)(Call&)>
 struct FewRegistration {
   FewRegistration(const std::string& name, const char* options) {
     const std::string few = name + "_few";
-    define(few + "(Tensor input, Tensor target, bool mean, float? grad_output" + options +
+    define(few + "(Tensor input, Tensor target, bool mean, float? grad_output, Tensor(a!)? gradient" + options +
            ") -> (Tensor? loss, Tensor? gradient)");
     implement(few.c_str(), [](StableIValue* stack, uint64_t count, uint64_t) {
       Call call(stack, count);
