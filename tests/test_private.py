@@ -83,6 +83,16 @@ def test_current_level() -> None:
         assert forward_ad._current_level >= 0, told
 
 
+def test_set_grad_enabled() -> None:
+    told = look_at("torch._C._set_grad_enabled", "because torch.no_grad takes as long as the loss of a few rows")
+    _declare._set_grad_enabled(False)
+    try:
+        assert not torch.is_grad_enabled(), told
+    finally:
+        _declare._set_grad_enabled(True)
+    assert torch.is_grad_enabled(), told
+
+
 def test_below_autograd() -> None:
     x = torch.ones(2, requires_grad=True)
     with _declare._below_autograd():

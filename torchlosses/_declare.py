@@ -65,6 +65,7 @@ transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_activ
 _below_autograd: Any = torch._C._AutoDispatchBelowAutograd
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
+_set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 overrides_enabled: Callable[[], bool] = torch._C._is_torch_function_enabled
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
@@ -88,8 +89,9 @@ _SCHEMA_TYPES = {
 # The first fields of every record of options, none of them a number that the caller gives.
 _FOR_LOSSES = 4
 
-# For so few numbers the dispatcher takes longer than the arithmetic.
+# For so few numbers a call takes longer than the arithmetic.
 FEW = 1 << 17
+_WIDE = (torch.float32, torch.float64)
 
 # Tensors of several processes, by the name of their class, and who computes a loss of them: loaded when one is seen.
 _TAKEN_OVER = {"DTensor": "torchlosses.distributed._dtensors"}
@@ -99,6 +101,9 @@ if (_former := getattr(torch.ops.torchlosses, "library_in_use", None)) is not No
     _former._destroy()
 LIBRARY = torch.library.Library("torchlosses", "FRAGMENT")
 torch.ops.torchlosses.library_in_use = LIBRARY  # type: ignore[assignment]
+# Those refuse to run where gradients are switched on.
+for _name in kernels.few:
+    LIBRARY.impl(f"{_name}_few", torch.library.fallthrough_kernel, "Autograd")
 
 
 def taken_over(*tensors: Any) -> Any:
@@ -393,38 +398,38 @@ class Loss:
                 raise
 
     @classmethod
-    def apply_plain(cls, input: Tensor, target: Tensor, options: Any) -> Tensor:
-        """The loss of two tensors of the CPU and nothing else: a few rows of the commonest kind go a shorter way."""
+    def of_few(cls, input: Any, target: Any, reduction: str, gradients: int, own: tuple[Any, ...]) -> Tensor | None:
+        """The loss of two tensors of the CPU and nothing else, past most of a call; None where it is not so simple.
+
+        `own` are the options behind those of all losses. Of a few rows every check takes a share of the time. With a
+        gradient the way is theirs alone: nothing is kept of the rows for a backward that computes it again.
+        """
         few = kernels.few.get(cls.name)
-        if (
+        if not (
             few is not None
-            and options.reduction != "none"
             and _is_plain(input)
-            and 0 < input.numel() <= FEW
+            and type(target) is Tensor
+            and input.is_cpu
+            and input.dtype in _WIDE
+            and reduction in ("mean", "sum")
             and not target.requires_grad
-            and _lie_plainly(input, target)
             and not profiler._is_profiler_enabled
         ):
-            followed = torch.is_grad_enabled() and input.requires_grad
-            along = followed and options.gradients and not saved_tensors_have_hooks()
-            gradient = torch.empty_like(input) if along else None
-            loss = few(input, target, options, 1.0, gradient)
-            if loss is not None:
-                return cls._of_few(input, target, (options, loss, gradient)) if followed else loss
-        nothing = (None,) * (cls.count - 3)
-        return cls.apply(input, target, *nothing, normalizer=None, options=options)[0]
-
-    @classmethod
-    def _fits_few(cls, input: Tensor, target: Tensor, gradient: Tensor, options: Any) -> bool:
-        """Whether saved tensors are still what the short way takes: hooks may give back others."""
-        return (
-            input.is_cpu
-            and target.is_cpu
-            and input.dtype is gradient.dtype is options.dtype
-            and target.dtype is (options.dtype if cls.elementwise else torch.int64)
-            and input.shape == gradient.shape
-            and list(target.shape) == list(cls.rows(input))
-        )
+            return None
+        is_mean = reduction == "mean"
+        try:
+            if not torch.is_grad_enabled():
+                return few(input, target, is_mean, None, None, *own)[0]
+            if input.requires_grad:
+                return cls._of_few(input, target, (few, is_mean, gradients, own)) if input.numel() <= FEW else None
+            _set_grad_enabled(False)
+            try:
+                return few(input, target, is_mean, None, None, *own)[0]
+            finally:
+                _set_grad_enabled(True)
+        except _REFUSALS:
+            # The long way says what is wrong.
+            return None
 
     @classmethod
     def _wanted(cls, arguments: Sequence[Any], options: Any) -> int:
@@ -957,12 +962,14 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
 
 
 def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
-    """For a few rows, whose loss and gradient are there by now: the least that autograd needs."""
+    """For a few rows: the least that autograd needs. Where `few` does not cover the call, the result is None."""
     absent = (None,) * (loss.count - 2)
 
-    def forward(ctx: Any, input: Tensor, target: Tensor, found: tuple[Any, Tensor, Tensor | None]) -> Tensor:
-        ctx.options, result, gradient = found
-        ctx.gradients = None if gradient is None else (gradient,)
+    def forward(ctx: Any, input: Tensor, target: Tensor, call: tuple[Any, ...]) -> Tensor | None:
+        few, is_mean, gradients, own = ctx.call = call
+        along = gradients and _autograd._top_saved_tensors_default_hooks(True) is None
+        result, gradient = few(input, target, is_mean, 1.0 if along else None, None, *own)
+        ctx.gradients = (gradient,) if along else None
         ctx.save_for_backward(input, target)
         return result
 
@@ -970,7 +977,7 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
         # Also where they are not needed: autograd checks here that they are still what they were.
         input, target = ctx.saved_tensors
         ready, ctx.gradients = ctx.gradients, None
-        options = ctx.options
+        incoming = None
         if (
             not torch.is_grad_enabled()
             and _is_plain(grad_output)
@@ -979,17 +986,13 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
             incoming = grad_output.item()
             if ready is not None and incoming == 1:
                 return ready[0], None, None
-            gradient = torch.empty_like(input) if ready is None else ready[0]
-            few = kernels.few.get(loss.name)
-            if (
-                few is not None
-                and _is_plain(input)
-                and _lie_plainly(input, target)
-                and loss._fits_few(input, target, gradient, options)
-                and few(input, target, options, incoming, gradient) is not None
-            ):
-                return gradient, None, None
-        options = _without_gradients(options)
+        few, is_mean, _, own = ctx.call
+        # Hooks may have given back other tensors than were saved.
+        if incoming is not None and _is_plain(input) and type(target) is Tensor:
+            result, gradient = few(input, target, is_mean, incoming, None if ready is None else ready[0], *own)
+            if result is not None:
+                return gradient if ready is None else ready[0], None, None
+        options = loss.options("mean" if is_mean else "sum", math.nan, input.dtype, 0, *own)
         tensors = (input, target, *absent)
         state = ()
         if loss.keeps:
@@ -1032,17 +1035,6 @@ def _is_plain(tensor: Tensor) -> bool:
         and not _dispatch_modes()
         and not _is_tracing()
         and (type(tensor) is Tensor or type(tensor) is nn.Parameter)
-    )
-
-
-def _lie_plainly(input: Tensor, target: Tensor) -> bool:
-    """Whether the memory of both holds their elements one after the other, with the values that they have."""
-    return (
-        type(target) is Tensor
-        and input.layout is target.layout is torch.strided
-        and input.is_contiguous()
-        and target.is_contiguous()
-        and not (input.is_neg() or target.is_neg())
     )
 
 

@@ -78,10 +78,10 @@ def call(
     if broadcast not in _validation.BROADCASTS:
         _validation.check_broadcast_option(broadcast)
     along = int(gradient == "forward")
-    if weight is sample_weight is normalizer is None and empty == "nan" and are_alike(input, target):
-        # The commonest call: nothing is left to check or to convert.
-        options = loss.options(reduction, math.nan, input.dtype, along, *own)
-        return loss.apply_plain(input, target, options)
+    if weight is sample_weight is normalizer is None and empty == "nan":
+        found = of_alike(loss, input, target, reduction, along, own)
+        if found is not None:
+            return found
     normalizer = _validation.check_normalizer(normalizer, reduction)
     empty = _validation.check_empty(empty)
     _validation.check_tensors(name, input=input, target=target)
@@ -111,8 +111,20 @@ def call(
     return loss.apply(input, target, weight, sample_weight, normalizer=normalizer, options=options)[0]
 
 
-def are_alike(input: Tensor, target: Tensor) -> bool:
-    """Two tensors of one shape and dtype on the CPU. A small batch takes less time than the other checks."""
+def of_alike(
+    loss: type[Elementwise], input: Tensor, target: Tensor, reduction: str, gradients: int, own: tuple[Any, ...]
+) -> Tensor | None:
+    """The commonest call, for which nothing is left to check or to convert; None where it is not that."""
+    found = loss.of_few(input, target, reduction, gradients, own)
+    if found is None and _are_alike(input, target):
+        options = loss.options(reduction, math.nan, input.dtype, gradients, *own)
+        others = (None,) * (len(loss.tensors) - 2)
+        found, _ = loss.apply(input, target, *others, normalizer=None, options=options)
+    return found
+
+
+def _are_alike(input: Tensor, target: Tensor) -> bool:
+    """Two tensors of one shape and dtype on the CPU."""
     return (
         isinstance(input, Tensor)
         and isinstance(target, Tensor)
@@ -122,5 +134,4 @@ def are_alike(input: Tensor, target: Tensor) -> bool:
         and input.dtype is target.dtype
         and not (input.is_nested or target.is_nested)
         and input.shape == target.shape
-        and not torch.is_autocast_enabled("cpu")
     )

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from torchlosses import _validation
 from torchlosses._declare import result_dtype
-from torchlosses._elementwise import Elementwise, are_alike, weighted
+from torchlosses._elementwise import Elementwise, of_alike, weighted
 from torchlosses._module import LossModule, intercepted, overridden
 from torchlosses._rows import compute_dtype, wide_sum
 
@@ -202,10 +202,11 @@ def binary_cross_entropy_with_logits(
         ignore_index = _validation.check_ignore_index(ignore_index)
     label_smoothing = _validation.check_label_smoothing(label_smoothing)
     along = int(gradient == "forward")
-    if weight is pos_weight is sample_weight is normalizer is None and empty == "nan" and are_alike(input, target):
-        # The commonest call: nothing is left to check or to convert.
-        options = Options(reduction, math.nan, input.dtype, along, ignore_index, label_smoothing)
-        return BinaryCrossEntropy.apply_plain(input, target, options)
+    if weight is pos_weight is sample_weight is normalizer is None and empty == "nan":
+        own = (ignore_index, label_smoothing)
+        loss = of_alike(BinaryCrossEntropy, input, target, reduction, along, own)
+        if loss is not None:
+            return loss
     empty = _validation.check_empty(empty)
     normalizer = _validation.check_normalizer(normalizer, reduction)
     _validation.check_tensors(name, input=input, target=target)

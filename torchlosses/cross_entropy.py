@@ -390,21 +390,25 @@ def cross_entropy(
         and logit_scale == 1
         and type(target) is Tensor
         and isinstance(input, Tensor)
-        and input.is_cpu
-        and target.is_cpu
-        and ((dtype := input.dtype) is torch.float32 or dtype is torch.float64)
-        and target.dtype is torch.int64
-        and not (input.is_nested or target.is_nested)
-        and target.dim() == 1
         and input.dim() == 2
-        and input.size(0) == target.size(0)
+        and target.dtype is torch.int64
     ):
         # The commonest call: nothing is left to check or to convert.
-        options = Options(reduction, math.nan, dtype, gradients, ignore_index, label_smoothing)
+        own = (ignore_index, label_smoothing)
         if not inplace_backward:
-            return CrossEntropy.apply_plain(input, target, options)
-        options = options._replace(inplace_backward=True)
-        return CrossEntropy.apply(input, target, None, None, normalizer=None, options=options)[0]
+            loss = CrossEntropy.of_few(input, target, reduction, gradients, own)
+            if loss is not None:
+                return loss
+        if (
+            input.is_cpu
+            and target.is_cpu
+            and ((dtype := input.dtype) is torch.float32 or dtype is torch.float64)
+            and not (input.is_nested or target.is_nested)
+            and target.dim() == 1
+            and input.size(0) == target.size(0)
+        ):
+            options = Options(reduction, math.nan, dtype, gradients, *own, inplace_backward=inplace_backward)
+            return CrossEntropy.apply(input, target, None, None, normalizer=None, options=options)[0]
     normalizer = _validation.check_normalizer(normalizer, reduction)
     empty = _validation.check_empty(empty)
     z_loss = _validation.check_z_loss(z_loss)

@@ -35,7 +35,7 @@ _TRITON_LOSSES = (
     "log_probs",
 )
 _triton_runs = True
-# What computes a few rows past the dispatcher, by the name of the loss.
+# The operators for a few rows, by the name of the loss.
 few: dict[str, Callable[..., Any]] = {} if _native is None else _native.few
 
 

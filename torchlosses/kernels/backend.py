@@ -7,9 +7,8 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +18,8 @@ CHOICES = ("auto", "native", "triton", "eager")
 LIBRARY = Path(__file__).parents[1] / "lib" / "libtorchlosses.so"
 # In its place where building it failed; it says why.
 NOTICE = "not-built.txt"
-_MOST = (1 << 63) - 1  # of an int64; ctypes would cut off the rest
+# Losses that have an operator for a few rows.
+FEW = ("cross_entropy", "mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits")
 
 
 class Backend(NamedTuple):
@@ -47,26 +47,11 @@ class Native:
                 "without them."
             ) from error
         self._library.torchlosses_instruction_set.restype = ctypes.c_char_p
-        integer, real, pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-        self._cross_entropy = self._library.torchlosses_cross_entropy
-        self._cross_entropy.argtypes = [
-            *(pointer, pointer, integer, integer, ctypes.c_int, ctypes.c_int),
-            *(real, integer, real, real, pointer, pointer),
-        ]
-        self._elementwise = self._library.torchlosses_elementwise
-        self._elementwise.argtypes = [
-            *(ctypes.c_int, pointer, pointer, integer, ctypes.c_int, ctypes.c_int),
-            *(real, real, ctypes.c_int, integer, real, pointer, pointer),
-        ]
-        # By the name of a loss, what computes it for a few rows past the dispatcher: f(input, target, options,
-        # grad_output, gradient or None) gives the loss, and fills in the gradient; None where an operator has to look,
-        # as at tensors that wrap others or are zeros by their nature, and have no memory.
-        self.few: dict[str, Callable[..., Tensor | None]] = {
-            "cross_entropy": self._few_cross_entropy,
-            "mse_loss": partial(self._few_elements, 0),
-            "huber_loss": partial(self._few_elements, 1),
-            "smooth_l1_loss": partial(self._few_elements, 2),
-            "binary_cross_entropy_with_logits": partial(self._few_elements, 3),
+        # By the name of a loss, the operator for a few rows: f(input, target, whether it is a mean, incoming gradient,
+        # memory for the gradient, *options) gives loss and gradient; None where it does not cover the call, no gradient
+        # is wanted, or it went where it was told to.
+        self.few: dict[str, Callable[..., tuple[Tensor | None, Tensor | None]]] = {
+            name: getattr(torch.ops.torchlosses, f"{name}_few").default for name in FEW
         }
 
     @property
@@ -77,73 +62,6 @@ class Native:
     def enable(self, value: bool) -> None:
         """Whether the kernels run, or pass everything on."""
         self._library.torchlosses_enable(int(value))
-
-    def _few_cross_entropy(
-        self, input: Tensor, target: Tensor, options: Any, grad_output: float, gradient: Tensor | None
-    ) -> Tensor | None:
-        logits, indices = _address(input), _address(target)
-        if not (logits and indices) or not -_MOST <= options.ignore_index <= _MOST:
-            return None
-        loss = input.new_empty(())
-        rows, classes = input.shape
-        found = self._cross_entropy(
-            logits,
-            indices,
-            rows,
-            classes,
-            options.dtype is torch.float64,
-            options.reduction == "mean",
-            options.empty,
-            options.ignore_index,
-            options.label_smoothing,
-            grad_output,
-            loss.data_ptr(),
-            None if gradient is None else gradient.data_ptr(),
-        )
-        return loss if found else None
-
-    def _few_elements(
-        self,
-        which: int,
-        input: Tensor,
-        target: Tensor,
-        options: Any,
-        grad_output: float,
-        gradient: Tensor | None,
-    ) -> Tensor | None:
-        # The last option is δ of huber, β of smooth_l1, and the label smoothing.
-        parameter = options[-1] if which else 0.0
-        ignore_index = options.ignore_index if which == 3 else None
-        if ignore_index is not None and not -_MOST <= ignore_index <= _MOST:
-            return None
-        predicted, true = _address(input), _address(target)
-        if not (predicted and true):
-            return None
-        loss = input.new_empty(())
-        found = self._elementwise(
-            which,
-            predicted,
-            true,
-            input.numel(),
-            options.dtype is torch.float64,
-            options.reduction == "mean",
-            options.empty,
-            parameter,
-            ignore_index is not None,
-            ignore_index or 0,
-            grad_output,
-            loss.data_ptr(),
-            None if gradient is None else gradient.data_ptr(),
-        )
-        return loss if found else None
-
-
-def _address(tensor: Tensor) -> int:
-    """Where the first element is; 0 where a tensor has no memory, whose address counts from 0."""
-    address = tensor.data_ptr()
-    if address >> 31 or address != tensor.storage_offset() * tensor.element_size():
-        return address
-    return 0
 
 
 def choose(library: Path = LIBRARY) -> tuple[Backend, Native | None]:

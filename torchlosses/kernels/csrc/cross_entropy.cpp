@@ -125,6 +125,35 @@ void cross_entropy(StableIValue* stack, uint64_t count, uint64_t) {
   call.answer(losses.reduced(denominator), std::move(gradient), std::move(state));
 }
 
+void few_rows(Call& call) {
+  const FewRows few(call);
+  CrossEntropyOptions options(RowTensors(few.input, few.target), few.options);
+  options.ignore_index = call.integer();
+  options.label_smoothing = call.real();
+  FewGradients gradient(few);
+  const OptionalView& place = gradient.place;
+  CrossEntropyCall work;
+  if (!gradient.fits || !work.prepare(options)) {
+    return call.answer_few(std::nullopt, std::nullopt);
+  }
+  CrossEntropy& arguments = work.arguments;
+  const Denominator denominator = work.denominator(options);
+  if (place && denominator.value != 0) {
+    prepare_gradient(work, *place, std::nullopt, denominator.value);
+    arguments.scale = *few.grad_output / denominator.value;
+  }
+  const Dtype compute = compute_dtype(arguments.dtype);
+  std::vector<double> state(static_cast<size_t>(2 * arguments.sizes.rows() * size_of(compute)) / sizeof(double));
+  work.put_state(state.data(), false);
+  const RowLosses losses(options.tensors, options.common, compute);
+  arguments.losses = losses.data();
+  work.run();
+  if (place && denominator.value == 0) {
+    fill_with_zeros(*place);
+  }
+  call.answer_few(new_number(losses.number(denominator), few.input.dtype), std::move(gradient.fresh));
+}
+
 // False if the kernels do not cover it.
 bool write_gradient(const CrossEntropyOptions& options, const View& out) {
   CrossEntropyCall work;
@@ -172,55 +201,7 @@ void cross_entropy_backward_in_place(StableIValue* stack, uint64_t count, uint64
 const Registration kLoss("cross_entropy", cross_entropy);
 const Registration kBackward("cross_entropy_backward", cross_entropy_backward);
 const Registration kBackwardInPlace("cross_entropy_backward_", cross_entropy_backward_in_place);
+const FewRegistration<few_rows> kFew("cross_entropy", ", int ignore_index, float label_smoothing");
 
 }  // namespace
 }  // namespace torchlosses
-
-// A few rows of float32 or float64 logits and int64 class indices, both contiguous, without LibTorch's tensors: for so few
-// its dispatcher takes longer than the arithmetic. Writes the mean (or the sum) and, unless `gradient` is null, the gradient
-// for an incoming gradient of `grad_output`. 0 where an operator has to look at it, for an index out of bounds above all.
-extern "C" __attribute__((visibility("default"))) int torchlosses_cross_entropy(
-    const void* input,
-    const void* target,
-    int64_t rows,
-    int64_t classes,
-    int is_float64,
-    int is_mean,
-    double empty,
-    int64_t ignore_index,
-    double label_smoothing,
-    double grad_output,
-    void* loss,
-    void* gradient) noexcept {
-  using namespace torchlosses;
-  try {
-    const int32_t dtype = is_float64 != 0 ? dtypes().float64 : dtypes().float32;
-    int64_t sizes[] = {rows, classes}, strides[] = {classes, 1}, neighbours = 1;
-    const RowTensors tensors(View(input, 2, sizes, strides, dtype), View(target, 1, &rows, &neighbours, dtypes().int64));
-    CrossEntropyOptions options(tensors, {is_mean != 0 ? Reduction::mean : Reduction::sum, empty, dtype});
-    options.ignore_index = ignore_index;
-    options.label_smoothing = label_smoothing;
-    CrossEntropyCall work;
-    if (!work.prepare(options)) {
-      return 0;
-    }
-    const Denominator denominator = work.denominator(options);
-    const View out(gradient, 2, sizes, strides, dtype);
-    if (gradient != nullptr && denominator.value != 0) {
-      prepare_gradient(work, out, std::nullopt, denominator.value);
-      work.arguments.scale = grad_output / denominator.value;
-    }
-    std::vector<double> state(static_cast<size_t>(2 * rows));
-    work.put_state(state.data(), false);
-    const RowLosses losses(tensors, options.common, compute_dtype(work.arguments.dtype));
-    work.arguments.losses = losses.data();
-    work.run();
-    if (gradient != nullptr && denominator.value == 0) {
-      fill_with_zeros(out);
-    }
-    put_number(loss, losses.number(denominator), dtype);
-    return 1;
-  } catch (...) {
-    return 0;
-  }
-}

@@ -14,6 +14,7 @@ struct SquaredLoss {
   static constexpr bool kPosWeight = false;
   static void read(Call&, Elementwise&) {}
   static constexpr const char* kName = "mse_loss";
+  static constexpr const char* kOptions = "";
   static constexpr const char* kEager[] = {
       "torchlosses::eager_mse_loss", "torchlosses::eager_mse_loss_backward", "torchlosses::eager_mse_loss_backward_"};
 };
@@ -25,6 +26,7 @@ struct HuberLoss {
     arguments.parameter = call.real();
   }
   static constexpr const char* kName = "huber_loss";
+  static constexpr const char* kOptions = ", float delta";
   static constexpr const char* kEager[] = {
       "torchlosses::eager_huber_loss",
       "torchlosses::eager_huber_loss_backward",
@@ -38,6 +40,7 @@ struct SmoothL1Loss {
     arguments.parameter = call.real();
   }
   static constexpr const char* kName = "smooth_l1_loss";
+  static constexpr const char* kOptions = ", float beta";
   static constexpr const char* kEager[] = {
       "torchlosses::eager_smooth_l1_loss",
       "torchlosses::eager_smooth_l1_loss_backward",
@@ -54,6 +57,7 @@ struct BinaryCrossEntropyLoss {
     arguments.parameter = call.real();
   }
   static constexpr const char* kName = "binary_cross_entropy_with_logits";
+  static constexpr const char* kOptions = ", int? ignore_index, float label_smoothing";
   static constexpr const char* kEager[] = {
       "torchlosses::eager_binary_cross_entropy_with_logits",
       "torchlosses::eager_binary_cross_entropy_with_logits_backward",
@@ -226,6 +230,18 @@ double counted(Elementwise arguments) {
   return sum_of(counts.data(), Dtype::float64, static_cast<int64_t>(counts.size()));
 }
 
+// Mean or sum, and the gradient if `arguments` has a place for it.
+double reduced(Elementwise arguments, const Options& options, const Denominator& denominator) {
+  if (denominator.value == 0) {
+    arguments.grad_input = nullptr;
+  }
+  std::vector<double> partial_sums(static_cast<size_t>(blocks_of(arguments)));
+  arguments.partial_sums = partial_sums.data();
+  run(arguments, kernels().elementwise);
+  const double total = sum_of(partial_sums.data(), Dtype::float64, static_cast<int64_t>(partial_sums.size()));
+  return denominator.mean_of(total, options.empty);
+}
+
 template <typename Loss>
 void elementwise_loss(StableIValue* stack, uint64_t count, uint64_t) {
   Call call(stack, count);
@@ -254,21 +270,40 @@ void elementwise_loss(StableIValue* stack, uint64_t count, uint64_t) {
     return call.pass_on(Loss::kEager[0]);
   }
   arguments.scale = 1 / denominator.value;
-  arguments.grad_input = options.gradient && denominator.value != 0 ? gradient.view().data : nullptr;
+  arguments.grad_input = options.gradient ? gradient.data() : nullptr;
   if (none) {
-    arguments.losses = losses->view().data;
+    arguments.losses = losses->data();
     arguments.losses_dtype = *asked;
     run(arguments, kernels().elementwise);
     return call.answer(std::move(*losses), std::move(gradient));
   }
-  std::vector<double> partial_sums(static_cast<size_t>(blocks_of(arguments)));
-  arguments.partial_sums = partial_sums.data();
-  run(arguments, kernels().elementwise);
+  const double loss = reduced(arguments, options, denominator);
   if (options.gradient && denominator.value == 0) {
     fill_with_zeros(gradient.view());
   }
-  const double total = sum_of(partial_sums.data(), Dtype::float64, static_cast<int64_t>(partial_sums.size()));
-  call.answer(new_number(denominator.mean_of(total, options.empty), options.dtype), std::move(gradient));
+  call.answer(new_number(loss, options.dtype), std::move(gradient));
+}
+
+template <typename Loss>
+void few_elements(Call& call) {
+  const FewRows few(call);
+  const ElementTensors tensors(few.input, few.target);
+  Elementwise arguments{};
+  arguments.loss = Loss::kLoss;
+  Loss::read(call, arguments);
+  FewGradients gradient(few);
+  const OptionalView& place = gradient.place;
+  if (!gradient.fits || !prepare(arguments, tensors, place.value_or(few.input), nullptr, place.has_value())) {
+    return call.answer_few(std::nullopt, std::nullopt);
+  }
+  const Denominator denominator(few.options, std::nullopt, [&] { return counted(arguments); });
+  arguments.scale = few.grad_output.value_or(1) / denominator.value;
+  arguments.grad_input = place ? place->data : nullptr;
+  const double loss = reduced(arguments, few.options, denominator);
+  if (place && denominator.value == 0) {
+    fill_with_zeros(*place);
+  }
+  call.answer_few(new_number(loss, few.input.dtype), std::move(gradient.fresh));
 }
 
 // False if the kernels do not cover it.
@@ -329,10 +364,12 @@ struct Operators {
   Operators()
       : loss(Loss::kName, elementwise_loss<Loss>),
         backward((std::string(Loss::kName) + "_backward").c_str(), elementwise_backward<Loss>),
-        backward_in_place((std::string(Loss::kName) + "_backward_").c_str(), elementwise_backward_in_place<Loss>) {}
+        backward_in_place((std::string(Loss::kName) + "_backward_").c_str(), elementwise_backward_in_place<Loss>),
+        few(Loss::kName, Loss::kOptions) {}
   Registration loss;
   Registration backward;
   Registration backward_in_place;
+  FewRegistration<few_elements<Loss>> few;
 };
 
 const Operators<SquaredLoss> kSquared;
@@ -342,52 +379,3 @@ const Operators<BinaryCrossEntropyLoss> kBinaryCrossEntropy;
 
 }  // namespace
 }  // namespace torchlosses
-
-// A few elements of one float dtype, contiguous, without LibTorch's tensors: for so few its dispatcher takes longer than the
-// arithmetic. Writes the mean (or the sum) and, unless `gradient` is null, the gradient for an incoming gradient of
-// `grad_output`. 0 where an operator has to look at it.
-extern "C" __attribute__((visibility("default"))) int torchlosses_elementwise(
-    int which,
-    const void* input,
-    const void* target,
-    int64_t elements,
-    int is_float64,
-    int is_mean,
-    double empty,
-    double parameter,
-    int has_ignore_index,
-    int64_t ignore_index,
-    double grad_output,
-    void* loss,
-    void* gradient) noexcept {
-  using namespace torchlosses;
-  try {
-    const int32_t dtype = is_float64 != 0 ? dtypes().float64 : dtypes().float32;
-    int64_t neighbours = 1;
-    const ElementTensors tensors(
-        View(input, 1, &elements, &neighbours, dtype), View(target, 1, &elements, &neighbours, dtype));
-    const Options options(is_mean != 0 ? Reduction::mean : Reduction::sum, empty, dtype);
-    Elementwise arguments{};
-    arguments.loss = static_cast<ElementwiseLoss>(which);
-    arguments.parameter = parameter;
-    arguments.has_ignore_index = has_ignore_index != 0;
-    arguments.ignore_index = static_cast<double>(ignore_index);
-    if (!prepare(arguments, tensors, tensors.input, nullptr, false)) {
-      return 0;
-    }
-    const Denominator denominator(options, std::nullopt, [&] { return counted(arguments); });
-    arguments.scale = grad_output / denominator.value;
-    arguments.grad_input = denominator.value != 0 ? gradient : nullptr;
-    std::vector<double> partial_sums(static_cast<size_t>(blocks_of(arguments)));
-    arguments.partial_sums = partial_sums.data();
-    run(arguments, kernels().elementwise);
-    if (gradient != nullptr && denominator.value == 0) {
-      fill_with_zeros(View(gradient, 1, &elements, &neighbours, dtype));
-    }
-    const double total = sum_of(partial_sums.data(), Dtype::float64, static_cast<int64_t>(partial_sums.size()));
-    put_number(loss, denominator.mean_of(total, empty), dtype);
-    return 1;
-  } catch (...) {
-    return 0;
-  }
-}

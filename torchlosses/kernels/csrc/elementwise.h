@@ -162,15 +162,20 @@ class Walker {
   static constexpr bool kSquares = std::is_same_v<Loss<Stored>, SquaredError<float>>;
 
   explicit Walker(const Elementwise& arguments)
-      : arguments_(arguments),
-        loss_(arguments),
+      : loss_(arguments),
         wide_loss_(arguments),
         scale_(static_cast<Number>(arguments.scale)),
-        ignored_(static_cast<Number>(arguments.ignore_index)) {}
+        has_ignore_index_(arguments.has_ignore_index),
+        ignored_(static_cast<Number>(arguments.ignore_index)),
+        losses_(arguments.losses),
+        losses_as_stored_(arguments.losses_dtype == arguments.dtype),
+        gradient_(static_cast<Stored*>(arguments.grad_input)) {}
 
-  // A function of its own, so that the copy of the sum stays in registers.
+  // A function of its own, so that the copies stay in registers: a vector that is stored might be part of the originals.
   template <bool kSum, bool kGradient>
-  __attribute__((noinline)) void walk(const Piece<Stored>& piece, Total<Number>& sum) const {
+  __attribute__((noinline)) void walk(const Piece<Stored>& given, Total<Number>& sum) const {
+    const Walker walker(*this);
+    const Piece<Stored> piece(given);
     Total<Number> total = sum;
     int64_t i = 0;
 #if defined(__AVX2__)
@@ -184,17 +189,17 @@ class Walker {
       for (; i + few * lanes <= piece.count; i += few * lanes) {
         Vector<Number> losses{};
         for (int64_t j = i; j < i + few * lanes; j += lanes) {
-          losses = with_loss_of<kGradient>(piece, j, losses);
+          losses = walker.template with_loss_of<kGradient>(piece, j, losses);
         }
         total.add(losses);
       }
     }
     for (; i + lanes <= piece.count; i += lanes) {
-      step<kSum, kGradient>(piece, i, lanes, total);
+      walker.template step<kSum, kGradient>(piece, i, lanes, total);
     }
     sum = total;
     if (i < piece.count) {
-      step<kSum, kGradient>(piece, i, piece.count - i, sum);
+      walker.template step<kSum, kGradient>(piece, i, piece.count - i, sum);
     }
   }
 
@@ -205,7 +210,7 @@ class Walker {
     const Vector<Number> x = load_part(piece.x + i, lanes, Number(0)), t = load_part(piece.t + i, lanes, Number(0));
     if constexpr (kGradient) {
       const Vector<Number> gradient = loss_.slope(x, t, nullptr) * scale_;
-      store_part(static_cast<Stored*>(arguments_.grad_input) + piece.start + i, lanes, gradient);
+      store_part(gradient_ + piece.start + i, lanes, gradient);
     }
     return with_loss(loss_, losses, x, t);
   }
@@ -228,7 +233,7 @@ class Walker {
         quiet = sample == Number(0);
         factor *= sample;
       }
-      if (arguments_.has_ignore_index) {
+      if (has_ignore_index_) {
         quiet |= t == ignored_;
       }
     }
@@ -254,15 +259,15 @@ class Walker {
         }
         total.add(loss);
       }
-    } else if (arguments_.losses != nullptr) {
+    } else if (losses_ != nullptr) {
       Vector<Number> loss = loss_.loss(x, t, weight_of_positive);
       if constexpr (!kPlain) {
         loss = quiet ? Vector<Number>{} : loss * factor;
       }
-      if (arguments_.losses_dtype == arguments_.dtype) {
-        store_part(static_cast<Stored*>(arguments_.losses) + piece.start + i, count, loss);
+      if (losses_as_stored_) {
+        store_part(static_cast<Stored*>(losses_) + piece.start + i, count, loss);
       } else {
-        store_part(static_cast<Number*>(arguments_.losses) + piece.start + i, count, loss);
+        store_part(static_cast<Number*>(losses_) + piece.start + i, count, loss);
       }
     }
     if constexpr (kGradient) {
@@ -273,7 +278,7 @@ class Walker {
         }
         gradient = quiet ? Vector<Number>{} : gradient * factor;
       }
-      store_part(static_cast<Stored*>(arguments_.grad_input) + piece.start + i, count, gradient);
+      store_part(gradient_ + piece.start + i, count, gradient);
     }
   }
 
@@ -299,11 +304,14 @@ class Walker {
     }
   }
 
-  const Elementwise& arguments_;
   const Loss<Number> loss_;
   const Loss<double> wide_loss_;
   const Number scale_;
+  const bool has_ignore_index_;
   const Number ignored_;
+  void* const losses_;
+  const bool losses_as_stored_;
+  Stored* const gradient_;
 };
 
 inline int64_t end_of(int64_t block, int64_t elements) {

@@ -118,6 +118,15 @@ void Call::pass_on(const char* name) {
   check(torch_call_dispatcher(name, "", stack_, TORCH_ABI_VERSION));
 }
 
+void Call::answer_few(std::optional<Tensor> loss, std::optional<Tensor> gradient) {
+  release();
+  const auto optional = [](std::optional<Tensor>& tensor) {
+    return tensor ? value_of(new StableIValue(as_value(tensor->release()))) : StableIValue(0);
+  };
+  stack_[0] = optional(loss);
+  stack_[1] = optional(gradient);
+}
+
 Options::Options(Call& call) {
   const std::string name = call.string();
   reduction = name == "mean" ? Reduction::mean : name == "sum" ? Reduction::sum : Reduction::none;
@@ -126,9 +135,19 @@ Options::Options(Call& call) {
   gradient = (call.integer() & 1) != 0;
 }
 
-Registration::Registration(const char* name, void (*function)(StableIValue*, uint64_t, uint64_t)) {
-  // What is registered stays so until the process ends.
-  static TorchLibraryHandle library = [] {
+// What is registered stays so until the process ends.
+
+void define(const std::string& schema) {
+  static const TorchLibraryHandle library = [] {
+    TorchLibraryHandle handle = nullptr;
+    check(aoti_torch_library_init_fragment("torchlosses", __FILE__, __LINE__, &handle));
+    return handle;
+  }();
+  check(aoti_torch_library_def(library, schema.c_str()));
+}
+
+void implement(const char* name, Function function) {
+  static const TorchLibraryHandle library = [] {
     TorchLibraryHandle handle = nullptr;
     check(aoti_torch_library_init_impl("torchlosses", "CPU", __FILE__, __LINE__, &handle));
     return handle;

@@ -8,7 +8,9 @@
 #include <torch/csrc/stable/c/shim.h>
 
 #include <cstring>
+#include <limits>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -78,6 +80,11 @@ class Tensor {
   ~Tensor();
   View view() const {
     return View(handle_);
+  }
+  void* data() const {
+    void* result = nullptr;
+    check(aoti_torch_get_data_ptr(handle_, &result));
+    return result;
   }
   AtenTensorHandle release() {
     return std::exchange(handle_, nullptr);
@@ -178,6 +185,8 @@ class Call {
     size_t place = 0;
     ((stack_[place++] = as_value(tensors.release())), ...);
   }
+  // The same where the schema has `Tensor?`: None where there is no tensor.
+  void answer_few(std::optional<Tensor> loss, std::optional<Tensor> gradient);
 
  private:
   enum class Kind : uint8_t { plain, tensor, optional_tensor, string, optional };
@@ -205,6 +214,40 @@ struct Options {
   bool gradient = false;
 };
 
+// A few rows, for which most of what LibTorch does for a call of an operator takes longer than the arithmetic: the arguments
+// of NAME_few, which are fewer than those of the operator NAME. It answers None where the kernels do not cover a call.
+struct FewRows {
+  explicit FewRows(Call& call)
+      : input(call.tensor()),
+        target(call.tensor()),
+        options(call.boolean() ? Reduction::mean : Reduction::sum, std::numeric_limits<double>::quiet_NaN(), input.dtype),
+        grad_output(call.optional_real()),
+        given(call.optional_tensor()) {
+    if (aoti_torch_grad_mode_is_enabled()) {
+      throw std::runtime_error("torchlosses: this operator has no derivative; call the loss's function, which has one.");
+    }
+  }
+  View input;
+  View target;
+  Options options;
+  std::optional<double> grad_output;  // none where no gradient is wanted
+  OptionalView given;                 // where it goes; none where it is to have memory of its own
+};
+
+// The gradient's place, if it is wanted.
+struct FewGradients {
+  explicit FewGradients(const FewRows& few) : place(few.given) {
+    if (few.grad_output && !place) {
+      fresh.emplace(new_like(few.input, few.input.dtype));
+      place.emplace(fresh->view());
+    }
+    fits = !place || (place->dtype == few.input.dtype && place->has_shape_of(few.input));
+  }
+  std::optional<Tensor> fresh;
+  OptionalView place;
+  bool fits = true;
+};
+
 // Whether what is to be written is there: the gradient that came along with the loss, for an incoming gradient of 1.
 inline bool is_ready(const View& grad_output, const Options& options) {
   return options.gradient && number_in(grad_output) == 1.0;
@@ -228,9 +271,30 @@ struct Denominator {
   bool covered = true;
 };
 
-// An operator's function, for the key CPU.
+using Function = void (*)(StableIValue*, uint64_t, uint64_t);
+void define(const std::string& schema);
+// For the key CPU.
+void implement(const char* name, Function function);
+
 struct Registration {
-  Registration(const char* name, void (*function)(StableIValue*, uint64_t, uint64_t));
+  Registration(const char* name, Function function) {
+    implement(name, function);
+  }
+};
+
+// NAME_few; `options` are a loss's own in the schema, a comma before each. From autograd's key, torchlosses._declare has it
+// passed on unseen, because a guard takes as long as the arithmetic: so it runs only where gradients are switched off.
+template <void (*kFunction)(Call&)>
+struct FewRegistration {
+  FewRegistration(const std::string& name, const char* options) {
+    const std::string few = name + "_few";
+    define(few + "(Tensor input, Tensor target, bool mean, float? grad_output, Tensor(a!)? gradient" + options +
+           ") -> (Tensor? loss, Tensor? gradient)");
+    implement(few.c_str(), [](StableIValue* stack, uint64_t count, uint64_t) {
+      Call call(stack, count);
+      kFunction(call);
+    });
+  }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------

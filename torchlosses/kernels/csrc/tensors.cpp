@@ -124,16 +124,20 @@ Tensor new_tensor(const int64_t* sizes, const int64_t* strides, int64_t dimensio
 }
 
 // A page of 4 KiB costs more to take from the system than its arithmetic does; huge pages cost a tenth of it.
-void advise_huge_pages(void* memory, int64_t bytes) {
+void advise_huge_pages(const Tensor& tensor, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = uintptr_t(1) << 21;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kHuge - 1) & ~(kHuge - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) & ~(kHuge - 1);
+  if (static_cast<uintptr_t>(bytes) < kHuge) {
+    return;
+  }
+  const uintptr_t memory = reinterpret_cast<uintptr_t>(tensor.data());
+  const uintptr_t begin = (memory + kHuge - 1) & ~(kHuge - 1);
+  const uintptr_t end = (memory + static_cast<uintptr_t>(bytes)) & ~(kHuge - 1);
   if (begin < end) {
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
   }
 #else
-  (void)memory;
+  (void)tensor;
   (void)bytes;
 #endif
 }
@@ -176,7 +180,7 @@ Tensor new_contiguous(const std::vector<int64_t>& sizes, int32_t dtype) {
 Tensor new_like(const View& view, int32_t dtype) {
   Tensor result = view.is_dense() ? new_tensor(view.sizes, view.strides, view.dimensions, dtype)
                                   : Tensor(empty_like(view, dtype));
-  advise_huge_pages(result.view().data, view.elements() * size_of(*dtype_of(dtype)));
+  advise_huge_pages(result, view.elements() * size_of(*dtype_of(dtype)));
   return result;
 }
 
@@ -187,7 +191,7 @@ Tensor no_elements(int32_t dtype) {
 
 Tensor new_number(double value, int32_t dtype) {
   Tensor result = new_tensor(nullptr, nullptr, 0, dtype);
-  put_number(result.view().data, value, dtype);
+  put_number(result.data(), value, dtype);
   return result;
 }
 
