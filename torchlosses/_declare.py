@@ -330,12 +330,27 @@ class Loss:
                 if not shows_state:
                     return output, None
             else:
-                with _below_autograd():
-                    output = cls.operator(*arguments, *_without_gradients(options))
+                output = cls._computed(arguments, _without_gradients(options))
         except _REFUSALS:
             cls.explain(*tensors, options)
             raise
         return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
+
+    @classmethod
+    def _computed(cls, tensors: Sequence[Any], options: Any) -> Any:
+        """What the operator gives, where nobody follows."""
+        if (own := cls._past_dispatcher(tensors)) is not None:
+            return own.forward(*tensors, options)
+        with _below_autograd():
+            return cls.operator(*tensors, *options)
+
+    @classmethod
+    def _past_dispatcher(cls, tensors: Sequence[Any]) -> Any:
+        """What computes tensors that are nothing but memory past the dispatcher, where a profile does not ask for it."""
+        own = kernels._past_dispatcher(cls.name, tensors[0].device)
+        if own is None or profiler._is_profiler_enabled or not all([t is None or _is_memory(t) for t in tensors]):
+            return None
+        return own
 
     @classmethod
     def explain(cls, *tensors_and_options: Any) -> None:
@@ -398,9 +413,13 @@ class Loss:
         if cls.scales:
             return [gradient if gradient.numel() == 0 else gradient.mul_(grad_output) for gradient in ready]
         # On the CPU a look is free; elsewhere the kernel looks.
-        if grad_output.device.type != "cpu" or grad_output.item() != 1:
-            with _below_autograd():
-                cls.backward_operator_(grad_output, ready[0], *tensors, *state, *options)
+        if grad_output.is_cpu and grad_output.item() == 1:
+            return ready
+        if (own := cls._past_dispatcher((ready[0], grad_output, *tensors, *state))) is not None:
+            own.backward(grad_output, ready[0], *tensors, *state, options)
+            return ready
+        with _below_autograd():
+            cls.backward_operator_(grad_output, ready[0], *tensors, *state, *options)
         return ready
 
     @classmethod
@@ -798,8 +817,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
                 bits = int(needed[0]) if loss.derived == 1 else sum(1 << i for i in range(loss.derived) if needed[i])
             if bits != options.gradients:
                 options = options._replace(gradients=bits)
-        with _below_autograd():
-            output = loss.operator(*tensors, *options)
+        output = loss._computed(tensors, options)
         ctx.options, ctx.gradients = options, None
         if options.gradients:
             ctx.gradients = output[1 : 1 + loss.derived]
@@ -944,6 +962,16 @@ def _lie_plainly(input: Tensor, target: Tensor) -> bool:
         and input.is_contiguous()
         and target.is_contiguous()
         and not (input.is_neg() or target.is_neg())
+    )
+
+
+def _is_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is its elements in memory, and nothing that the dispatcher has to look at."""
+    return (
+        (type(tensor) is Tensor or type(tensor) is nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+        and (kernels.address(tensor) != 0 or not tensor.numel())
     )
 
 

@@ -9,6 +9,7 @@ environment variable TORCHLOSSES_BACKEND chooses, and `use` chooses for a while.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from torchlosses.kernels import eager as eager
+from torchlosses.kernels.backend import address as address
 from torchlosses.kernels.backend import choose, choose_for_gpu
 
 BACKEND, _native = choose()
@@ -25,6 +27,7 @@ INSTRUCTION_SET = None if _native is None else _native.instruction_set
 GPU_BACKEND = choose_for_gpu()
 # Triton's kernels serve these dispatch keys; CUDA is also that of ROCm.
 _TRITON_KEYS = (() if GPU_BACKEND.name != "triton" else ("CUDA",)) + (("CPU",) if BACKEND.name == "triton" else ())
+_TRITON_DEVICES = {key.lower() for key in _TRITON_KEYS}
 _TRITON_LOSSES = (
     "mse_loss",
     "huber_loss",
@@ -85,34 +88,48 @@ def _switch() -> None:
     _triton_runs = "triton" in (BACKEND.name, GPU_BACKEND.name)
 
 
+@functools.cache
+def _module_in_triton(loss: str) -> Any:
+    """The kernels of a loss; Triton takes longer to import than all the rest."""
+    from torchlosses.kernels.triton import LOSSES
+
+    return LOSSES[loss]
+
+
+def _past_dispatcher(loss: str, device: torch.device) -> Any:
+    """What the operators of a loss would do no more than call; None where Triton does not run on the device.
+
+    The dispatcher takes longer than a launch.
+    """
+    if _triton_runs and device.type in _TRITON_DEVICES and loss in _TRITON_LOSSES:
+        return _module_in_triton(loss)
+    return None
+
+
 def _in_triton(loss: Any) -> Iterator[tuple[str, str, Callable[..., Any]]]:
     """The three operators of a declared loss in Triton: (what its name ends with, dispatch key, kernel)."""
     if loss.name not in _TRITON_LOSSES:
         return
     n, m = loss.count, loss.count + loss.keeps
 
-    def module() -> Any:
-        # Triton takes longer to import than all the rest.
-        from torchlosses.kernels.triton import LOSSES
-
-        return LOSSES[loss.name]
-
     def forward(*a: Any) -> Any:
         options = loss.options(*a[n:])
-        return module().forward(*a[:n], options) if _triton_runs else loss.kernels.forward(loss, a[:n], options)
+        if not _triton_runs:
+            return loss.kernels.forward(loss, a[:n], options)
+        return _module_in_triton(loss.name).forward(*a[:n], options)
 
     def backward(grad_output: Any, *a: Any) -> Any:
         options = loss.options(*a[m:])
         if not _triton_runs:
             return loss.kernels.backward(loss, grad_output, a[:n], options, *a[n:m])
         gradient = torch.empty_like(a[0])
-        module().backward(grad_output, gradient, *a[:m], options._replace(gradients=0))
+        _module_in_triton(loss.name).backward(grad_output, gradient, *a[:m], options._replace(gradients=0))
         return gradient
 
     def backward_(grad_output: Any, gradient: Any, *a: Any) -> None:
         options = loss.options(*a[m:])
         if _triton_runs:
-            module().backward(grad_output, gradient, *a[:m], options)
+            _module_in_triton(loss.name).backward(grad_output, gradient, *a[:m], options)
         else:
             loss.kernels.backward_(loss, grad_output, gradient, a[:n], options, *a[n:m])
 
@@ -125,7 +142,7 @@ def _local_in_triton(name: str, device: torch.device) -> Any:
 
     Between forward and backward the processes talk, which is not a matter of kernels: the loss calls these itself.
     """
-    if not _triton_runs or device.type.upper() not in _TRITON_KEYS:
+    if not _triton_runs or device.type not in _TRITON_DEVICES:
         return None
     from torchlosses.kernels.triton import LOCAL
 

@@ -81,7 +81,7 @@ class Native:
     def _few_cross_entropy(
         self, input: Tensor, target: Tensor, options: Any, grad_output: float, gradient: Tensor | None
     ) -> Tensor | None:
-        logits, indices = _address(input), _address(target)
+        logits, indices = address(input), address(target)
         if not (logits and indices) or not -_MOST <= options.ignore_index <= _MOST:
             return None
         loss = input.new_empty(())
@@ -116,7 +116,7 @@ class Native:
         ignore_index = options.ignore_index if which == 3 else None
         if ignore_index is not None and not -_MOST <= ignore_index <= _MOST:
             return None
-        predicted, true = _address(input), _address(target)
+        predicted, true = address(input), address(target)
         if not (predicted and true):
             return None
         loss = input.new_empty(())
@@ -138,7 +138,7 @@ class Native:
         return loss if found else None
 
 
-def _address(tensor: Tensor) -> int:
+def address(tensor: Tensor) -> int:
     """Where the first element is; 0 where a tensor has no memory, whose address counts from 0."""
     address = tensor.data_ptr()
     if address >> 31 or address != tensor.storage_offset() * tensor.element_size():
