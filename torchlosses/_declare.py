@@ -325,6 +325,10 @@ class Loss:
             output = cls.operator(*arguments, *options._replace(gradients=bits))
             return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
         try:
+            if not shows_state and all(tensor is None for tensor in arguments[2:]):
+                loss = cls._of_small(tensors[0], tensors[1], options)
+                if loss is not None:
+                    return loss, None
             if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
                 output = cls._direct(*arguments, options)
                 if not shows_state:
@@ -346,11 +350,11 @@ class Loss:
 
     @classmethod
     def _past_dispatcher(cls, tensors: Sequence[Any]) -> Any:
-        """What computes tensors that are nothing but memory past the dispatcher, where a profile does not ask for it."""
+        """What computes tensors that are nothing but memory past the dispatcher, unless a profile shows operators."""
         own = kernels._past_dispatcher(cls.name, tensors[0].device)
-        if own is None or profiler._is_profiler_enabled or not all([t is None or _is_memory(t) for t in tensors]):
+        if own is None or profiler._is_profiler_enabled:
             return None
-        return own
+        return own if all(tensor is None or _is_memory(tensor) for tensor in tensors) else None
 
     @classmethod
     def explain(cls, *tensors_and_options: Any) -> None:
@@ -364,8 +368,8 @@ class Loss:
 
     @classmethod
     def apply_plain(cls, input: Tensor, target: Tensor, options: Any) -> Tensor:
-        """The loss of two tensors of the CPU and nothing else: a few rows of the commonest kind go a shorter way."""
-        few = kernels.few.get(cls.name)
+        """The loss of two tensors and nothing else: a few rows of the commonest kind go a shorter way."""
+        few = kernels.few.get(cls.name) if input.is_cpu else None
         if (
             few is not None
             and options.reduction != "none"
@@ -380,9 +384,32 @@ class Loss:
             gradient = torch.empty_like(input) if along else None
             loss = few(input, target, options, 1.0, gradient)
             if loss is not None:
-                return cls._of_few(input, target, (options, loss, gradient)) if followed else loss
+                return cls._of_few(input, target, (options, loss, gradient, None)) if followed else loss
+        elif few is None and _is_plain(input) and (found := cls._of_small(input, target, options)) is not None:
+            return found
         nothing = (None,) * (cls.count - 3)
         return cls.apply(input, target, *nothing, normalizer=None, options=options)[0]
+
+    @classmethod
+    def _of_small(cls, input: Tensor, target: Tensor, options: Any) -> Tensor | None:
+        """The loss of a small batch on a GPU, in one launch with its gradient; None where it is another."""
+        own = kernels._past_dispatcher(cls.name, input.device)
+        if (
+            own is None
+            or not options.gradients
+            or not kernels.multiplies(input, options.reduction)
+            or target.requires_grad
+            or not (_is_memory(input) and _is_memory(target))
+            or profiler._is_profiler_enabled
+        ):
+            return None
+        tensors = (input, target, *(None,) * (cls.count - 2))
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            return own.forward(*tensors, _without_gradients(options))[0]
+        if saved_tensors_have_hooks():
+            return None
+        loss, gradient, *_ = own.forward(*tensors, options)
+        return cls._of_few(input, target, (options, loss, gradient, kernels.multiply))
 
     @classmethod
     def _fits_few(cls, input: Tensor, target: Tensor, gradient: Tensor, options: Any) -> bool:
@@ -879,8 +906,8 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
     """For a few rows, whose loss and gradient are there by now: the least that autograd needs."""
     absent = (None,) * (loss.count - 2)
 
-    def forward(ctx: Any, input: Tensor, target: Tensor, found: tuple[Any, Tensor, Tensor | None]) -> Tensor:
-        ctx.options, result, gradient = found
+    def forward(ctx: Any, input: Tensor, target: Tensor, found: tuple[Any, Tensor, Tensor | None, Any]) -> Tensor:
+        ctx.options, result, gradient, ctx.multiply = found
         ctx.gradients = None if gradient is None else (gradient,)
         ctx.save_for_backward(input, target)
         return result
@@ -890,11 +917,17 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
         input, target = ctx.saved_tensors
         ready, ctx.gradients = ctx.gradients, None
         options = ctx.options
-        if (
+        is_last = (
             not torch.is_grad_enabled()
             and _is_plain(grad_output)
             and not _functorch.is_legacy_batchedtensor(grad_output)
-        ):
+        )
+        if is_last and ctx.multiply is not None:
+            # A look would wait for the device.
+            if ready is not None:
+                ctx.multiply(ready[0], grad_output, input, target)
+                return ready[0], None, None
+        elif is_last:
             incoming = grad_output.item()
             if ready is not None and incoming == 1:
                 return ready[0], None, None

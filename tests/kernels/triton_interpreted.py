@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from tests.turns import in_turn
 from torchlosses import kernels
 from torchlosses.distributed import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
 from torchlosses.distributed._split import SplitCrossEntropy
-from torchlosses.kernels.triton import LOSSES, launch
+from torchlosses.kernels.triton import LOSSES, launch, plan
 from torchlosses.kernels.triton.cross_entropy import backward, forward
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -57,11 +57,24 @@ WAYS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_plans() -> Iterator[None]:
+    """Those of another test were made with other tables."""
+    yield
+    plan.forget()
+
+
+def change(monkeypatch: pytest.MonkeyPatch, name: str, table: Any) -> None:
+    """Launch by another table."""
+    monkeypatch.setattr(launch, name, table)
+    plan.forget()
+
+
 def take(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     short, tables = WAYS[way]
-    monkeypatch.setattr(launch, "SHORT", short)
+    change(monkeypatch, "SHORT", short)
     for name, table in tables.items():
-        monkeypatch.setattr(launch, name, table)
+        change(monkeypatch, name, table)
 
 
 # The others are like one of these: with or without what is fetched ahead, and with one tile or several.
@@ -81,7 +94,7 @@ PROGRAMS = ("one program", "many programs")
 @pytest.fixture(params=PROGRAMS)
 def programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "many programs":
-        monkeypatch.setattr(launch, "SMALL", -1)
+        change(monkeypatch, "SMALL", -1)
     return request.param
 
 
@@ -242,7 +255,7 @@ def test_cross_entropy_options(monkeypatch: pytest.MonkeyPatch, way: str, name: 
         sample_weight = torch.tensor([0.5, 0.0, 1.5])
         normalizer = torch.tensor(3.5)
     if turn // 2 % 2:
-        monkeypatch.setattr(launch, "SMALL", -1)
+        change(monkeypatch, "SMALL", -1)
     reduction = ("mean", "none", "sum")[turn % 3]
     check_cross_entropy(input, target, weight, sample_weight, normalizer, (reduction,), **OPTIONS[name])
 
@@ -257,10 +270,10 @@ def test_cross_entropy_options(monkeypatch: pytest.MonkeyPatch, way: str, name: 
 )
 def test_cross_entropy_layouts(layout: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     turn = sum(shape) + len(layout)
-    monkeypatch.setattr(launch, "SHORT", 8 if turn % 2 else 64)
-    monkeypatch.setattr(launch, "rows", rows(2, turn % 3 == 0, True))
-    monkeypatch.setattr(launch, "tiles", tiles(turn % 5 < 3))
-    monkeypatch.setattr(launch, "SMALL", -1 if turn % 7 < 3 else 1 << 15)
+    change(monkeypatch, "SHORT", 8 if turn % 2 else 64)
+    change(monkeypatch, "rows", rows(2, turn % 3 == 0, True))
+    change(monkeypatch, "tiles", tiles(turn % 5 < 3))
+    change(monkeypatch, "SMALL", -1 if turn % 7 < 3 else 1 << 15)
     probabilities = turn % 4 < 2
     input, target = batch(shape, DTYPES[turn % 3], probabilities)
     if probabilities:
@@ -277,7 +290,7 @@ def test_cross_entropy_layouts(layout: str, shape: tuple[int, ...], monkeypatch:
 )
 def test_whole_vectors_of_rows(single: bool, probabilities: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where classes lie apart and rows side by side, vectors are read whatever their rows hold."""
-    monkeypatch.setattr(launch, "tiles", tiles(single))
+    change(monkeypatch, "tiles", tiles(single))
     for turn, (shape, layout) in enumerate((((2, 20, 16), "contiguous"), ((16, 20), "transposed"))):
         for dtype in DTYPES[turn + single :: 2]:
             input, target = batch(shape, dtype, probabilities)
@@ -463,7 +476,7 @@ def test_loss_dtype_and_normalizers() -> None:
 def test_many_programs_find_what_one_finds(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     input, target = batch((9, 37))
     one = cross_entropy(input, target, z_loss=0.1)
-    monkeypatch.setattr(launch, "SMALL", -1)
+    change(monkeypatch, "SMALL", -1)
     many = cross_entropy(input, target, z_loss=0.1)
     again = cross_entropy(input, target, z_loss=0.1)
     torch.testing.assert_close(one[0], many[0], rtol=2e-7, atol=0)
@@ -749,7 +762,7 @@ def check_log_probs(input: Tensor, target: Tensor, compute: torch.dtype, **field
     ),
 )
 def test_log_probs(tile: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "rows", rows(4, tile == "one tile", False))
+    change(monkeypatch, "rows", rows(4, tile == "one tile", False))
     for turn, shape in enumerate(((5, 9), (3, 230), (2, 77, 3))):
         dtype = DTYPES[(turn + len(layout)) % 4]
         input, target = batch(shape, dtype)
@@ -760,7 +773,7 @@ def test_log_probs(tile: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("tile", ["one tile", "several tiles"])
 def test_log_probs_in_the_corners(tile: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "rows", rows(2, tile == "one tile", False))
+    change(monkeypatch, "rows", rows(2, tile == "one tile", False))
     logits = torch.full((6, 101), -math.inf)
     logits[0, 3], logits[0, 90] = 0.0, -20.0  # all but sure
     logits[1, :5] = 1.0  # many classes are ruled out
@@ -895,7 +908,7 @@ def test_split_options(monkeypatch: pytest.MonkeyPatch, way: str, name: str, kin
         sample_weight = torch.tensor([0.5, 0.0, 1.5])
         normalizer = torch.tensor(3.5) if reduction == "mean" else None
     if turn // 2 % 2:
-        monkeypatch.setattr(launch, "SMALL", -1)
+        change(monkeypatch, "SMALL", -1)
     gradient = ("backward", "forward", "forward")[turn // 3 % 3]
     check_split(input, target, weight, sample_weight, normalizer, reduction, gradient, **OPTIONS[name])
 
@@ -905,11 +918,11 @@ def test_split_options(monkeypatch: pytest.MonkeyPatch, way: str, name: str, kin
     ["offset", "channels last", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("padded", "transposed"))],
 )
 def test_split_layouts(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "SHORT", 32)
+    change(monkeypatch, "SHORT", 32)
     for turn, shape in enumerate(((4, 9), (2, 33, 2), (2, 41))):
-        monkeypatch.setattr(launch, "rows", rows(2, turn == 0, True))
-        monkeypatch.setattr(launch, "tiles", tiles(turn != 0))
-        monkeypatch.setattr(launch, "SMALL", -1)
+        change(monkeypatch, "rows", rows(2, turn == 0, True))
+        change(monkeypatch, "tiles", tiles(turn != 0))
+        change(monkeypatch, "SMALL", -1)
         input, target = batch(shape, DTYPES[(turn + len(layout)) % 4], len(layout) % 2 == turn % 2)
         target = laid_out(target, layout) if target.dim() == len(shape) else target
         check_split(laid_out(input, layout), target, reduction=("mean", "none")[turn % 2])

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchlosses.kernels import eager as eager
 from torchlosses.kernels.backend import address as address
@@ -89,11 +90,11 @@ def _switch() -> None:
 
 
 @functools.cache
-def _module_in_triton(loss: str) -> Any:
-    """The kernels of a loss; Triton takes longer to import than all the rest."""
-    from torchlosses.kernels.triton import LOSSES
+def _triton() -> Any:
+    """The backend, which takes longer to import than all the rest."""
+    from torchlosses.kernels import triton
 
-    return LOSSES[loss]
+    return triton
 
 
 def _past_dispatcher(loss: str, device: torch.device) -> Any:
@@ -102,8 +103,18 @@ def _past_dispatcher(loss: str, device: torch.device) -> Any:
     The dispatcher takes longer than a launch.
     """
     if _triton_runs and device.type in _TRITON_DEVICES and loss in _TRITON_LOSSES:
-        return _module_in_triton(loss)
+        return _triton().LOSSES[loss]
     return None
+
+
+def multiplies(input: Tensor, reduction: str) -> bool:
+    """Whether, in Triton, the gradient that came along with the loss is multiplied, and no kernel launched again."""
+    return _triton().unit_first(input, reduction)
+
+
+def multiply(gradient: Tensor, grad_output: Tensor, *tensors: Tensor) -> None:
+    """Do that, in place; 0 stays 0."""
+    _triton().scale_in_place(gradient, grad_output, *tensors)
 
 
 def _in_triton(loss: Any) -> Iterator[tuple[str, str, Callable[..., Any]]]:
@@ -116,20 +127,20 @@ def _in_triton(loss: Any) -> Iterator[tuple[str, str, Callable[..., Any]]]:
         options = loss.options(*a[n:])
         if not _triton_runs:
             return loss.kernels.forward(loss, a[:n], options)
-        return _module_in_triton(loss.name).forward(*a[:n], options)
+        return _triton().LOSSES[loss.name].forward(*a[:n], options)
 
     def backward(grad_output: Any, *a: Any) -> Any:
         options = loss.options(*a[m:])
         if not _triton_runs:
             return loss.kernels.backward(loss, grad_output, a[:n], options, *a[n:m])
         gradient = torch.empty_like(a[0])
-        _module_in_triton(loss.name).backward(grad_output, gradient, *a[:m], options._replace(gradients=0))
+        _triton().LOSSES[loss.name].backward(grad_output, gradient, *a[:m], options._replace(gradients=0))
         return gradient
 
     def backward_(grad_output: Any, gradient: Any, *a: Any) -> None:
         options = loss.options(*a[m:])
         if _triton_runs:
-            _module_in_triton(loss.name).backward(grad_output, gradient, *a[:m], options)
+            _triton().LOSSES[loss.name].backward(grad_output, gradient, *a[:m], options)
         else:
             loss.kernels.backward_(loss, grad_output, gradient, a[:n], options, *a[n:m])
 
@@ -144,9 +155,7 @@ def _local_in_triton(name: str, device: torch.device) -> Any:
     """
     if not _triton_runs or device.type not in _TRITON_DEVICES:
         return None
-    from torchlosses.kernels.triton import LOCAL
-
-    return LOCAL[name]
+    return _triton().LOCAL[name]
 
 
 def warm_up(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:

@@ -142,12 +142,12 @@ def forward(
     """Loss, and gradient by the input (empty unless options.gradients asks for it)."""
     if options.validate_args:
         _check(input, target, sample_weight)
-    return _forward(input, target, sample_weight, normalizer, options=options)
+    return _forward(input, target, sample_weight, normalizer, options)
 
 
 @planned
 def _forward(
-    input: Tensor, target: Tensor, sample_weight: Tensor | None, normalizer: Tensor | None, *, options: Any
+    input: Tensor, target: Tensor, sample_weight: Tensor | None, normalizer: Tensor | None, options: Any
 ) -> tuple[Tensor, Tensor]:
     shape = (input.shape[0], *input.shape[2:]) if options.reduction == "none" else ()
     loss = empty(shape, options.dtype, input.device)
@@ -167,14 +167,22 @@ def backward(
 ) -> None:
     """Write the gradient by the input; where options.gradients says that it is there for 1, if grad_output is not 1."""
     if options.gradients & 1 and launches.unit_first(input, options.reduction):
-        launches.scale_in_place(gradient, grad_output, launches.compute_type(input, target, sample_weight)[0])
+        launches.scale_in_place(gradient, grad_output, input, target, sample_weight)
         return
-    _backward(grad_output, gradient, input, target, sample_weight, normalizer, options=options)
+    _backward(grad_output, gradient, input, target, sample_weight, normalizer, options)
 
 
 @planned
-def _backward(*tensors: Any, options: Any) -> None:
-    _run(*tensors, None, options)
+def _backward(
+    grad_output: Tensor,
+    gradient: Tensor,
+    input: Tensor,
+    target: Tensor,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+    options: Any,
+) -> None:
+    _run(grad_output, gradient, input, target, sample_weight, normalizer, None, options)
 
 
 def _check(input: Tensor, target: Tensor, sample_weight: Tensor | None) -> None:

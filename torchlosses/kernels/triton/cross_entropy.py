@@ -44,7 +44,7 @@ def forward(
     options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient by the input (empty unless options.gradients asks for it) and the rows' state."""
-    return _forward(called("cross_entropy"), input, target, weight, sample_weight, normalizer, options=options)
+    return _forward(called("cross_entropy"), input, target, weight, sample_weight, normalizer, options)
 
 
 @planned
@@ -55,7 +55,6 @@ def _forward(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
-    *,
     options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     device, shape = input.device, (input.shape[0], *input.shape[2:])
@@ -81,17 +80,28 @@ def backward(
 ) -> None:
     """Write the gradient by the input; where options.gradients says that it is there for 1, if grad_output is not 1."""
     if options.gradients & 1 and launches.unit_first(input, options.reduction):
-        compute, _ = launches.compute_type(input, target, weight, sample_weight)
-        launches.scale_in_place(gradient, grad_output, compute)
+        launches.scale_in_place(gradient, grad_output, input, target, weight, sample_weight)
         return
     name = called("cross_entropy" if split is None else "class_parallel_cross_entropy")
     tensors = (grad_output, gradient, input, target, weight, sample_weight, normalizer, state)
-    _backward(name, split, *tensors, options=options)
+    _backward(name, split, *tensors, options)
 
 
 @planned
-def _backward(name: str, split: Split | None, *tensors: Any, options: Any) -> None:
-    run(name, *tensors, None, options, split)
+def _backward(
+    name: str,
+    split: Split | None,
+    grad_output: Tensor,
+    gradient: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+    state: Tensor,
+    options: Any,
+) -> None:
+    run(name, grad_output, gradient, input, target, weight, sample_weight, normalizer, state, None, options, split)
 
 
 def run(

@@ -235,23 +235,20 @@ class Elementwise:
         ignore_index: Callable[[Any], int | None] = lambda options: None,
     ) -> None:
         self.formula, self.option, self.ignore_index = formula, option, ignore_index
-        self._planned_forward = planned(self._forward)
+        # Loss and gradient (empty unless options.gradients asks for it) of tensors, normalizer and options.
+        self.forward = planned(self._forward)
         self._planned_backward = planned(self._backward)
-
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """Loss and gradient (empty unless options.gradients asks for it) of tensors, normalizer and options."""
-        return self._planned_forward(*arguments[:-1], options=arguments[-1])
 
     def backward(self, grad_output: Tensor, gradient: Tensor, *arguments: Any) -> None:
         """Write the gradient; where options.gradients says that it holds that for 1, if grad_output is not 1."""
-        *tensors, normalizer, options = arguments
+        *tensors, _, options = arguments
         if options.gradients & 1 and launches.unit_first(tensors[0], options.reduction):
-            launches.scale_in_place(gradient, grad_output, launches.compute_type(*tensors)[0])
+            launches.scale_in_place(gradient, grad_output, *tensors)
             return
-        self._planned_backward(grad_output, gradient, *tensors, normalizer, options=options)
+        self._planned_backward(grad_output, gradient, *arguments)
 
-    def _forward(self, *arguments: Any, options: Any) -> tuple[Tensor, Tensor]:
-        *tensors, normalizer = arguments
+    def _forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *tensors, normalizer, options = arguments
         input = tensors[0]
         if options.reduction == "none":
             loss = empty_like(input, options.dtype)
@@ -261,8 +258,8 @@ class Elementwise:
         _run(self, _Tensors(*tensors, loss=loss, gradient=gradient), normalizer, options)
         return loss, empty((0,), input.dtype, input.device) if gradient is None else gradient
 
-    def _backward(self, grad_output: Tensor, gradient: Tensor, *arguments: Any, options: Any) -> None:
-        *tensors, normalizer = arguments
+    def _backward(self, grad_output: Tensor, gradient: Tensor, *arguments: Any) -> None:
+        *tensors, normalizer, options = arguments
         _run(self, _Tensors(*tensors, grad_output=grad_output, gradient=gradient), normalizer, options)
 
 

@@ -24,11 +24,11 @@ _ORDER = (0, 2)
 
 def forward(input: Tensor, target: Tensor, normalizer: Tensor | None, options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Both numbers of each row where the classes were, no gradient, and the rows' state."""
-    return _forward(called("log_probs"), input, target, options=options)
+    return _forward(called("log_probs"), input, target, options)
 
 
 @planned
-def _forward(name: str, input: Tensor, target: Tensor, *, options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(name: str, input: Tensor, target: Tensor, options: Any) -> tuple[Tensor, Tensor, Tensor]:
     compute, _ = launches.compute_type(input)
     behind = input.shape[2:]
     values = empty((input.shape[0], 2, *behind), options.dtype, input.device)
@@ -47,12 +47,14 @@ def backward(
     options: Any,
 ) -> None:
     """Write the gradient by the input, which may take the input's memory."""
-    _backward(called("log_probs"), grad_output, gradient, input, target, state, options=options)
+    _backward(called("log_probs"), grad_output, gradient, input, target, state, options)
 
 
 @planned
-def _backward(name: str, *tensors: Tensor, options: Any) -> None:
-    _run(name, *tensors, None, options)
+def _backward(
+    name: str, grad_output: Tensor, gradient: Tensor, input: Tensor, target: Tensor, state: Tensor, options: Any
+) -> None:
+    _run(name, grad_output, gradient, input, target, state, None, options)
 
 
 def _run(

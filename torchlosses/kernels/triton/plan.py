@@ -9,6 +9,7 @@ call fills in its own. A plan keeps no tensor.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from triton import knobs
+from triton.runtime import driver
 
 from torchlosses.kernels.triton.launch import INTERPRETED, VECTOR, Started, is_rehearsing, launch, noting
 
@@ -23,15 +25,19 @@ from torchlosses.kernels.triton.launch import INTERPRETED, VECTOR, Started, is_r
 PLANS = 256
 
 _made: ContextVar[list[Tensor] | None] = ContextVar("made", default=None)
+_forgetting: list[Callable[[], None]] = []
 
 
 class _Step(NamedTuple):
-    """A launch: `start` of `arguments`, in which `places` says which of them is which tensor, or its address."""
+    """A launch. `places` says which of the arguments is which tensor, or its address where it starts by `again`."""
 
-    start: Callable[..., Any]
+    kernel: Any
+    programs: int
+    warps: int
     arguments: list[Any]
+    constants: dict[str, Any]
     places: tuple[tuple[int, int], ...]
-    by_address: bool
+    again: Callable[[torch.device, list[Any]], None] | None
 
 
 class _Steps(NamedTuple):
@@ -68,29 +74,39 @@ def _noted(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def forget() -> None:
+    """Drop all plans, for those who change the tables that plans are made with."""
+    for clear in _forgetting:
+        clear()
+
+
 def planned(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(*arguments, options=...)` by its plan, where a call like this one has been followed.
+    """`function(*arguments, options)` by its plan, where a call like this one has been followed.
 
     Of tensors the function may know all but the values, and of addresses only where they lie between boundaries of 16
     bytes. It makes tensors by `empty` and `empty_like` of this file, does nothing but launch kernels on them and on its
-    arguments, and gives a tuple of those it made, or None. Beside tensors there are numbers and names among its
-    arguments, and None.
+    arguments, and gives a tuple of those it made, or None. Its other arguments are numbers, names and None.
     """
 
     @functools.lru_cache(PLANS)
     def plan_of(_: tuple[Any, ...]) -> _Plan:
         return _Plan()
 
+    _forgetting.append(plan_of.cache_clear)
+
     @functools.wraps(function)
-    def call(*arguments: Any, options: Any) -> Any:
+    def call(*arguments: Any) -> Any:
         if is_rehearsing():
-            return function(*arguments, options=options)
-        # A nan is no key, as it is not equal to itself. The mode is Triton's own addition to what a kernel is made of.
-        nothing = options.empty
-        key = [options[0], nothing if nothing == nothing else None, options[2:], knobs.compilation.instrumentation_mode]
-        tensors, addresses = [], []
+            return function(*arguments)
+        if (nothing := arguments[-1].empty) != nothing and nothing is not math.nan:
+            # A nan is equal to no other.
+            arguments = (*arguments[:-1], arguments[-1]._replace(empty=math.nan))
+        # The mode is Triton's own addition to what a kernel is made of.
+        key: list[Any] = [knobs.compilation.instrumentation_mode]
+        tensors: list[Tensor] = []
+        addresses: list[int] = []
         for argument in arguments:
-            if isinstance(argument, Tensor):
+            if argument is not None and isinstance(argument, Tensor):
                 address = argument.data_ptr()
                 tensors.append(argument)
                 addresses.append(address)
@@ -99,37 +115,40 @@ def planned(function: Callable[..., Any]) -> Callable[..., Any]:
                 key.append(argument)
         plan = plan_of(tuple(key))
         if (steps := plan.steps) is None:
-            return (
-                function(*arguments, options=options) if plan.followed else _follow(plan, function, arguments, options)
-            )
-        device = tensors[0].device
+            return function(*arguments) if plan.followed else _follow(plan, function, arguments)
+        first = tensors[0]
         for sizes, strides, dtype in steps.made:
-            tensor = torch.empty_strided(sizes, strides, dtype=dtype, device=device)
+            tensor = first.new_empty_strided(sizes, strides, dtype=dtype)
             address = tensor.data_ptr()
             if address % VECTOR:
-                return function(*arguments, options=options)
+                return function(*arguments)
             tensors.append(tensor)
             addresses.append(address)
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
+        device = first.device
+        if first.is_cuda and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
-                _start(steps, tensors, addresses)
+                _start(steps, device, tensors, addresses)
         else:
-            _start(steps, tensors, addresses)
+            _start(steps, device, tensors, addresses)
         return tuple([tensors[place] for place in steps.given]) if steps.given else None
 
     return call
 
 
-def _start(steps: _Steps, tensors: list[Tensor], addresses: list[int]) -> None:
-    for start, arguments, places, by_address in steps.launches:
-        values: Sequence[Any] = addresses if by_address else tensors
-        filled = arguments.copy()
-        for place, number in places:
-            filled[place] = values[number]
-        start(*filled)
+def _start(steps: _Steps, device: torch.device, tensors: list[Tensor], addresses: list[int]) -> None:
+    for step in steps.launches:
+        arguments = step.arguments.copy()
+        if step.again is None:
+            for place, number in step.places:
+                arguments[place] = tensors[number]
+            launch(step.kernel, device, step.programs, step.warps, *arguments, **step.constants)
+        else:
+            for place, number in step.places:
+                arguments[place] = addresses[number]
+            step.again(device, arguments)
 
 
-def _follow(plan: _Plan, function: Callable[..., Any], arguments: tuple[Any, ...], options: Any) -> Any:
+def _follow(plan: _Plan, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Call the function, and see what it does."""
     # An alias of each, so that a tensor that is given twice has two numbers: the next call may give two tensors.
     own = [argument.detach() if isinstance(argument, Tensor) else argument for argument in arguments]
@@ -137,7 +156,7 @@ def _follow(plan: _Plan, function: Callable[..., Any], arguments: tuple[Any, ...
     token = _made.set(made)
     try:
         with noting() as started:
-            given = function(*own, options=options)
+            given = function(*own)
     finally:
         _made.reset(token)
     known = [argument for argument in own if isinstance(argument, Tensor)] + made
@@ -155,13 +174,36 @@ def _follow(plan: _Plan, function: Callable[..., Any], arguments: tuple[Any, ...
 
 def _step(started: Started, numbers: dict[int, int]) -> _Step:
     """How to start a kernel again."""
-    kernel, device, programs, warps, arguments, constants, compiled = started
+    kernel, _, programs, warps, arguments, constants, compiled = started
     places = tuple(
         (place, numbers[id(argument)]) for place, argument in enumerate(arguments) if isinstance(argument, Tensor)
     )
     blank = [None if isinstance(argument, Tensor) else argument for argument in arguments]
-    if INTERPRETED or not hasattr(compiled, "__getitem__"):
-        return _Step(functools.partial(launch, kernel, device, programs, warps, **constants), blank, places, False)
-    # As in Triton's tutorials. The compiled kernel takes every argument in its place, and an address for a tensor.
-    blank += [constants[name] for name in kernel.arg_names[len(arguments) :]]
-    return _Step(compiled[programs, 1, 1], blank, places, True)
+    again = None if INTERPRETED else again_of(compiled, programs)
+    if again is not None:
+        # A compiled kernel takes every argument in its place.
+        blank += [constants[name] for name in kernel.arg_names[len(arguments) :]]
+    return _Step(kernel, programs, warps, blank, constants, places, again)
+
+
+def again_of(compiled: Any, programs: int) -> Callable[[torch.device, list[Any]], None] | None:
+    """What starts a kernel that Triton has compiled and loaded, with addresses for tensors; None where it says no more.
+
+    It is what Triton's `compiled[grid](*arguments)` comes down to where nobody listens to launches.
+    """
+    try:
+        announced = compiled[programs, 1, 1]
+        run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+        active: Any = driver.active
+        stream_of = active.get_current_stream
+    except (AttributeError, TypeError):
+        return None
+    runtime = knobs.runtime
+
+    def again(device: torch.device, arguments: list[Any]) -> None:
+        if getattr(runtime.launch_enter_hook, "calls", True) or getattr(runtime.launch_exit_hook, "calls", True):
+            announced(*arguments)
+        else:
+            run(programs, 1, 1, stream_of(device.index), function, metadata, None, None, None, *arguments)
+
+    return again

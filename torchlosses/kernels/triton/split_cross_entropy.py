@@ -47,7 +47,7 @@ def parts(input: Tensor, target: Tensor, weight: Tensor | None, sample_weight: T
     largest = input.new_zeros((2, *rows), dtype=torch.int32)
     without = options._replace(reduction="none", z_loss=0.0)
     name = called("class_parallel_cross_entropy")
-    _find(name, input, target, weight, sample_weight, numbers, largest, options=without)
+    _find(name, input, target, weight, sample_weight, numbers, largest, without)
     return Parts(*numbers.unbind(), *largest.unbind())
 
 
@@ -60,7 +60,6 @@ def _find(
     sample_weight: Tensor | None,
     numbers: Tensor,
     largest: Tensor,
-    *,
     options: Any,
 ) -> None:
     split = Split(options.first, options.total, largest)
