@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import torchlosses
 from tests.kernels import triton_oracles as oracles
 from tests.kernels.triton_oracles import Options, numbers
 from tests.turns import in_turn
@@ -992,3 +994,110 @@ def test_a_gradient_over_split_logits() -> None:
     torch.nn.functional.cross_entropy((truth[0].float() @ truth[1].float().t()).bfloat16().float(), target).backward()
     for ours, right in zip(found, truth, strict=True):
         torch.testing.assert_close(ours.grad, right.grad, rtol=0.03, atol=0.01)
+
+
+SMALL_BATCHES: dict[str, tuple[Callable[..., Tensor], Callable[[], Tensor]]] = {
+    "cross_entropy": (torchlosses.cross_entropy, lambda: torch.randint(5, (8,))),
+    "cross_entropy, probabilities": (torchlosses.cross_entropy, lambda: torch.rand(8, 5)),
+    "cee_loss": (partial(torchlosses.cee_loss, validate_args=False), lambda: torch.rand(8, 5)),
+    **{
+        name: (getattr(torchlosses, name), lambda: torch.rand(8, 5))
+        for name in ("mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits")
+    },
+}
+
+
+def shares(dtype: torch.dtype = torch.float32) -> Tensor:
+    """A batch between 0 and 1, which every loss takes."""
+    return torch.rand(8, 5).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SMALL_BATCHES)
+def test_a_small_batch_is_one_launch_in_all(name: str, dtype: torch.dtype) -> None:
+    """Forward and backward, with the mean and the gradient, weighted or not."""
+    function, make = SMALL_BATCHES[name]
+    target = make()
+    if target.is_floating_point():
+        target = target.to(dtype)
+    for options in ({}, {"reduction": "sum"}, {"sample_weight": torch.rand(8)}, {"normalizer": 3.0}):
+        input = shares(dtype)
+        started: list[Any] = []
+        with launch.rehearsing(launch.Rehearsal(lambda *launched, to=started: to.append(launched))):
+            loss = function(input, target, **options)
+            assert len(started) == 1
+            loss.backward(torch.tensor(0.5, dtype=loss.dtype))
+            assert len(started) == 1
+            function(input.detach(), target, **options)
+            assert len(started) == 2
+
+
+@pytest.mark.parametrize("name", SMALL_BATCHES)
+def test_small_batches_one_after_the_other(name: str) -> None:
+    """By one plan: each has its own loss and gradient, and what was given out stays what it is."""
+    function, target = SMALL_BATCHES[name]
+    batches = [(shares(), target(), torch.tensor(factor)) for factor in (1.0, -0.7, 3.0)]
+    found = [function(input, of) for input, of, _ in batches]
+    for (input, _, factor), loss in zip(batches, found, strict=True):
+        loss.backward(factor, retain_graph=True)
+        first = input.grad.clone()
+        loss.backward(factor)
+        torch.testing.assert_close(input.grad, 2 * first)
+    for (input, of, factor), loss in zip(batches, found, strict=True):
+        with kernels.use("eager"):
+            leaf = input.detach().clone().requires_grad_()
+            expected = function(leaf, of)
+            expected.backward(2 * factor)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(input.grad, leaf.grad)
+        # Through the dispatcher, where a profile shows it.
+        leaf = input.detach().clone().requires_grad_()
+        with torch.autograd.profiler.profile() as profile:
+            again = function(leaf, of)
+            again.backward(2 * factor)
+        assert any(event.key.startswith("torchlosses::") for event in profile.key_averages())
+        assert torch.equal(again, loss)
+        torch.testing.assert_close(leaf.grad, input.grad)
+
+
+@pytest.mark.parametrize("name", SMALL_BATCHES)
+def test_small_batches_are_differentiated_again(name: str) -> None:
+    function, target = SMALL_BATCHES[name]
+    of = target()
+    results = []
+    for backend in ("triton", "eager"):
+        with kernels.use(backend):
+            leaf = shares().detach().copy_(torch.linspace(0.1, 0.9, 40).view(8, 5)).requires_grad_()
+            (gradient,) = torch.autograd.grad(function(leaf, of), leaf, torch.tensor(2.0), create_graph=True)
+            (second,) = torch.autograd.grad(gradient.square().sum(), leaf)
+            results.append((gradient.detach(), second))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_ignored_elements_stay_zero_whatever_comes_in() -> None:
+    logits = torch.randn(8, 5, requires_grad=True)
+    target = torch.tensor([0, -100, 1, -100, 2, 3, 4, -100])
+    torchlosses.cross_entropy(logits, target).backward(torch.tensor(math.inf))
+    assert torch.equal(logits.grad[target == -100], torch.zeros(3, 5))
+    assert not logits.grad[target != -100].isfinite().any()
+
+
+def test_small_batches_that_the_dispatcher_has_to_look_at() -> None:
+    """Of negated memory, of none, and of a transform that is over."""
+    input = torch.rand(8, 5)
+    kept: list[Tensor] = []
+    torch.func.grad(lambda x: kept.append(x.cos()) or x.sum())(input)
+    targets = {
+        "negated": torch.view_as_complex(torch.rand(8, 5, 2)).conj().imag,
+        "zeros": torch._efficientzerotensor(8, 5),
+        "left behind": kept[0],
+    }
+    for target in targets.values():
+        plain = target.resolve_neg() + 0.0
+        leaves = [input.clone().requires_grad_() for _ in range(2)]
+        found, expected = (torchlosses.mse_loss(leaf, t) for leaf, t in zip(leaves, (target, plain), strict=True))
+        torch.testing.assert_close(found, expected)
+        found.backward()
+        expected.backward()
+        torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
