@@ -16,6 +16,7 @@ class Launch(NamedTuple):
 
     name: str
     programs: int
+    device: int  # the current one
     stream: int
     arguments: tuple[Any, ...]
 
@@ -25,7 +26,7 @@ class Driver:
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
-        self.stream = 1
+        self.device, self.stream = 0, 1
         self.utils = SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": 228 << 10},
             load_binary=lambda name, kernel, shared, device: (1, 2, 32, 0, 1024),
@@ -33,10 +34,10 @@ class Driver:
         )
 
     def get_current_device(self) -> int:
-        return 0
+        return self.device
 
     def get_current_stream(self, device: int | None) -> int:
-        return self.stream
+        return self.stream + 100 * (device or 0)
 
     def get_current_target(self) -> Any:
         return TARGETS["sm_90"]
@@ -50,7 +51,7 @@ class Driver:
             assert (y, z, function) == (1, 1, 2)
             if enter is not None:
                 enter(about)
-            self.launches.append(Launch(metadata.name, x, stream, rest))
+            self.launches.append(Launch(metadata.name, x, self.device, stream, rest))
             if leave is not None:
                 leave(about)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 import triton
+import triton.language as tl
 from triton import knobs
 from triton.runtime import driver as triton_driver
 
@@ -289,6 +291,41 @@ def test_the_current_stream_is_asked_for_each_time(device: Driver) -> None:
         device.stream = stream
         LOSSES["mse_loss"].forward(torch.randn(64, 10), torch.randn(64, 10), None, None, None, Options())
     assert [step.stream for step in device.launches] == [1, 2, 3]
+
+
+@triton.jit
+def write_one(pointer):  # type: ignore[no-untyped-def]
+    tl.store(pointer, 1.0)
+
+
+@plan.planned
+def _one(x: Tensor, options: Any) -> None:
+    launch.launch(write_one, x.device, 1, 4, x)
+
+
+class Second(Tensor):
+    """A tensor that says it lies on the second GPU."""
+
+    is_cuda = True
+    device = torch.device("cuda", 1)
+
+
+def test_a_device_that_is_not_the_current_one(device: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def current(of: torch.device) -> Iterator[None]:
+        before, device.device = device.device, of.index
+        yield
+        device.device = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: device.device)
+    monkeypatch.setattr(torch.cuda, "device", current)
+    x = torch.ones(3).as_subclass(Second)
+    for device.device in (0, 1, 0):
+        before = device.device
+        _one(x, Options())
+        assert device.device == before
+    assert [(step.device, step.stream) for step in device.launches] == [(1, 101)] * 3
+    write_one.device_caches.clear()
 
 
 def test_who_listens_to_launches_hears_of_each(device: Driver) -> None:
