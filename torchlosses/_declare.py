@@ -325,7 +325,7 @@ class Loss:
             output = cls.operator(*arguments, *options._replace(gradients=bits))
             return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
         try:
-            if not shows_state and all(tensor is None for tensor in arguments[2:]):
+            if _may_take_triton(tensors[0]) and not shows_state and all(tensor is None for tensor in arguments[2:]):
                 loss = cls._of_small(tensors[0], tensors[1], options)
                 if loss is not None:
                     return loss, None
@@ -351,8 +351,10 @@ class Loss:
     @classmethod
     def _past_dispatcher(cls, tensors: Sequence[Any]) -> Any:
         """What computes tensors that are nothing but memory past the dispatcher, unless a profile shows operators."""
+        if not _may_take_triton(tensors[0]) or profiler._is_profiler_enabled:
+            return None
         own = kernels._past_dispatcher(cls.name, tensors[0].device)
-        if own is None or profiler._is_profiler_enabled:
+        if own is None:
             return None
         return own if all(tensor is None or _is_memory(tensor) for tensor in tensors) else None
 
@@ -385,7 +387,11 @@ class Loss:
             loss = few(input, target, options, 1.0, gradient)
             if loss is not None:
                 return cls._of_few(input, target, (options, loss, gradient, None)) if followed else loss
-        elif few is None and _is_plain(input) and (found := cls._of_small(input, target, options)) is not None:
+        elif (
+            _may_take_triton(input)
+            and _is_plain(input)
+            and (found := cls._of_small(input, target, options)) is not None
+        ):
             return found
         nothing = (None,) * (cls.count - 3)
         return cls.apply(input, target, *nothing, normalizer=None, options=options)[0]
@@ -996,6 +1002,11 @@ def _lie_plainly(input: Tensor, target: Tensor) -> bool:
         and target.is_contiguous()
         and not (input.is_neg() or target.is_neg())
     )
+
+
+def _may_take_triton(tensor: Tensor) -> bool:
+    """Quicker to say than whether it does."""
+    return not tensor.is_cpu or kernels.TRITON_ON_CPU
 
 
 def _is_memory(tensor: Tensor) -> bool:

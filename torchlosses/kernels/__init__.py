@@ -29,6 +29,7 @@ GPU_BACKEND = choose_for_gpu()
 # Triton's kernels serve these dispatch keys; CUDA is also that of ROCm.
 _TRITON_KEYS = (() if GPU_BACKEND.name != "triton" else ("CUDA",)) + (("CPU",) if BACKEND.name == "triton" else ())
 _TRITON_DEVICES = {key.lower() for key in _TRITON_KEYS}
+TRITON_ON_CPU = "CPU" in _TRITON_KEYS
 _TRITON_LOSSES = (
     "mse_loss",
     "huber_loss",
@@ -46,7 +47,7 @@ few: dict[str, Callable[..., Any]] = {} if _native is None else _native.few
 def available() -> tuple[str, ...]:
     """The backends that this process can run, the first one by default."""
     found = [] if _native is None else ["native"]
-    if "CPU" in _TRITON_KEYS or ("CUDA" in _TRITON_KEYS and torch.cuda.is_available()):
+    if TRITON_ON_CPU or ("CUDA" in _TRITON_KEYS and torch.cuda.is_available()):
         found.append("triton")
     return (*found, "eager")
 

@@ -236,10 +236,14 @@ def unit_first(input: Tensor, reduction: str) -> bool:
     return reduction != "none" and input.numel() <= SMALL and input.dtype != torch.float16
 
 
+# The first argument where the second is no 0, and 0 there.
+_where_not_zero = torch.ops.aten.hardshrink_backward.default
+
+
 def scale_in_place(gradient: Tensor, grad_output: Tensor, *tensors: Tensor | None) -> None:
     """What a kernel with UNIT_FIRST does for a loss of these tensors, by torch: a product in which 0 stays 0."""
     factor = grad_output
     if grad_output.dtype is not gradient.dtype:
         # A number of another dtype would take that of the gradient first.
         factor = grad_output.to(compute_type(*tensors)[0]).expand(gradient.shape)
-    gradient.mul_(torch.ops.aten.hardshrink_backward.default(factor, gradient, 0.0))
+    gradient.mul_(_where_not_zero(factor, gradient, 0.0))
