@@ -56,6 +56,7 @@ from torch.utils._pytree import tree_map_only
 from torchlosses import _flops, kernels
 from torchlosses._forked import one_thread, returning, threads_are_gone
 from torchlosses._rows import compute_dtype, mean_of, part_of_mean
+from torchlosses.kernels.backend import address
 
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _below_autograd: Any = torch._C._AutoDispatchBelowAutograd
@@ -403,7 +404,7 @@ class Loss:
         if (
             own is None
             or not options.gradients
-            or not kernels.multiplies(input, options.reduction)
+            or not kernels._multiplies(input, options.reduction)
             or target.requires_grad
             or not (_is_memory(input) and _is_memory(target))
             or profiler._is_profiler_enabled
@@ -415,7 +416,7 @@ class Loss:
         if saved_tensors_have_hooks():
             return None
         loss, gradient, *_ = own.forward(*tensors, options)
-        return cls._of_few(input, target, (options, loss, gradient, kernels.multiply))
+        return cls._of_few(input, target, (options, loss, gradient, kernels._multiply))
 
     @classmethod
     def _fits_few(cls, input: Tensor, target: Tensor, gradient: Tensor, options: Any) -> bool:
@@ -1006,7 +1007,7 @@ def _lie_plainly(input: Tensor, target: Tensor) -> bool:
 
 def _may_take_triton(tensor: Tensor) -> bool:
     """Quicker to say than whether it does."""
-    return not tensor.is_cpu or kernels.TRITON_ON_CPU
+    return not tensor.is_cpu or kernels._TRITON_ON_CPU
 
 
 def _is_memory(tensor: Tensor) -> bool:
@@ -1015,7 +1016,7 @@ def _is_memory(tensor: Tensor) -> bool:
         (type(tensor) is Tensor or type(tensor) is nn.Parameter)
         and tensor.layout is torch.strided
         and not tensor.is_neg()
-        and (kernels.address(tensor) != 0 or not tensor.numel())
+        and (address(tensor) != 0 or not tensor.numel())
     )
 
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from torchlosses.kernels import eager as eager
-from torchlosses.kernels.backend import address as address
 from torchlosses.kernels.backend import choose, choose_for_gpu
 
 BACKEND, _native = choose()
@@ -29,7 +28,7 @@ GPU_BACKEND = choose_for_gpu()
 # Triton's kernels serve these dispatch keys; CUDA is also that of ROCm.
 _TRITON_KEYS = (() if GPU_BACKEND.name != "triton" else ("CUDA",)) + (("CPU",) if BACKEND.name == "triton" else ())
 _TRITON_DEVICES = {key.lower() for key in _TRITON_KEYS}
-TRITON_ON_CPU = "CPU" in _TRITON_KEYS
+_TRITON_ON_CPU = "CPU" in _TRITON_KEYS
 _TRITON_LOSSES = (
     "mse_loss",
     "huber_loss",
@@ -47,7 +46,7 @@ few: dict[str, Callable[..., Any]] = {} if _native is None else _native.few
 def available() -> tuple[str, ...]:
     """The backends that this process can run, the first one by default."""
     found = [] if _native is None else ["native"]
-    if TRITON_ON_CPU or ("CUDA" in _TRITON_KEYS and torch.cuda.is_available()):
+    if _TRITON_ON_CPU or ("CUDA" in _TRITON_KEYS and torch.cuda.is_available()):
         found.append("triton")
     return (*found, "eager")
 
@@ -108,12 +107,12 @@ def _past_dispatcher(loss: str, device: torch.device) -> Any:
     return None
 
 
-def multiplies(input: Tensor, reduction: str) -> bool:
+def _multiplies(input: Tensor, reduction: str) -> bool:
     """Whether, in Triton, the gradient that came along with the loss is multiplied, and no kernel launched again."""
     return _triton().unit_first(input, reduction)
 
 
-def multiply(gradient: Tensor, grad_output: Tensor, *tensors: Tensor) -> None:
+def _multiply(gradient: Tensor, grad_output: Tensor, *tensors: Tensor) -> None:
     """Do that, in place; 0 stays 0."""
     _triton().scale_in_place(gradient, grad_output, *tensors)
 
