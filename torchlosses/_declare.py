@@ -1015,7 +1015,7 @@ def _is_memory(tensor: Tensor) -> bool:
     return (
         (type(tensor) is Tensor or type(tensor) is nn.Parameter)
         and tensor.layout is torch.strided
-        and not tensor.is_neg()
+        and not (tensor.is_neg() or _functorch.is_functorch_wrapped_tensor(tensor))
         and (address(tensor) != 0 or not tensor.numel())
     )
 
