@@ -275,6 +275,7 @@ class Loss:
     options_of_numbers: Any
     _direct: Any
     _of_few: Any
+    _of_small_batch: Any
 
     def __init_subclass__(cls, abstract: bool = False) -> None:
         """Make the operators, unless what is declared is what several losses share."""
@@ -342,6 +343,7 @@ class Loss:
             LIBRARY.impl(f"{cls.name}{suffix}", _undisturbed(kernel), key)
         cls._direct = _direct_function(cls)
         cls._of_few = _function_of_few(cls)
+        cls._of_small_batch = _function_of_small_batch(cls)
 
     @classmethod
     def apply(cls, *tensors: Any, normalizer: Tensor | float | None, options: Any) -> tuple[Tensor, Any]:
@@ -359,13 +361,16 @@ class Loss:
             output = cls._called_for_others(arguments, options)
             return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
         try:
+            if _may_take_triton(tensors[0]) and not shows_state and all(tensor is None for tensor in arguments[2:]):
+                loss = cls._of_small(tensors[0], tensors[1], options)
+                if loss is not None:
+                    return loss, None
             if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
                 output = cls._direct(*arguments, options)
                 if not shows_state:
                     return output, None
             else:
-                with _below_autograd():
-                    output = cls.operator(*arguments, *_without_gradients(options))
+                output = cls._computed(arguments, _without_gradients(options))
         except _REFUSALS:
             cls.explain(*tensors, options)
             raise
@@ -386,6 +391,24 @@ class Loss:
         if numbers is None:
             return cls.operator(*arguments, *options)
         return cls.of_numbers(*arguments, *options, numbers)
+
+    @classmethod
+    def _computed(cls, tensors: Sequence[Any], options: Any) -> Any:
+        """What the operator gives, where nobody follows."""
+        if (own := cls._past_dispatcher(tensors)) is not None:
+            return own.forward(*tensors, options)
+        with _below_autograd():
+            return cls.operator(*tensors, *options)
+
+    @classmethod
+    def _past_dispatcher(cls, tensors: Sequence[Any]) -> Any:
+        """What computes tensors that are nothing but memory past the dispatcher, unless a profile shows operators."""
+        if not _may_take_triton(tensors[0]) or profiler._is_profiler_enabled:
+            return None
+        own = kernels._past_dispatcher(cls.name, tensors[0].device)
+        if own is None:
+            return None
+        return own if all(tensor is None or _is_memory(tensor) for tensor in tensors) else None
 
     @classmethod
     def explain(cls, *tensors_and_options: Any) -> None:
@@ -432,6 +455,27 @@ class Loss:
             return None
 
     @classmethod
+    def _of_small(cls, input: Tensor, target: Tensor, options: Any) -> Tensor | None:
+        """The loss of a small batch on a GPU, in one launch with its gradient; None where it is another."""
+        own = kernels._past_dispatcher(cls.name, input.device)
+        if (
+            own is None
+            or not options.gradients
+            or not kernels._multiplies(input, options.reduction)
+            or target.requires_grad
+            or not (_is_memory(input) and _is_memory(target))
+            or profiler._is_profiler_enabled
+        ):
+            return None
+        tensors = (input, target, *(None,) * (cls.count - 2))
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            return own.forward(*tensors, _without_gradients(options))[0]
+        if saved_tensors_have_hooks():
+            return None
+        loss, gradient, *_ = own.forward(*tensors, options)
+        return cls._of_small_batch(input, target, (options, loss, gradient))
+
+    @classmethod
     def _wanted(cls, arguments: Sequence[Any], options: Any) -> int:
         """The gradients that are to come along with the loss, a bit each."""
         if not options.gradients or options.reduction == "none" or torch.compiler.is_exporting():
@@ -448,9 +492,13 @@ class Loss:
         if cls.scales:
             return [gradient if gradient.numel() == 0 else gradient.mul_(grad_output) for gradient in ready]
         # On the CPU a look is free; elsewhere the kernel looks.
-        if grad_output.device.type != "cpu" or grad_output.item() != 1:
-            with _below_autograd():
-                cls.backward_operator_(grad_output, ready[0], *tensors, *state, *options)
+        if grad_output.is_cpu and grad_output.item() == 1:
+            return ready
+        if (own := cls._past_dispatcher((ready[0], grad_output, *tensors, *state))) is not None:
+            own.backward(grad_output, ready[0], *tensors, *state, options)
+            return ready
+        with _below_autograd():
+            cls.backward_operator_(grad_output, ready[0], *tensors, *state, *options)
         return ready
 
     @classmethod
@@ -902,8 +950,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
                 bits = int(needed[0]) if loss.derived == 1 else sum(1 << i for i in range(loss.derived) if needed[i])
             if bits != options.gradients:
                 options = options._replace(gradients=bits)
-        with _below_autograd():
-            output = loss.operator(*tensors, *options)
+        output = loss._computed(tensors, options)
         ctx.options, ctx.gradients = options, None
         if options.gradients:
             ctx.gradients = output[1 : 1 + loss.derived]
@@ -963,7 +1010,6 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
 
 def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
     """For a few rows: the least that autograd needs. Where `few` does not cover the call, the result is None."""
-    absent = (None,) * (loss.count - 2)
 
     def forward(ctx: Any, input: Tensor, target: Tensor, call: tuple[Any, ...]) -> Tensor | None:
         few, is_mean, gradients, own = ctx.call = call
@@ -978,11 +1024,7 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
         input, target = ctx.saved_tensors
         ready, ctx.gradients = ctx.gradients, None
         incoming = None
-        if (
-            not torch.is_grad_enabled()
-            and _is_plain(grad_output)
-            and not _functorch.is_legacy_batchedtensor(grad_output)
-        ):
+        if _nobody_follows(grad_output):
             incoming = grad_output.item()
             if ready is not None and incoming == 1:
                 return ready[0], None, None
@@ -993,17 +1035,52 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
             if result is not None:
                 return gradient if ready is None else ready[0], None, None
         options = loss.options("mean" if is_mean else "sum", math.nan, input.dtype, 0, *own)
-        tensors = (input, target, *absent)
-        state = ()
-        if loss.keeps:
-            with torch.no_grad():
-                state = loss.operator(*tensors, *options)[-1:]
-        needed = (True, *(False,) * (loss.count - 1))
-        return returning(loss._gradients)(grad_output, tensors, state, options, needed)[0], None, None
+        return _computed_again(loss, grad_output, input, target, options), None, None
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = super(Function, type(loss.name, (Function,), methods))
     return function.apply
+
+
+def _function_of_small_batch(loss: type[Loss]) -> Callable[..., Any]:
+    """For a small batch on a GPU, whose loss and gradient are there by now."""
+
+    def forward(ctx: Any, input: Tensor, target: Tensor, found: tuple[Any, Tensor, Tensor]) -> Tensor:
+        ctx.options, result, ctx.gradient = found
+        ctx.save_for_backward(input, target)
+        return result
+
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        # Also where they are not needed: autograd checks here that they are still what they were.
+        input, target = ctx.saved_tensors
+        ready, ctx.gradient = ctx.gradient, None
+        if ready is not None and _nobody_follows(grad_output):
+            # A look at the incoming gradient would wait for the device.
+            kernels._multiply(ready, grad_output, input, target)
+            return ready, None, None
+        return _computed_again(loss, grad_output, input, target, _without_gradients(ctx.options)), None, None
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = super(Function, type(loss.name, (Function,), methods))
+    return function.apply
+
+
+def _nobody_follows(grad_output: Tensor) -> bool:
+    """Whether what is computed of an incoming gradient is not differentiated, mapped or traced."""
+    return (
+        not torch.is_grad_enabled() and _is_plain(grad_output) and not _functorch.is_legacy_batchedtensor(grad_output)
+    )
+
+
+def _computed_again(loss: type[Loss], grad_output: Tensor, input: Tensor, target: Tensor, options: Any) -> Any:
+    """The gradient of a loss of which nothing is kept."""
+    tensors = (input, target, *(None,) * (loss.count - 2))
+    state = ()
+    if loss.keeps:
+        with torch.no_grad():
+            state = loss.operator(*tensors, *options)[-1:]
+    needed = (True, *(False,) * (loss.count - 1))
+    return returning(loss._gradients)(grad_output, tensors, state, options, needed)[0]
 
 
 def _in_place(loss: type[Loss], grad_output: Tensor, tensors: Any, state: Any, options: Any) -> Tensor:
@@ -1036,6 +1113,25 @@ def _is_plain(tensor: Tensor) -> bool:
         and not _is_tracing()
         and (type(tensor) is Tensor or type(tensor) is nn.Parameter)
     )
+
+
+def _may_take_triton(tensor: Tensor) -> bool:
+    """Quicker to say than whether it does."""
+    return not tensor.is_cpu or kernels._TRITON_ON_CPU
+
+
+def _is_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is its elements in memory, and nothing that the dispatcher has to look at."""
+    if (
+        type(tensor) not in (Tensor, nn.Parameter)
+        or tensor.layout is not torch.strided
+        or tensor.is_neg()
+        or _functorch.is_functorch_wrapped_tensor(tensor)
+    ):
+        return False
+    # The address of a tensor without memory counts from 0.
+    address = tensor.data_ptr()
+    return address >> 31 != 0 or address != tensor.storage_offset() * tensor.element_size() or not tensor.numel()
 
 
 def saved_tensors_have_hooks() -> bool:

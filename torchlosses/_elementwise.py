@@ -124,12 +124,11 @@ def of_alike(
 
 
 def _are_alike(input: Tensor, target: Tensor) -> bool:
-    """Two tensors of one shape and dtype on the CPU."""
+    """Two tensors of one shape, dtype and device."""
     return (
         isinstance(input, Tensor)
         and isinstance(target, Tensor)
-        and input.is_cpu
-        and target.is_cpu
+        and input.device == target.device
         and (input.dtype is torch.float32 or input.dtype is torch.float64)
         and input.dtype is target.dtype
         and not (input.is_nested or target.is_nested)

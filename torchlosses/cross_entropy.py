@@ -400,8 +400,7 @@ def cross_entropy(
             if loss is not None:
                 return loss
         if (
-            input.is_cpu
-            and target.is_cpu
+            input.device == target.device
             and ((dtype := input.dtype) is torch.float32 or dtype is torch.float64)
             and not (input.is_nested or target.is_nested)
             and target.dim() == 1

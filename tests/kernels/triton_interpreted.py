@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import torchlosses
 from tests.kernels import triton_oracles as oracles
 from tests.kernels.triton_oracles import Options, numbers
 from tests.turns import in_turn
 from torchlosses import kernels
 from torchlosses.distributed import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
 from torchlosses.distributed._split import SplitCrossEntropy
-from torchlosses.kernels.triton import LOSSES, launch
+from torchlosses.kernels.triton import LOSSES, launch, plan
 from torchlosses.kernels.triton.cross_entropy import backward, forward
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -57,11 +59,24 @@ WAYS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_plans() -> Iterator[None]:
+    """Those of another test were made with other tables."""
+    yield
+    plan.forget()
+
+
+def change(monkeypatch: pytest.MonkeyPatch, name: str, table: Any) -> None:
+    """Launch by another table."""
+    monkeypatch.setattr(launch, name, table)
+    plan.forget()
+
+
 def take(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     short, tables = WAYS[way]
-    monkeypatch.setattr(launch, "SHORT", short)
+    change(monkeypatch, "SHORT", short)
     for name, table in tables.items():
-        monkeypatch.setattr(launch, name, table)
+        change(monkeypatch, name, table)
 
 
 # The others are like one of these: with or without what is fetched ahead, and with one tile or several.
@@ -81,7 +96,7 @@ PROGRAMS = ("one program", "many programs")
 @pytest.fixture(params=PROGRAMS)
 def programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "many programs":
-        monkeypatch.setattr(launch, "SMALL", -1)
+        change(monkeypatch, "SMALL", -1)
     return request.param
 
 
@@ -242,7 +257,7 @@ def test_cross_entropy_options(monkeypatch: pytest.MonkeyPatch, way: str, name: 
         sample_weight = torch.tensor([0.5, 0.0, 1.5])
         normalizer = torch.tensor(3.5)
     if turn // 2 % 2:
-        monkeypatch.setattr(launch, "SMALL", -1)
+        change(monkeypatch, "SMALL", -1)
     reduction = ("mean", "none", "sum")[turn % 3]
     check_cross_entropy(input, target, weight, sample_weight, normalizer, (reduction,), **OPTIONS[name])
 
@@ -257,10 +272,10 @@ def test_cross_entropy_options(monkeypatch: pytest.MonkeyPatch, way: str, name: 
 )
 def test_cross_entropy_layouts(layout: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     turn = sum(shape) + len(layout)
-    monkeypatch.setattr(launch, "SHORT", 8 if turn % 2 else 64)
-    monkeypatch.setattr(launch, "rows", rows(2, turn % 3 == 0, True))
-    monkeypatch.setattr(launch, "tiles", tiles(turn % 5 < 3))
-    monkeypatch.setattr(launch, "SMALL", -1 if turn % 7 < 3 else 1 << 15)
+    change(monkeypatch, "SHORT", 8 if turn % 2 else 64)
+    change(monkeypatch, "rows", rows(2, turn % 3 == 0, True))
+    change(monkeypatch, "tiles", tiles(turn % 5 < 3))
+    change(monkeypatch, "SMALL", -1 if turn % 7 < 3 else 1 << 15)
     probabilities = turn % 4 < 2
     input, target = batch(shape, DTYPES[turn % 3], probabilities)
     if probabilities:
@@ -277,7 +292,7 @@ def test_cross_entropy_layouts(layout: str, shape: tuple[int, ...], monkeypatch:
 )
 def test_whole_vectors_of_rows(single: bool, probabilities: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where classes lie apart and rows side by side, vectors are read whatever their rows hold."""
-    monkeypatch.setattr(launch, "tiles", tiles(single))
+    change(monkeypatch, "tiles", tiles(single))
     for turn, (shape, layout) in enumerate((((2, 20, 16), "contiguous"), ((16, 20), "transposed"))):
         for dtype in DTYPES[turn + single :: 2]:
             input, target = batch(shape, dtype, probabilities)
@@ -463,7 +478,7 @@ def test_loss_dtype_and_normalizers() -> None:
 def test_many_programs_find_what_one_finds(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     input, target = batch((9, 37))
     one = cross_entropy(input, target, z_loss=0.1)
-    monkeypatch.setattr(launch, "SMALL", -1)
+    change(monkeypatch, "SMALL", -1)
     many = cross_entropy(input, target, z_loss=0.1)
     again = cross_entropy(input, target, z_loss=0.1)
     torch.testing.assert_close(one[0], many[0], rtol=2e-7, atol=0)
@@ -749,7 +764,7 @@ def check_log_probs(input: Tensor, target: Tensor, compute: torch.dtype, **field
     ),
 )
 def test_log_probs(tile: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "rows", rows(4, tile == "one tile", False))
+    change(monkeypatch, "rows", rows(4, tile == "one tile", False))
     for turn, shape in enumerate(((5, 9), (3, 230), (2, 77, 3))):
         dtype = DTYPES[(turn + len(layout)) % 4]
         input, target = batch(shape, dtype)
@@ -760,7 +775,7 @@ def test_log_probs(tile: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("tile", ["one tile", "several tiles"])
 def test_log_probs_in_the_corners(tile: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "rows", rows(2, tile == "one tile", False))
+    change(monkeypatch, "rows", rows(2, tile == "one tile", False))
     logits = torch.full((6, 101), -math.inf)
     logits[0, 3], logits[0, 90] = 0.0, -20.0  # all but sure
     logits[1, :5] = 1.0  # many classes are ruled out
@@ -895,7 +910,7 @@ def test_split_options(monkeypatch: pytest.MonkeyPatch, way: str, name: str, kin
         sample_weight = torch.tensor([0.5, 0.0, 1.5])
         normalizer = torch.tensor(3.5) if reduction == "mean" else None
     if turn // 2 % 2:
-        monkeypatch.setattr(launch, "SMALL", -1)
+        change(monkeypatch, "SMALL", -1)
     gradient = ("backward", "forward", "forward")[turn // 3 % 3]
     check_split(input, target, weight, sample_weight, normalizer, reduction, gradient, **OPTIONS[name])
 
@@ -905,11 +920,11 @@ def test_split_options(monkeypatch: pytest.MonkeyPatch, way: str, name: str, kin
     ["offset", "channels last", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("padded", "transposed"))],
 )
 def test_split_layouts(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "SHORT", 32)
+    change(monkeypatch, "SHORT", 32)
     for turn, shape in enumerate(((4, 9), (2, 33, 2), (2, 41))):
-        monkeypatch.setattr(launch, "rows", rows(2, turn == 0, True))
-        monkeypatch.setattr(launch, "tiles", tiles(turn != 0))
-        monkeypatch.setattr(launch, "SMALL", -1)
+        change(monkeypatch, "rows", rows(2, turn == 0, True))
+        change(monkeypatch, "tiles", tiles(turn != 0))
+        change(monkeypatch, "SMALL", -1)
         input, target = batch(shape, DTYPES[(turn + len(layout)) % 4], len(layout) % 2 == turn % 2)
         target = laid_out(target, layout) if target.dim() == len(shape) else target
         check_split(laid_out(input, layout), target, reduction=("mean", "none")[turn % 2])
@@ -979,3 +994,111 @@ def test_a_gradient_over_split_logits() -> None:
     torch.nn.functional.cross_entropy((truth[0].float() @ truth[1].float().t()).bfloat16().float(), target).backward()
     for ours, right in zip(found, truth, strict=True):
         torch.testing.assert_close(ours.grad, right.grad, rtol=0.03, atol=0.01)
+
+
+SMALL_BATCHES: dict[str, tuple[Callable[..., Tensor], Callable[[], Tensor]]] = {
+    "cross_entropy": (torchlosses.cross_entropy, lambda: torch.randint(5, (8,))),
+    "cross_entropy, probabilities": (torchlosses.cross_entropy, lambda: torch.rand(8, 5)),
+    "cee_loss": (partial(torchlosses.cee_loss, validate_args=False), lambda: torch.rand(8, 5)),
+    **{
+        name: (getattr(torchlosses, name), lambda: torch.rand(8, 5))
+        for name in ("mse_loss", "huber_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits")
+    },
+}
+
+
+def shares(dtype: torch.dtype = torch.float32) -> Tensor:
+    """A batch between 0 and 1, which every loss takes."""
+    return torch.rand(8, 5).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SMALL_BATCHES)
+def test_a_small_batch_is_one_launch_in_all(name: str, dtype: torch.dtype) -> None:
+    """Forward and backward, with the mean and the gradient, weighted or not."""
+    function, make = SMALL_BATCHES[name]
+    target = make()
+    if target.is_floating_point():
+        target = target.to(dtype)
+    for options in ({}, {"reduction": "sum"}, {"sample_weight": torch.rand(8)}, {"normalizer": 3.0}):
+        input = shares(dtype)
+        started: list[Any] = []
+        with launch.rehearsing(launch.Rehearsal(lambda *launched, to=started: to.append(launched))):
+            loss = function(input, target, **options)
+            assert len(started) == 1
+            loss.backward(torch.tensor(0.5, dtype=loss.dtype))
+            assert len(started) == 1
+            function(input.detach(), target, **options)
+            assert len(started) == 2
+
+
+@pytest.mark.parametrize("name", SMALL_BATCHES)
+def test_small_batches_one_after_the_other(name: str) -> None:
+    """By one plan: each has its own loss and gradient, and what was given out stays what it is."""
+    function, target = SMALL_BATCHES[name]
+    batches = [(shares(), target(), torch.tensor(factor)) for factor in (1.0, -0.7, 3.0)]
+    found = [function(input, of) for input, of, _ in batches]
+    for (input, _, factor), loss in zip(batches, found, strict=True):
+        loss.backward(factor, retain_graph=True)
+        first = input.grad.clone()
+        loss.backward(factor)
+        torch.testing.assert_close(input.grad, 2 * first)
+    for (input, of, factor), loss in zip(batches, found, strict=True):
+        with kernels.use("eager"):
+            leaf = input.detach().clone().requires_grad_()
+            expected = function(leaf, of)
+            expected.backward(2 * factor)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(input.grad, leaf.grad)
+        # Through the dispatcher, where a profile shows it.
+        leaf = input.detach().clone().requires_grad_()
+        with torch.autograd.profiler.profile() as profile:
+            again = function(leaf, of)
+            again.backward(2 * factor)
+        assert any(event.key.startswith("torchlosses::") for event in profile.key_averages())
+        assert torch.equal(again, loss)
+        torch.testing.assert_close(leaf.grad, input.grad)
+
+
+@pytest.mark.parametrize("name", SMALL_BATCHES)
+def test_small_batches_are_differentiated_again(name: str) -> None:
+    function, target = SMALL_BATCHES[name]
+    of = target()
+    results = []
+    for backend in ("triton", "eager"):
+        with kernels.use(backend):
+            leaf = shares().detach().copy_(torch.linspace(0.1, 0.9, 40).view(8, 5)).requires_grad_()
+            (gradient,) = torch.autograd.grad(function(leaf, of), leaf, torch.tensor(2.0), create_graph=True)
+            (second,) = torch.autograd.grad(gradient.square().sum(), leaf)
+            results.append((gradient.detach(), second))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_ignored_elements_stay_zero_whatever_comes_in() -> None:
+    logits = torch.randn(8, 5, requires_grad=True)
+    target = torch.tensor([0, -100, 1, -100, 2, 3, 4, -100])
+    loss = torchlosses.cross_entropy(logits, target)
+    (gradient,) = torch.autograd.grad(loss, logits, torch.tensor(math.inf))
+    assert torch.equal(gradient[target == -100], torch.zeros(3, 5))
+    assert not gradient[target != -100].isfinite().any()
+
+
+def test_small_batches_that_the_dispatcher_has_to_look_at() -> None:
+    """Of negated memory, of none, and of a transform that is over."""
+    input = torch.rand(8, 5)
+    kept: list[Tensor] = []
+    torch.func.grad(lambda x: kept.append(x.cos()) or x.sum())(input)
+    targets = {
+        "negated": torch.view_as_complex(torch.rand(8, 5, 2)).conj().imag,
+        "zeros": torch._efficientzerotensor(8, 5),  # type: ignore[attr-defined]
+        "left behind": kept[0],
+    }
+    for target in targets.values():
+        plain = target.resolve_neg() + 0.0
+        leaves = [input.clone().requires_grad_() for _ in range(2)]
+        found, expected = (torchlosses.mse_loss(leaf, t) for leaf, t in zip(leaves, (target, plain), strict=True))
+        torch.testing.assert_close(found, expected)
+        found.backward()
+        expected.backward()
+        torch.testing.assert_close(leaves[0].grad, leaves[1].grad)

@@ -9,11 +9,13 @@ environment variable TORCHLOSSES_BACKEND chooses, and `use` chooses for a while.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchlosses.kernels import eager as eager
 from torchlosses.kernels.backend import choose, choose_for_gpu
@@ -25,6 +27,8 @@ INSTRUCTION_SET = None if _native is None else _native.instruction_set
 GPU_BACKEND = choose_for_gpu()
 # Triton's kernels serve these dispatch keys; CUDA is also that of ROCm.
 _TRITON_KEYS = (() if GPU_BACKEND.name != "triton" else ("CUDA",)) + (("CPU",) if BACKEND.name == "triton" else ())
+_TRITON_DEVICES = {key.lower() for key in _TRITON_KEYS}
+_TRITON_ON_CPU = "CPU" in _TRITON_KEYS
 _TRITON_LOSSES = (
     "mse_loss",
     "huber_loss",
@@ -42,7 +46,7 @@ few: dict[str, Callable[..., Any]] = {} if _native is None else _native.few
 def available() -> tuple[str, ...]:
     """The backends that this process can run, the first one by default."""
     found = [] if _native is None else ["native"]
-    if "CPU" in _TRITON_KEYS or ("CUDA" in _TRITON_KEYS and torch.cuda.is_available()):
+    if _TRITON_ON_CPU or ("CUDA" in _TRITON_KEYS and torch.cuda.is_available()):
         found.append("triton")
     return (*found, "eager")
 
@@ -85,34 +89,58 @@ def _switch() -> None:
     _triton_runs = "triton" in (BACKEND.name, GPU_BACKEND.name)
 
 
+@functools.cache
+def _triton() -> Any:
+    """The backend, which takes longer to import than all the rest."""
+    from torchlosses.kernels import triton
+
+    return triton
+
+
+def _past_dispatcher(loss: str, device: torch.device) -> Any:
+    """What the operators of a loss would do no more than call; None where Triton does not run on the device.
+
+    The dispatcher takes longer than a launch.
+    """
+    if _triton_runs and device.type in _TRITON_DEVICES and loss in _TRITON_LOSSES:
+        return _triton().LOSSES[loss]
+    return None
+
+
+def _multiplies(input: Tensor, reduction: str) -> bool:
+    """Whether, in Triton, the gradient that came along with the loss is multiplied, and no kernel launched again."""
+    return _triton().unit_first(input, reduction)
+
+
+def _multiply(gradient: Tensor, grad_output: Tensor, *tensors: Tensor) -> None:
+    """Do that, in place; 0 stays 0."""
+    _triton().scale_in_place(gradient, grad_output, *tensors)
+
+
 def _in_triton(loss: Any) -> Iterator[tuple[str, str, Callable[..., Any]]]:
     """The three operators of a declared loss in Triton: (what its name ends with, dispatch key, kernel)."""
     if loss.name not in _TRITON_LOSSES:
         return
     n, m = loss.count, loss.count + loss.keeps
 
-    def module() -> Any:
-        # Triton takes longer to import than all the rest.
-        from torchlosses.kernels.triton import LOSSES
-
-        return LOSSES[loss.name]
-
     def forward(*a: Any) -> Any:
         options = loss.options(*a[n:])
-        return module().forward(*a[:n], options) if _triton_runs else loss.kernels.forward(loss, a[:n], options)
+        if not _triton_runs:
+            return loss.kernels.forward(loss, a[:n], options)
+        return _triton().LOSSES[loss.name].forward(*a[:n], options)
 
     def backward(grad_output: Any, *a: Any) -> Any:
         options = loss.options(*a[m:])
         if not _triton_runs:
             return loss.kernels.backward(loss, grad_output, a[:n], options, *a[n:m])
         gradient = torch.empty_like(a[0])
-        module().backward(grad_output, gradient, *a[:m], options._replace(gradients=0))
+        _triton().LOSSES[loss.name].backward(grad_output, gradient, *a[:m], options._replace(gradients=0))
         return gradient
 
     def backward_(grad_output: Any, gradient: Any, *a: Any) -> None:
         options = loss.options(*a[m:])
         if _triton_runs:
-            module().backward(grad_output, gradient, *a[:m], options)
+            _triton().LOSSES[loss.name].backward(grad_output, gradient, *a[:m], options)
         else:
             loss.kernels.backward_(loss, grad_output, gradient, a[:n], options, *a[n:m])
 
@@ -125,11 +153,9 @@ def _local_in_triton(name: str, device: torch.device) -> Any:
 
     Between forward and backward the processes talk, which is not a matter of kernels: the loss calls these itself.
     """
-    if not _triton_runs or device.type.upper() not in _TRITON_KEYS:
+    if not _triton_runs or device.type not in _TRITON_DEVICES:
         return None
-    from torchlosses.kernels.triton import LOCAL
-
-    return LOCAL[name]
+    return _triton().LOCAL[name]
 
 
 def warm_up(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:

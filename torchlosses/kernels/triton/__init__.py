@@ -18,6 +18,8 @@ from torchlosses.kernels.triton import (
     smooth_l1,
     split_cross_entropy,
 )
+from torchlosses.kernels.triton.launch import scale_in_place as scale_in_place
+from torchlosses.kernels.triton.launch import unit_first as unit_first
 
 LOSSES = {
     "mse_loss": mse,

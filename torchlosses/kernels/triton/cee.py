@@ -19,6 +19,7 @@ from torchlosses.kernels.triton import launch as launches
 from torchlosses.kernels.triton.cross_entropy import row_order, row_steps, size_along, vector_of
 from torchlosses.kernels.triton.functions import denominator, log1p, number, quotient, rounded, scaled, share_of_mean
 from torchlosses.kernels.triton.launch import launch
+from torchlosses.kernels.triton.plan import empty, empty_like, planned
 from torchlosses.kernels.triton.reduction import finish
 
 
@@ -141,11 +142,18 @@ def forward(
     """Loss, and gradient by the input (empty unless options.gradients asks for it)."""
     if options.validate_args:
         _check(input, target, sample_weight)
+    return _forward(input, target, sample_weight, normalizer, options)
+
+
+@planned
+def _forward(
+    input: Tensor, target: Tensor, sample_weight: Tensor | None, normalizer: Tensor | None, options: Any
+) -> tuple[Tensor, Tensor]:
     shape = (input.shape[0], *input.shape[2:]) if options.reduction == "none" else ()
-    loss = input.new_empty(shape, dtype=options.dtype)
-    gradient = torch.empty_like(input) if options.gradients & 1 else None
+    loss = empty(shape, options.dtype, input.device)
+    gradient = empty_like(input) if options.gradients & 1 else None
     _run(None, gradient, input, target, sample_weight, normalizer, loss, options)
-    return loss, input.new_empty(0) if gradient is None else gradient
+    return loss, empty((0,), input.dtype, input.device) if gradient is None else gradient
 
 
 def backward(
@@ -159,8 +167,21 @@ def backward(
 ) -> None:
     """Write the gradient by the input; where options.gradients says that it is there for 1, if grad_output is not 1."""
     if options.gradients & 1 and launches.unit_first(input, options.reduction):
-        launches.scale_in_place(gradient, grad_output, launches.compute_type(input, target, sample_weight)[0])
+        launches.scale_in_place(gradient, grad_output, input, target, sample_weight)
         return
+    _backward(grad_output, gradient, input, target, sample_weight, normalizer, options)
+
+
+@planned
+def _backward(
+    grad_output: Tensor,
+    gradient: Tensor,
+    input: Tensor,
+    target: Tensor,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+    options: Any,
+) -> None:
     _run(grad_output, gradient, input, target, sample_weight, normalizer, None, options)
 
 
@@ -207,7 +228,7 @@ def _run(
     programs = 1 if alone else choice.programs
     partials = None
     if loss is not None and reduction != "none" and not alone:
-        partials = torch.empty(programs, dtype=torch.float64, device=device)
+        partials = empty((programs,), torch.float64, device)
     input_steps = row_steps(input, order, True)
     target_steps = row_steps(target, order, probabilities)
     gradient_steps = row_steps(gradient, order, True)

@@ -20,6 +20,7 @@ from torchlosses.kernels.triton import launch as launches
 from torchlosses.kernels.triton.cross_entropy_rows import rows_kernel
 from torchlosses.kernels.triton.cross_entropy_tiles import tiles_kernel
 from torchlosses.kernels.triton.launch import launch
+from torchlosses.kernels.triton.plan import empty, empty_like, planned
 from torchlosses.kernels.triton.reduction import count, finish
 
 
@@ -43,13 +44,26 @@ def forward(
     options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient by the input (empty unless options.gradients asks for it) and the rows' state."""
+    return _forward(called("cross_entropy"), input, target, weight, sample_weight, normalizer, options)
+
+
+@planned
+def _forward(
+    name: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+    options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    device, shape = input.device, (input.shape[0], *input.shape[2:])
     compute, _ = launches.compute_type(input, target, weight, sample_weight)
-    shape = (input.shape[0], *input.shape[2:])
-    state = input.new_empty((6 if options.statistics else 2, *shape), dtype=compute)
-    loss = input.new_empty(shape if options.reduction == "none" else (), dtype=options.dtype)
-    gradient = torch.empty_like(input) if options.gradients & 1 else None
-    run(None, gradient, input, target, weight, sample_weight, normalizer, state, loss, options)
-    return loss, input.new_empty(0) if gradient is None else gradient, state
+    state = empty((6 if options.statistics else 2, *shape), compute, device)
+    loss = empty(shape if options.reduction == "none" else (), options.dtype, device)
+    gradient = empty_like(input) if options.gradients & 1 else None
+    run(name, None, gradient, input, target, weight, sample_weight, normalizer, state, loss, options)
+    return loss, empty((0,), input.dtype, device) if gradient is None else gradient, state
 
 
 def backward(
@@ -65,14 +79,33 @@ def backward(
     split: Split | None = None,
 ) -> None:
     """Write the gradient by the input; where options.gradients says that it is there for 1, if grad_output is not 1."""
-    compute, _ = launches.compute_type(input, target, weight, sample_weight)
     if options.gradients & 1 and launches.unit_first(input, options.reduction):
-        launches.scale_in_place(gradient, grad_output, compute)
+        launches.scale_in_place(gradient, grad_output, input, target, weight, sample_weight)
         return
-    run(grad_output, gradient, input, target, weight, sample_weight, normalizer, state, None, options, split)
+    name = called("cross_entropy" if split is None else "class_parallel_cross_entropy")
+    tensors = (grad_output, gradient, input, target, weight, sample_weight, normalizer, state)
+    _backward(name, split, *tensors, options)
+
+
+@planned
+def _backward(
+    name: str,
+    split: Split | None,
+    grad_output: Tensor,
+    gradient: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+    state: Tensor,
+    options: Any,
+) -> None:
+    run(name, grad_output, gradient, input, target, weight, sample_weight, normalizer, state, None, options, split)
 
 
 def run(
+    name: str,
     grad_output: Tensor | None,
     gradient: Tensor | None,
     input: Tensor,
@@ -85,7 +118,10 @@ def run(
     options: Any,
     split: Split | None = None,
 ) -> None:
-    """Forward, without `grad_output`, or backward; of rows that are `split`, forward finds parts and no loss."""
+    """Forward, without `grad_output`, or backward; of rows that are `split`, forward finds parts and no loss.
+
+    `name` is that of the function that was called.
+    """
     device, reduction = input.device, options.reduction
     samples, classes = input.shape[:2]
     positions = input.shape[2] if input.dim() == 3 else 1
@@ -105,16 +141,15 @@ def run(
     target_steps = row_steps(target, order, probabilities)
     if counted and not alone:
         parts = launches.parts_of(total)
-        counts = torch.empty(parts, dtype=torch.int64, device=device)
+        counts = empty((parts,), torch.int64, device)
         launch(
             count, device, parts, 4, target, grad_output, counts, total, inner, *target_steps, options.ignore_index,
             HELD=held, BLOCK=1024,
         )  # fmt: skip
 
-    name = "cross_entropy" if split is None else "class_parallel_cross_entropy"
     constants = {
-        # Of the function that was called; with probabilities there is nothing to assert.
-        "NAME": "" if probabilities else called(name),
+        # With probabilities there is nothing to assert.
+        "NAME": "" if probabilities else name,
         "COMPUTE": launches.compute_type(input, target, weight, sample_weight)[1],
         "REDUCTION": reduction,
         "PROBABILITIES": probabilities,
@@ -161,7 +196,7 @@ def run(
         programs, warps = 1, max(warps, 4)
     partials = None
     if loss is not None and reduction != "none" and not alone:
-        partials = torch.empty(programs, dtype=torch.float64, device=device)
+        partials = empty((programs,), torch.float64, device)
     tensors = (
         input, target, weight, sample_weight, normalizer, grad_output, counts, state,
         None if split is None else split.largest, partials, loss, gradient,

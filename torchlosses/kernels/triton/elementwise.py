@@ -29,6 +29,7 @@ from torchlosses.kernels.triton.functions import (
     share_of_mean,
 )
 from torchlosses.kernels.triton.launch import launch
+from torchlosses.kernels.triton.plan import empty, empty_like, planned
 from torchlosses.kernels.triton.reduction import finish
 
 # How a tensor is read: a run, a run whose vectors are aligned with the input's, one number for all, or by its strides.
@@ -224,29 +225,41 @@ def elements_kernel(
             tl.store(partials_ptr + tl.program_id(0), total)
 
 
-class Elementwise(NamedTuple):
+class Elementwise:
     """A loss: its formula, the number that takes from the options, and the target that leaves no trace."""
 
-    formula: Any
-    option: Callable[[Any], float] = lambda options: 0.0
-    ignore_index: Callable[[Any], int | None] = lambda options: None
-
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """Loss and gradient (empty unless options.gradients asks for it) of tensors, normalizer and options."""
-        *tensors, normalizer, options = arguments
-        input = tensors[0]
-        none = options.reduction == "none"
-        loss = torch.empty_like(input, dtype=options.dtype) if none else input.new_empty((), dtype=options.dtype)
-        gradient = torch.empty_like(input) if options.gradients & 1 else None
-        _run(self, _Tensors(*tensors, loss=loss, gradient=gradient), normalizer, options)
-        return loss, input.new_empty(0) if gradient is None else gradient
+    def __init__(
+        self,
+        formula: Any,
+        option: Callable[[Any], float] = lambda options: 0.0,
+        ignore_index: Callable[[Any], int | None] = lambda options: None,
+    ) -> None:
+        self.formula, self.option, self.ignore_index = formula, option, ignore_index
+        # Loss and gradient (empty unless options.gradients asks for it) of tensors, normalizer and options.
+        self.forward = planned(self._forward)
+        self._planned_backward = planned(self._backward)
 
     def backward(self, grad_output: Tensor, gradient: Tensor, *arguments: Any) -> None:
         """Write the gradient; where options.gradients says that it holds that for 1, if grad_output is not 1."""
-        *tensors, normalizer, options = arguments
+        *tensors, _, options = arguments
         if options.gradients & 1 and launches.unit_first(tensors[0], options.reduction):
-            launches.scale_in_place(gradient, grad_output, launches.compute_type(*tensors)[0])
+            launches.scale_in_place(gradient, grad_output, *tensors)
             return
+        self._planned_backward(grad_output, gradient, *arguments)
+
+    def _forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *tensors, normalizer, options = arguments
+        input = tensors[0]
+        if options.reduction == "none":
+            loss = empty_like(input, options.dtype)
+        else:
+            loss = empty((), options.dtype, input.device)
+        gradient = empty_like(input) if options.gradients & 1 else None
+        _run(self, _Tensors(*tensors, loss=loss, gradient=gradient), normalizer, options)
+        return loss, empty((0,), input.dtype, input.device) if gradient is None else gradient
+
+    def _backward(self, grad_output: Tensor, gradient: Tensor, *arguments: Any) -> None:
+        *tensors, normalizer, options = arguments
         _run(self, _Tensors(*tensors, grad_output=grad_output, gradient=gradient), normalizer, options)
 
 
@@ -297,7 +310,7 @@ def _run(kind: Elementwise, tensors: _Tensors, normalizer: Tensor | None, option
     counts, parts = None, 1
     if counted and not alone:
         parts = launches.parts_of(elements)
-        counts = torch.empty(parts, dtype=torch.int64, device=device)
+        counts = empty((parts,), torch.int64, device)
         launch(
             count_elements, device, parts, 4, target, grad_output, counts, elements, layout.sizes, layout.strides[1],
             float(ignore_index),
@@ -305,7 +318,7 @@ def _run(kind: Elementwise, tensors: _Tensors, normalizer: Tensor | None, option
         )  # fmt: skip
     partials = None
     if loss is not None and not none and not alone:
-        partials = torch.empty(programs, dtype=torch.float64, device=device)
+        partials = empty((programs,), torch.float64, device)
     launch(
         elements_kernel, device, programs, choice.warps,
         input, target, weight, sample_weight, pos_weight, normalizer, grad_output, counts, partials, loss, gradient,

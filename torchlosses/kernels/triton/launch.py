@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -93,7 +93,20 @@ class Rehearsal(NamedTuple):
     of_meta: Device | None = None
 
 
+class Started(NamedTuple):
+    """A kernel that was started, and what Triton made of it."""
+
+    kernel: Any
+    device: torch.device
+    programs: int
+    warps: int
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    compiled: Any
+
+
 _rehearsal: ContextVar[Rehearsal | None] = ContextVar("rehearsal", default=None)
+_started: ContextVar[list[Started] | None] = ContextVar("started", default=None)
 
 
 @contextmanager
@@ -104,6 +117,22 @@ def rehearsing(rehearsal: Rehearsal) -> Iterator[None]:
         yield
     finally:
         _rehearsal.reset(token)
+
+
+def is_rehearsing() -> bool:
+    """Whether kernels are handed to someone in place of being started."""
+    return _rehearsal.get() is not None
+
+
+@contextmanager
+def noting() -> Iterator[list[Started]]:
+    """The kernels that are started in this block."""
+    started: list[Started] = []
+    token = _started.set(started)
+    try:
+        yield started
+    finally:
+        _started.reset(token)
 
 
 def of_device(device: torch.device) -> Device:
@@ -172,13 +201,18 @@ def launch(kernel: Any, device: torch.device, programs: int, warps: int, *argume
         with torch.cuda.device(device):
             launch(kernel, device, programs, warps, *arguments, **constants)
         return
-    if INTERPRETED:
-        with warnings.catch_warnings():
-            # NumPy speaks up where a GPU is silent: inf - inf in lanes whose result nobody takes.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            kernel[(programs,)](*arguments, num_warps=warps, **constants, **_OPTIONS)
-        return
-    kernel[(programs,)](*arguments, num_warps=warps, **constants, **_OPTIONS)
+    # NumPy speaks up where a GPU is silent: inf - inf in lanes whose result nobody takes.
+    with _silent() if INTERPRETED else nullcontext():
+        compiled = kernel[(programs,)](*arguments, num_warps=warps, **constants, **_OPTIONS)
+    if (started := _started.get()) is not None:
+        started.append(Started(kernel, device, programs, warps, arguments, constants, compiled))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def parts_of(count: int) -> int:
@@ -202,7 +236,14 @@ def unit_first(input: Tensor, reduction: str) -> bool:
     return reduction != "none" and input.numel() <= SMALL and input.dtype != torch.float16
 
 
-def scale_in_place(gradient: Tensor, grad_output: Tensor, compute: torch.dtype) -> None:
-    """What a kernel with UNIT_FIRST does, by torch: gradient times grad_output, where 0 stays 0."""
-    factor = grad_output.to(compute).expand(gradient.shape)
-    gradient.mul_(torch.ops.aten.hardshrink_backward.default(factor, gradient, 0.0))
+# The first argument where the second is no 0, and 0 there.
+_where_not_zero = torch.ops.aten.hardshrink_backward.default
+
+
+def scale_in_place(gradient: Tensor, grad_output: Tensor, *tensors: Tensor | None) -> None:
+    """What a kernel with UNIT_FIRST does for a loss of these tensors, by torch: a product in which 0 stays 0."""
+    factor = grad_output
+    if grad_output.dtype is not gradient.dtype:
+        # A number of another dtype would take that of the gradient first.
+        factor = grad_output.to(compute_type(*tensors)[0]).expand(gradient.shape)
+    gradient.mul_(_where_not_zero(factor, gradient, 0.0))

@@ -17,18 +17,24 @@ from torchlosses.kernels.triton import launch as launches
 from torchlosses.kernels.triton.cross_entropy import alike, row_steps, size_along
 from torchlosses.kernels.triton.launch import launch
 from torchlosses.kernels.triton.log_probs_rows import log_probs_kernel
+from torchlosses.kernels.triton.plan import empty, planned
 
 _ORDER = (0, 2)
 
 
 def forward(input: Tensor, target: Tensor, normalizer: Tensor | None, options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Both numbers of each row where the classes were, no gradient, and the rows' state."""
+    return _forward(called("log_probs"), input, target, options)
+
+
+@planned
+def _forward(name: str, input: Tensor, target: Tensor, options: Any) -> tuple[Tensor, Tensor, Tensor]:
     compute, _ = launches.compute_type(input)
     behind = input.shape[2:]
-    values = input.new_empty((input.shape[0], 2, *behind), dtype=options.dtype)
-    state = input.new_empty((4, input.shape[0], *behind), dtype=compute)
-    _run(None, None, input, target, state, values, options)
-    return values, input.new_empty(0), state
+    values = empty((input.shape[0], 2, *behind), options.dtype, input.device)
+    state = empty((4, input.shape[0], *behind), compute, input.device)
+    _run(name, None, None, input, target, state, values, options)
+    return values, empty((0,), input.dtype, input.device), state
 
 
 def backward(
@@ -41,10 +47,18 @@ def backward(
     options: Any,
 ) -> None:
     """Write the gradient by the input, which may take the input's memory."""
-    _run(grad_output, gradient, input, target, state, None, options)
+    _backward(called("log_probs"), grad_output, gradient, input, target, state, options)
+
+
+@planned
+def _backward(
+    name: str, grad_output: Tensor, gradient: Tensor, input: Tensor, target: Tensor, state: Tensor, options: Any
+) -> None:
+    _run(name, grad_output, gradient, input, target, state, None, options)
 
 
 def _run(
+    name: str,
     grad_output: Tensor | None,
     gradient: Tensor | None,
     input: Tensor,
@@ -68,7 +82,7 @@ def _run(
         *row_steps(grad_output, _ORDER, True), 0 if grad_output is None else grad_output.stride(1),
         *gradient_steps, 0 if gradient is None else gradient.stride(1),
         options.ignore_index, options.logit_scale, options.logit_softcap or 1.0,
-        NAME=called("log_probs"), COMPUTE=launches.compute_type(input)[1], SCALED=options.logit_scale != 1,
+        NAME=name, COMPUTE=launches.compute_type(input)[1], SCALED=options.logit_scale != 1,
         CAPPED=options.logit_softcap is not None, FORWARD=forward, ADJACENT=adjacent, ALIGNED=aligned,
         GRADIENT_ALIKE=0 if gradient is None else alike(input, gradient, vector), BLOCK=choice.block, VEC=vector,
         SINGLE=choice.single,

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchlosses.kernels.called import called
 from torchlosses.kernels.triton import cross_entropy
 from torchlosses.kernels.triton import launch as launches
 from torchlosses.kernels.triton.cross_entropy import Split, run
+from torchlosses.kernels.triton.plan import planned
 
 
 class Parts(NamedTuple):
@@ -44,9 +46,24 @@ def parts(input: Tensor, target: Tensor, weight: Tensor | None, sample_weight: T
     numbers = input.new_empty((10, *rows), dtype=compute)
     largest = input.new_zeros((2, *rows), dtype=torch.int32)
     without = options._replace(reduction="none", z_loss=0.0)
-    split = Split(options.first, options.total, largest)
-    run(None, None, input, target, weight, sample_weight, None, numbers, None, without, split)
+    name = called("class_parallel_cross_entropy")
+    _find(name, input, target, weight, sample_weight, numbers, largest, without)
     return Parts(*numbers.unbind(), *largest.unbind())
+
+
+@planned
+def _find(
+    name: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    numbers: Tensor,
+    largest: Tensor,
+    options: Any,
+) -> None:
+    split = Split(options.first, options.total, largest)
+    run(name, None, None, input, target, weight, sample_weight, None, numbers, None, options, split)
 
 
 def backward(
