@@ -172,7 +172,7 @@ def tiles_kernel(
         at_target = tl.zeros([ROWS], COMPUTE)
         if not PROBABILITIES:
             own = tl.load(x_rows + target * x_class, mask=here, other=0.0).to(COMPUTE)
-            at_target, _slope_at_target = logits(own, logit_scale, logit_softcap, SCALED, CAPPED)
+            at_target, _, _ = logits(own, logit_scale, logit_softcap, SCALED, CAPPED, False)
 
         if SINGLE:
             x, t, share, valid = tile_of(
@@ -193,7 +193,7 @@ def tiles_kernel(
                         kept, even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
-                y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+                y, slope, slope_of_all = logits(x, logit_scale, logit_softcap, SCALED, CAPPED, False)
                 y = tl.where(valid, y, float("-inf"))
                 place = tl.where(valid, c.to(tl.int32)[None, :], BEYOND)
                 state = accumulated(state, y, share, t, place, True, SHARES, PROBABILITIES, STATISTICS, SPLIT)
@@ -257,7 +257,7 @@ def tiles_kernel(
                         kept, even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
-                y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+                y, slope, slope_of_all = logits(x, logit_scale, logit_softcap, SCALED, CAPPED, False)
                 e = fast_exp(y - m[:, None])
                 gradient = e * multiplier[:, None]
                 if SHARES and not PROBABILITIES:
@@ -270,7 +270,7 @@ def tiles_kernel(
                     gradient = tl.where(most, most_likely, gradient - share)
                 else:
                     gradient = tl.where(c.to(tl.int64)[None, :] == target[:, None], special[:, None], gradient)
-                gradient = gradient * (slope * row_scale[:, None])
+                gradient = gradient * (slope * (slope_of_all * row_scale)[:, None])
                 stored = scaled(tl.where(active[:, None], gradient, 0.0), factor, DTYPE, UNIT_FIRST)
                 gradient_tile = gradient_rows[:, None] + (c * gradient_class)[None, :]
                 tl.store(gradient_tile, stored, mask=exists[:, None] & (c < classes)[None, :])
