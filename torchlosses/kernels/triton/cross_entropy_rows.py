@@ -105,13 +105,19 @@ def shares_again(
 
 
 @triton.jit
+def vectors(start, high, GROUPS: tl.constexpr, VEC: tl.constexpr):
+    """How many places before `high` each group of a tile has: all or none."""
+    return tl.where(start + tl.arange(0, GROUPS) * VEC < high, VEC, 0)
+
+
+@triton.jit
 def taken_in(
-    state, x, t, place, shift, valid, weight_ptr, weight_stride, logit_scale, logit_softcap, kept, even,
+    state, x, t, place, shift, valid, of_groups, weight_ptr, weight_stride, logit_scale, logit_softcap, kept, even,
     EXACT: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr,
     SCALED: tl.constexpr, CAPPED: tl.constexpr, COARSE: tl.constexpr, STATISTICS: tl.constexpr, SPLIT: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """`accumulated` of a tile as it was loaded."""
+    """`accumulated` of a tile as it was loaded; `of_groups`: how many classes each group has, if that is known."""
     SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
     y, _, _ = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED, COARSE)
     if SCALED or CAPPED:
@@ -121,9 +127,9 @@ def taken_in(
     if SHARES:
         weight = weights_of(weight_ptr, weight_stride, place - shift, valid, COMPUTE, WEIGHTED)
         share = shares(t, weight, valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
-    return accumulated(
-        state, y, share, t, tl.where(valid, place - shift, BEYOND), EXACT, SHARES, PROBABILITIES, STATISTICS, SPLIT
-    )
+    taken = tl.sum(share, 1) if PROBABILITIES or WEIGHTED or of_groups is None else of_groups.to(COMPUTE)
+    place = tl.where(valid, place - shift, BEYOND)
+    return accumulated(state, y, share, taken, t, place, EXACT, SHARES, PROBABILITIES, STATISTICS, SPLIT)
 
 
 @triton.jit
@@ -204,7 +210,7 @@ def rows_kernel(
     # that it does not count.
     MASKED: tl.constexpr = SCALED or SHARES or normalizer_ptr is not None
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    COARSE: tl.constexpr = DTYPE.primitive_bitwidth == 16 and COMPUTE == tl.float32
+    COARSE: tl.constexpr = DTYPE.primitive_bitwidth == 16 and tl.float32 == COMPUTE
     # Lines that are read again soon are kept, and those of the second look are let go.
     KEEP: tl.constexpr = "evict_last" if FORWARD and not SINGLE else "evict_first"
     CACHE: tl.constexpr = ".cs"
@@ -327,6 +333,7 @@ def rows_kernel(
                     end_places,
                     shift,
                     end_valid,
+                    None,
                     weights_ptr,
                     weight_stride,
                     logit_scale,
@@ -348,8 +355,9 @@ def rows_kernel(
             if SINGLE:
                 place = low + places(0, GROUPS, VEC)
                 state = taken_in(
-                    state, x, t, place, shift, place < high, weights_ptr, weight_stride, logit_scale, logit_softcap,
-                    kept, even, True, PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, COARSE, STATISTICS, SPLIT, COMPUTE,
+                    state, x, t, place, shift, place < high, vectors(low, high, GROUPS, VEC), weights_ptr,
+                    weight_stride, logit_scale, logit_softcap, kept, even, True, PROBABILITIES, SMOOTHED, WEIGHTED,
+                    SCALED, CAPPED, COARSE, STATISTICS, SPLIT, COMPUTE,
                 )  # fmt: skip
             else:
                 for first in range(low, high, BLOCK):
@@ -360,9 +368,9 @@ def rows_kernel(
                     else:
                         x, t = loaded(x_base, t_base, place, place < high, PROBABILITIES, KEEP)
                     state = taken_in(
-                        state, x, t, place, shift, place < high, weights_ptr, weight_stride, logit_scale, logit_softcap,
-                        kept, even, False, PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, COARSE, STATISTICS, SPLIT,
-                        COMPUTE,
+                        state, x, t, place, shift, place < high, vectors(first, high, GROUPS, VEC), weights_ptr,
+                        weight_stride, logit_scale, logit_softcap, kept, even, False, PROBABILITIES, SMOOTHED, WEIGHTED,
+                        SCALED, CAPPED, COARSE, STATISTICS, SPLIT, COMPUTE,
                     )  # fmt: skip
                     if PREFETCH:
                         x, t = next_x, next_t

@@ -196,7 +196,8 @@ def tiles_kernel(
                 y, slope, slope_of_all = logits(x, logit_scale, logit_softcap, SCALED, CAPPED, False)
                 y = tl.where(valid, y, float("-inf"))
                 place = tl.where(valid, c.to(tl.int32)[None, :], BEYOND)
-                state = accumulated(state, y, share, t, place, True, SHARES, PROBABILITIES, STATISTICS, SPLIT)
+                taken = tl.sum(share, 1) if SHARES else 0.0
+                state = accumulated(state, y, share, taken, t, place, True, SHARES, PROBABILITIES, STATISTICS, SPLIT)
             m, rest, _product, _first, found_total, _weighed, _raw, _raw_weighed, _most, _most_first, beside = state
             if SHARES:
                 total = found_total

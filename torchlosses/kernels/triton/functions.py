@@ -116,11 +116,7 @@ def log1p(z):
 @triton.jit
 def reciprocal(d):
     """1 / d of a number that is far from the largest and the smallest ones, so that it is not scaled before."""
-    if d.dtype == tl.float64 or INTERPRETED:
-        result = 1.0 / d
-    else:
-        result = libdevice.fast_dividef(1.0, d)
-    return result
+    return 1.0 / d if d.dtype == tl.float64 or INTERPRETED else libdevice.fast_dividef(1.0, d)
 
 
 @triton.jit
@@ -156,10 +152,8 @@ def capped(x, logit_scale, logit_softcap, COARSE: tl.constexpr):
     ratio = tl.abs(logit_scale / logit_softcap)
     height = tl.where(logit_scale < 0.0, -logit_softcap, logit_softcap)
     magnitude = tl.abs(x)
-    if x.dtype == tl.float64:
-        e = tl.exp(magnitude * (-2.0 * ratio))
-    else:
-        e = tl.exp2(magnitude * (-2.0 * LOG2E * ratio))
+    # exp2(u log2(e)), whose factors are one number.
+    e = tl.exp2(magnitude * (-2.0 * LOG2E * ratio)) if x.dtype == tl.float32 else tl.exp(magnitude * (-2.0 * ratio))
     of_sum = reciprocals(1.0 + e) if COARSE else reciprocal(1.0 + e)
     share = e * of_sum
     y = tl.fma(share, -2.0 * height, height)
@@ -194,6 +188,7 @@ def accumulated(
     state,
     y,
     share,
+    taken,
     t,
     place,
     EXACT: tl.constexpr,
@@ -202,7 +197,7 @@ def accumulated(
     STATISTICS: tl.constexpr,
     SPLIT: tl.constexpr = False,
 ):
-    """What is known of each group of classes, with one more tile of [groups, classes] taken in.
+    """What is known of each group of classes, with one more tile of [groups, classes] taken in; `taken` is its Σ a.
 
     state holds for each group
         m       the largest logit
@@ -242,7 +237,7 @@ def accumulated(
         beside = tl.where(m < new, total, beside) + tl.sum(tl.where(y == new[:, None], 0.0, share), 1)
     if SHARES:
         weighed += total * change + tl.sum(tl.where(share == 0.0, 0.0, share * difference), 1)
-        total += tl.sum(share, 1)
+        total += taken
     if STATISTICS and PROBABILITIES:
         raw_weighed += raw * change + tl.sum(tl.where(t == 0.0, 0.0, t * difference), 1)
         raw += tl.sum(t, 1)

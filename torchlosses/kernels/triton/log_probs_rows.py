@@ -38,7 +38,7 @@ def with_tile(
     y, _, _ = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED, False)
     if SCALED or CAPPED:
         y = tl.where(valid, y, float("-inf"))
-    return accumulated(state, y, y, y, tl.where(valid, place - shift, BEYOND), EXACT, False, False, True)
+    return accumulated(state, y, y, 0.0, y, tl.where(valid, place - shift, BEYOND), EXACT, False, False, True)
 
 
 @triton.jit
