@@ -106,6 +106,19 @@ def test_rows_are_read_in_whole_vectors(target: str, case: str) -> None:
     assert (b"torchlosses: cross_entropy" in kernel.binary) == (not kernel.constants["PROBABILITIES"])
 
 
+@pytest.mark.parametrize("classes", [128256, 50257])
+def test_logits_are_written_over_in_whole_vectors(classes: int) -> None:
+    """Losses and gradient of a block of a linear loss, in one launch."""
+    logits, target, *_, options = cross_entropy((2048, classes), BFLOAT16, reduction="none", gradients=0)
+    with compiling("sm_90") as found:
+        LOSSES["cross_entropy"].forward_over(meta(1).expand(2048), logits, target, None, None, options)
+    (kernel,) = found
+    assert kernel.loads.count("v4.b32") >= 4
+    assert kernel.loads.count("b16") <= 6
+    assert kernel.stores.count("v4.b32") >= 1
+    assert kernel.spilled() <= SPILLED
+
+
 @pytest.mark.parametrize("classes", [151936, 50257])
 def test_log_probabilities_are_read_in_whole_vectors(classes: int) -> None:
     """The logits of a block, once in each direction; beside them the target's and a row's two ends."""

@@ -23,7 +23,7 @@ from torchlosses import kernels
 from torchlosses.distributed import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
 from torchlosses.distributed._split import SplitCrossEntropy
 from torchlosses.kernels.triton import LOSSES, launch
-from torchlosses.kernels.triton.cross_entropy import backward, forward
+from torchlosses.kernels.triton.cross_entropy import backward, forward, forward_over
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -189,6 +189,12 @@ def check_cross_entropy(
             over = input.clone()
             backward(grad_output, over, over, *tensors[1:], state, options._replace(gradients=0))
             assert torch.equal(over, written)
+            if reduction == "none":
+                over = input.clone()
+                losses, found = forward_over(grad_output, over, *tensors[1:4], options)
+                assert torch.equal(losses, loss)
+                assert torch.equal(found, state)
+                assert torch.equal(over, written)
 
 
 def batch(

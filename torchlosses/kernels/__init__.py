@@ -132,6 +132,15 @@ def _local_in_triton(name: str, device: torch.device) -> Any:
     return LOCAL[name]
 
 
+def forward_over(loss: Any, device: torch.device) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
+    """What finds the losses of rows and writes the gradient over the logits at once; None where nothing does."""
+    if loss.name not in _TRITON_LOSSES or not _triton_runs or device.type.upper() not in _TRITON_KEYS:
+        return None
+    from torchlosses.kernels.triton import LOSSES
+
+    return getattr(LOSSES[loss.name], "forward_over", None)
+
+
 def warm_up(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
     """Compile the Triton kernels of a call and its backward ahead; see `torchlosses.kernels.triton.warm_up`."""
     from torchlosses.kernels.triton.warm_up import warm_up

@@ -52,6 +52,24 @@ def forward(
     return loss, input.new_empty(0) if gradient is None else gradient, state
 
 
+def forward_over(
+    grad_rows: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    options: Any,
+) -> tuple[Tensor, Tensor]:
+    """The rows' losses and state; the gradient for `grad_rows`, one number a row, is written over the input."""
+    assert options.reduction == "none"
+    compute, _ = launches.compute_type(input, target, weight, sample_weight)
+    shape = (input.shape[0], *input.shape[2:])
+    state = input.new_empty((6 if options.statistics else 2, *shape), dtype=compute)
+    losses = input.new_empty(shape, dtype=options.dtype)
+    run(grad_rows, input, input, target, weight, sample_weight, None, state, losses, options)
+    return losses, state
+
+
 def backward(
     grad_output: Tensor,
     gradient: Tensor,
@@ -85,7 +103,7 @@ def run(
     options: Any,
     split: Split | None = None,
 ) -> None:
-    """Forward, without `grad_output`, or backward; of rows that are `split`, forward finds parts and no loss."""
+    """Forward, with a loss or without `grad_output`, or backward; of rows that are `split`, forward finds parts."""
     device, reduction = input.device, options.reduction
     samples, classes = input.shape[:2]
     positions = input.shape[2] if input.dim() == 3 else 1
@@ -96,7 +114,7 @@ def run(
     order = (0, 2) if along_rows else row_order(input, adjacent)
     outer, inner = (size_along(input, dimension) for dimension in order)
 
-    forward = grad_output is None
+    forward = grad_output is None or loss is not None
     alone = total * classes <= launches.SMALL and reduction != "none"
     mean = reduction == "mean" and normalizer is None
     counted = mean and not probabilities

@@ -281,7 +281,7 @@ def rows_kernel(
         if sample_weight_ptr is not None:
             sample_weight = tl.load(sample_weight_ptr + sample * sample_outer + position * sample_inner).to(COMPUTE)
             active = active & (sample_weight != 0.0)
-        if GRADIENT and not FORWARD and REDUCTION == "none":
+        if REDUCTION == "none" and grad_output_ptr is not None:
             row_scale = tl.load(grad_output_ptr + sample * grad_outer + position * grad_inner).to(COMPUTE)
         row_scale = row_scale * sample_weight
         if SPLIT and not FORWARD:

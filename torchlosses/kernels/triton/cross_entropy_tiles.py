@@ -157,7 +157,7 @@ def tiles_kernel(
             at = sample_weight_ptr + sample * sample_outer + position * sample_inner
             sample_weight = tl.load(at, mask=exists, other=0.0).to(COMPUTE)
             active = active & (sample_weight != 0.0)
-        if GRADIENT and not FORWARD and REDUCTION == "none":
+        if REDUCTION == "none" and grad_output_ptr is not None:
             at = grad_output_ptr + sample * grad_outer + position * grad_inner
             row_scale = tl.load(at, mask=exists, other=0.0).to(COMPUTE)
         row_scale = row_scale * sample_weight
@@ -172,7 +172,7 @@ def tiles_kernel(
         at_target = tl.zeros([ROWS], COMPUTE)
         if not PROBABILITIES:
             own = tl.load(x_rows + target * x_class, mask=here, other=0.0).to(COMPUTE)
-            at_target, _, _ = logits(own, logit_scale, logit_softcap, SCALED, CAPPED, False)
+            at_target, _slope, _slope_of_all = logits(own, logit_scale, logit_softcap, SCALED, CAPPED, False)
 
         if SINGLE:
             x, t, share, valid = tile_of(
