@@ -50,8 +50,8 @@ def gradient_of(
     y, slope, slope_of_all = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED, False)
     e, correction = exponentials(y, m, m)
     # A class that is ruled out has no part in it: 0 · ∞ = 0.
-    pull = g + h * (tl.where(e > 0.0, y - m, 0.0) + distance)
-    return rounded(tl.where(valid, -(e * (correction / whole)) * pull * (slope * slope_of_all), 0.0), DTYPE)
+    pull = g * correction / whole + h * correction / whole * (tl.where(e > 0.0, y - m, 0.0) + distance)
+    return rounded(tl.where(valid, -e * pull * (slope * slope_of_all), 0.0), DTYPE)
 
 
 @triton.jit(
