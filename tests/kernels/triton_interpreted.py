@@ -197,6 +197,29 @@ def check_cross_entropy(
                 assert torch.equal(over, written)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_soft_cap_keeps_its_digits(way: str, dtype: torch.dtype) -> None:
+    """The slope next to the cap, where 1 - tanh² is a difference of two numbers close to 1, and what is capped."""
+    cap, classes = 2.0, 202
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(0))
+    input = torch.stack([torch.linspace(-24, 24, classes)[order.roll(turn)] for turn in range(3)]).to(dtype)
+    target = torch.tensor([5, 100, 201])
+    compute = torch.promote_types(dtype, torch.float32)
+    options = Options(dtype=compute, statistics=True, logit_softcap=cap, reduction="sum", gradients=1)
+    _, gradient, state = forward(input, target, None, None, None, options)
+    u = numbers(input) / cap
+    y = cap * np.tanh(u)
+    p = np.exp(y) / np.exp(y).sum(1, keepdims=True)
+    expected = (p - np.eye(classes)[target]) / np.cosh(u) ** 2
+    # exp(-2 u) carries the rounding of its argument.
+    most = (6 + 2 * 12) * torch.finfo(compute).eps + torch.finfo(dtype).eps
+    assert (np.abs(numbers(gradient) - expected) <= most * np.abs(expected)).all()
+    unit = torch.finfo(compute).eps
+    assert (np.abs(numbers(state[2]) - np.log(np.exp(y).sum(1))) <= 6 * unit).all()
+    at_target = numbers(state[2] + state[3])
+    assert (np.abs(at_target - y[np.arange(3), target]) <= 8 * unit).all()
+
+
 def batch(
     shape: tuple[int, ...], dtype: torch.dtype = torch.float32, probabilities: bool = False, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
