@@ -220,6 +220,18 @@ def test_a_soft_cap_keeps_its_digits(way: str, dtype: torch.dtype) -> None:
     assert (np.abs(at_target - y[np.arange(3), target]) <= 8 * unit).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_scale_of_0_makes_all_classes_equal(way: str, dtype: torch.dtype) -> None:
+    """What stands beside a row that starts between two vectors has no part in it."""
+    input = torch.linspace(-5, 5, 403 * 2).to(dtype)[3:].view(-1)[:802].view(2, 401)
+    for fields in ({}, {"logit_softcap": 3.0}):
+        options = Options(logit_scale=0.0, reduction="sum", statistics=True, gradients=1, **fields)
+        loss, gradient, state = forward(input, torch.tensor([0, 400]), None, None, None, options)
+        assert loss.item() == pytest.approx(2 * math.log(401), rel=1e-6)
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+        assert_close(state[2], [math.log(401)] * 2, torch.float32)
+
+
 def batch(
     shape: tuple[int, ...], dtype: torch.dtype = torch.float32, probabilities: bool = False, seed: int = 0
 ) -> tuple[Tensor, Tensor]:

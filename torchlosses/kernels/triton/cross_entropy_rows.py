@@ -64,7 +64,7 @@ def recounted(
         # The first group holds the row's ends too.
         place, valid = ends(shift, end, VEC)
         valid = valid & (place < tl.where(group == 0, end, 0))
-        x = tl.load(base + place, mask=valid, other=float("-inf")).to(COMPUTE)
+        x = tl.load(base + place, mask=valid, other=0.0).to(COMPUTE)
         y, _, _ = logits(x, logit_scale, logit_softcap, SCALED, CAPPED, COARSE)
         y = tl.where(valid, y, float("-inf"))
         rest += tl.sum(tl.sum(tl.where(y == m, 0.0, fast_exp(y - m)), 1), 0)
@@ -302,7 +302,7 @@ def rows_kernel(
                 # With its neighbours, so that it is the same to the bit as in its tile.
                 place = (shift + target) // VEC * VEC + tl.arange(0, VEC)[None, :]
                 valid = here & (place >= shift) & (place < end)
-                x = tl.load(x_base + place, mask=valid, other=float("-inf")).to(COMPUTE)
+                x = tl.load(x_base + place, mask=valid, other=0.0).to(COMPUTE)
                 y, slope, slope_at_target = logits(x, logit_scale, logit_softcap, SCALED, CAPPED, COARSE)
                 own = valid & (place == shift + target)
                 at_target = tl.sum(tl.sum(tl.where(own, y, 0.0), 1), 0)
@@ -314,6 +314,8 @@ def rows_kernel(
         if not ALIGNED:
             end_places, end_valid = ends(shift, end, VEC)
             x_ends, t_ends = loaded(x_base, t_base, end_places, end_valid, PROBABILITIES, KEEP)
+            if CAPPED:
+                x_ends = tl.where(end_valid, x_ends, 0.0)
 
         # The first look: the sums.
         m = tl.full((), 0.0, COMPUTE)

@@ -121,7 +121,7 @@ def reciprocal(d):
 
 @triton.jit
 def reciprocals(d):
-    """1 / d of a tile [groups, 4 n], with one division for four neighbours."""
+    """1 / d of a tile [groups, 4 n], with one division for four neighbours: one that is nan makes all of them nan."""
     first, second = tl.split(tl.reshape(d, [d.shape[0], d.shape[1] // 2, 2]))
     left, right = tl.split(tl.reshape(first * second, [d.shape[0], d.shape[1] // 4, 2]))
     of_four = reciprocal(left * right)
