@@ -106,6 +106,19 @@ def test_rows_are_read_in_whole_vectors(target: str, case: str) -> None:
     assert (b"torchlosses: cross_entropy" in kernel.binary) == (not kernel.constants["PROBABILITIES"])
 
 
+def test_options_keep_to_threads_and_share_divisions() -> None:
+    """Smoothing adds no exchange between threads to a tile, but a few a row; a soft cap has a division for four."""
+    options: tuple[dict[str, Any], ...] = ({}, {"label_smoothing": 0.1}, {"logit_softcap": 30.0})
+    plain, smoothed, capped = (
+        compiled("sm_90", "cross_entropy", *cross_entropy((8192, 32000), BFLOAT16, **fields))["rows_kernel"].assembly
+        for fields in options
+    )
+    assert 0 < smoothed.count("shfl.sync") - plain.count("shfl.sync") <= 24
+    # A thread has 16 logits of a tile, in each of two looks; beside these there are the target's and the recount's.
+    assert 8 <= capped.count("div.approx") <= 8 + 4
+    assert capped.count("div.full") <= plain.count("div.full") + 1
+
+
 @pytest.mark.parametrize("classes", [128256, 50257])
 def test_logits_are_written_over_in_whole_vectors(classes: int) -> None:
     """Losses and gradient of a block of a linear loss, in one launch."""
