@@ -24,18 +24,20 @@ class Steps(TorchDispatchMode):
         self.kernels = {name: kernel for loss in declared() for name, kernel in in_python(loss).items()}
         self.taken: set[str] = set()
         self.named: set[str] = set()  # by kernels that assert something
+        self.launched: list[str] = []
 
-    def start(self, *launched: Any) -> None:
+    def start(self, kernel: Any, *launched: Any) -> None:
         """In place of starting a kernel."""
         self.named.add(launched[-1].get("NAME", ""))
+        self.launched.append(kernel.__name__)
 
     @contextmanager
     def in_triton(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         """Take the steps of Triton's backend, as on a GPU; its kernels are not started."""
-        from torchlosses.kernels.triton import LOCAL, launch
+        from torchlosses.kernels.triton import launch
 
-        monkeypatch.setattr(kernels, "_TRITON_KEYS", ("CUDA",))
-        monkeypatch.setattr(kernels, "_local_in_triton", lambda name, device: LOCAL[name])
+        monkeypatch.setattr(kernels, "_TRITON_KEYS", ("META",))
+        monkeypatch.setattr(kernels, "_triton_runs", True)
         for loss in declared():
             self.kernels |= {f"{loss.name}{suffix}": kernel for suffix, _, kernel in kernels._in_triton(loss)}
         with launch.rehearsing(launch.Rehearsal(self.start, launch.Device(132, 32))), self:

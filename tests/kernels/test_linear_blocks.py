@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton")
 
@@ -70,6 +75,50 @@ def test_a_large_loss_takes_its_gradients_and_one_block(rows: int, most: float) 
     expected = (rows * 4096 + 128256 * 4096 + of_block * 128256 + of_block * 4096) * 2 / MEBIBYTE
     assert expected <= found <= expected + 2
     assert found <= most
+
+
+class Passes(TorchDispatchMode):
+    """How often operations of PyTorch read or write a tensor of so many bytes or more, by their names."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.found = size, Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        large = {
+            id(leaf.untyped_storage())
+            for leaf in tree_leaves((args, kwargs, result))
+            if isinstance(leaf, Tensor) and leaf.numel() * leaf.element_size() >= self.size
+        }
+        name = func._schema.name.removeprefix("aten::")
+        if large and not func.is_view and not name.startswith(("empty", "new_empty", "torchlosses::")):
+            self.found[name] += len(large)
+        return result
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "none", "z_loss": 0.1}, {"label_smoothing": 0.1}])
+def test_a_block_is_three_products_and_one_launch(options: dict[str, Any]) -> None:
+    """The kernel finds the losses and writes the gradient over the logits; nothing else passes over these."""
+    rows, features, classes, blocks = 8192, 64, 128256, 4
+    input, weight = (
+        torch.empty(shape, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        for shape in ((rows, features), (classes, features))
+    )
+    target, steps = torch.empty(rows, dtype=torch.int64, device="meta"), Steps()
+    with pytest.MonkeyPatch.context() as monkeypatch, Passes(weight.nbytes) as passes, steps.in_triton(monkeypatch):
+        loss = linear_cross_entropy(input, weight, target, **options)
+        # Each product with the weight and the logits.
+        assert steps.launched == ["rows_kernel"] * blocks
+        assert passes.found == {"mm": 2 * blocks}
+        steps.launched.clear()
+        passes.found.clear()
+        # Below a mode the gradients wait for the backward, which computes the logits again.
+        loss.backward(torch.empty_like(loss))
+    assert steps.launched == ["rows_kernel"] * blocks
+    # The third is added to the weight's gradient, which the incoming gradient passes over at the end.
+    products = {"mm": 2 * blocks + 2 * blocks + 2, "addmm_": 2 * (blocks - 1)}
+    assert passes.found == products | ({} if options.get("reduction") == "none" else {"mul_": 1})
 
 
 def test_without_gradients_the_peak_is_one_block() -> None:

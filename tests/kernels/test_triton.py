@@ -106,6 +106,32 @@ def test_rows_are_read_in_whole_vectors(target: str, case: str) -> None:
     assert (b"torchlosses: cross_entropy" in kernel.binary) == (not kernel.constants["PROBABILITIES"])
 
 
+def test_options_keep_to_threads_and_share_divisions() -> None:
+    """Smoothing adds no exchange between threads to a tile, but a few a row; a soft cap has a division for four."""
+    options: tuple[dict[str, Any], ...] = ({}, {"label_smoothing": 0.1}, {"logit_softcap": 30.0})
+    plain, smoothed, capped = (
+        compiled("sm_90", "cross_entropy", *cross_entropy((8192, 32000), BFLOAT16, **fields))["rows_kernel"].assembly
+        for fields in options
+    )
+    assert 0 < smoothed.count("shfl.sync") - plain.count("shfl.sync") <= 24
+    # A thread has 16 logits of a tile, in each of two looks; beside these there are the target's and the recount's.
+    assert 8 <= capped.count("div.approx") <= 8 + 4
+    assert capped.count("div.full") <= plain.count("div.full") + 1
+
+
+@pytest.mark.parametrize("classes", [128256, 50257])
+def test_logits_are_written_over_in_whole_vectors(classes: int) -> None:
+    """Losses and gradient of a block of a linear loss, in one launch."""
+    logits, target, *_, options = cross_entropy((2048, classes), BFLOAT16, reduction="none", gradients=0)
+    with compiling("sm_90") as found:
+        LOSSES["cross_entropy"].forward_over(meta(1).expand(2048), logits, target, None, None, options)
+    (kernel,) = found
+    assert kernel.loads.count("v4.b32") >= 4
+    assert kernel.loads.count("b16") <= 6
+    assert kernel.stores.count("v4.b32") >= 1
+    assert kernel.spilled() <= SPILLED
+
+
 @pytest.mark.parametrize("classes", [151936, 50257])
 def test_log_probabilities_are_read_in_whole_vectors(classes: int) -> None:
     """The logits of a block, once in each direction; beside them the target's and a row's two ends."""
@@ -204,7 +230,7 @@ def test_every_kernel_compiles(target: str) -> None:
         # Classes that lie apart and do not fit one tile, in double precision.
         LOSSES["cross_entropy"].forward(*cross_entropy((4, 1000, 4096), torch.float64, logit_softcap=3.0, z_loss=0.1))
         if target == "gfx942":
-            LOSSES["cross_entropy"].forward(*ROWS["unaligned"])
+            LOSSES["cross_entropy"].forward(*ROWS["all options"])
         *tensors, options = cross_entropy((8192, 32000), BFLOAT16, probabilities=True, label_smoothing=0.1)
         state = meta(2, 8192)
         LOSSES["cross_entropy"].backward(meta(), tensors[0], *tensors, state, options)

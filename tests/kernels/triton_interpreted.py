@@ -25,7 +25,7 @@ from torchlosses import kernels
 from torchlosses.distributed import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
 from torchlosses.distributed._split import SplitCrossEntropy
 from torchlosses.kernels.triton import LOSSES, launch, plan
-from torchlosses.kernels.triton.cross_entropy import backward, forward
+from torchlosses.kernels.triton.cross_entropy import backward, forward, forward_over
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -204,6 +204,47 @@ def check_cross_entropy(
             over = input.clone()
             backward(grad_output, over, over, *tensors[1:], state, options._replace(gradients=0))
             assert torch.equal(over, written)
+            if reduction == "none":
+                over = input.clone()
+                losses, found = forward_over(grad_output, over, *tensors[1:4], options)
+                assert torch.equal(losses, loss)
+                assert torch.equal(found, state)
+                assert torch.equal(over, written)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_soft_cap_keeps_its_digits(way: str, dtype: torch.dtype) -> None:
+    """The slope next to the cap, where 1 - tanh² is a difference of two numbers close to 1, and what is capped."""
+    cap, classes = 2.0, 202
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(0))
+    input = torch.stack([torch.linspace(-24, 24, classes)[order.roll(turn)] for turn in range(3)]).to(dtype)
+    target = torch.tensor([5, 100, 201])
+    compute = torch.promote_types(dtype, torch.float32)
+    options = Options(dtype=compute, statistics=True, logit_softcap=cap, reduction="sum", gradients=1)
+    _, gradient, state = forward(input, target, None, None, None, options)
+    u = numbers(input) / cap
+    y = cap * np.tanh(u)
+    p = np.exp(y) / np.exp(y).sum(1, keepdims=True)
+    expected = (p - np.eye(classes)[target]) / np.cosh(u) ** 2
+    # exp(-2 u) carries the rounding of its argument.
+    most = (6 + 2 * 12) * torch.finfo(compute).eps + torch.finfo(dtype).eps
+    assert (np.abs(numbers(gradient) - expected) <= most * np.abs(expected)).all()
+    unit = torch.finfo(compute).eps
+    assert (np.abs(numbers(state[2]) - np.log(np.exp(y).sum(1))) <= 6 * unit).all()
+    at_target = numbers(state[2] + state[3])
+    assert (np.abs(at_target - y[np.arange(3), target]) <= 8 * unit).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_scale_of_0_makes_all_classes_equal(way: str, dtype: torch.dtype) -> None:
+    """What stands beside a row that starts between two vectors has no part in it."""
+    input = torch.linspace(-5, 5, 403 * 2).to(dtype)[3:].view(-1)[:802].view(2, 401)
+    for fields in ({}, {"logit_softcap": 3.0}):
+        options = Options(logit_scale=0.0, reduction="sum", statistics=True, gradients=1, **fields)
+        loss, gradient, state = forward(input, torch.tensor([0, 400]), None, None, None, options)
+        assert loss.item() == pytest.approx(2 * math.log(401), rel=1e-6)
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+        assert_close(state[2], [math.log(401)] * 2, torch.float32)
 
 
 def batch(

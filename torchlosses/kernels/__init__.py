@@ -158,6 +158,11 @@ def _local_in_triton(name: str, device: torch.device) -> Any:
     return _triton().LOCAL[name]
 
 
+def forward_over(loss: Any, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """What finds rows' losses and writes the gradient over the input in one launch; None where nothing does."""
+    return getattr(_past_dispatcher(loss.name, device), "forward_over", None)
+
+
 def warm_up(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
     """Compile the Triton kernels of a call and its backward ahead; see `torchlosses.kernels.triton.warm_up`."""
     from torchlosses.kernels.triton.warm_up import warm_up

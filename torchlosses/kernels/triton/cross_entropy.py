@@ -66,6 +66,37 @@ def _forward(
     return loss, empty((0,), input.dtype, device) if gradient is None else gradient, state
 
 
+def forward_over(
+    grad_rows: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    options: Any,
+) -> tuple[Tensor, Tensor]:
+    """The rows' losses and state; the gradient for `grad_rows`, one number a row, is written over the input."""
+    return _forward_over(called("cross_entropy"), grad_rows, input, target, weight, sample_weight, options)
+
+
+@planned
+def _forward_over(
+    name: str,
+    grad_rows: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    options: Any,
+) -> tuple[Tensor, Tensor]:
+    assert options.reduction == "none"
+    compute, _ = launches.compute_type(input, target, weight, sample_weight)
+    shape = (input.shape[0], *input.shape[2:])
+    losses = empty(shape, options.dtype, input.device)
+    state = empty((6 if options.statistics else 2, *shape), compute, input.device)
+    run(name, grad_rows, input, input, target, weight, sample_weight, None, state, losses, options)
+    return losses, state
+
+
 def backward(
     grad_output: Tensor,
     gradient: Tensor,
@@ -118,7 +149,7 @@ def run(
     options: Any,
     split: Split | None = None,
 ) -> None:
-    """Forward, without `grad_output`, or backward; of rows that are `split`, forward finds parts and no loss.
+    """Forward, with a loss or without `grad_output`, or backward; of rows that are `split`, forward finds parts.
 
     `name` is that of the function that was called.
     """
@@ -132,7 +163,7 @@ def run(
     order = (0, 2) if along_rows else row_order(input, adjacent)
     outer, inner = (size_along(input, dimension) for dimension in order)
 
-    forward = grad_output is None
+    forward = grad_output is None or loss is not None
     alone = total * classes <= launches.SMALL and reduction != "none"
     mean = reduction == "mean" and normalizer is None
     counted = mean and not probabilities

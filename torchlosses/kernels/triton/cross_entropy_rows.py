@@ -43,7 +43,8 @@ from torchlosses.kernels.triton.reduction import counted
 @triton.jit
 def recounted(
     base, m, groups_m, groups_s, shift, low, high, end, logit_scale, logit_softcap, SCALED: tl.constexpr,
-    CAPPED: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr, GROUPS: tl.constexpr, VEC: tl.constexpr,
+    CAPPED: tl.constexpr, COARSE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr, GROUPS: tl.constexpr,
+    VEC: tl.constexpr,
 ):  # fmt: skip
     """Σ exp(y - m) - 1 of a row that is all but sure of one class, with all digits.
 
@@ -56,15 +57,15 @@ def recounted(
     for first in range(low + group * VEC, high, TILES * GROUPS * VEC):
         place = first + tl.arange(0, TILES)[:, None] * (GROUPS * VEC) + tl.arange(0, VEC)[None, :]
         x = tl.load(base + place, mask=place < high, other=float("-inf")).to(COMPUTE)
-        y, _ = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+        y, _, _ = logits(x, logit_scale, logit_softcap, SCALED, CAPPED, COARSE)
         y = tl.where(place < high, y, float("-inf"))
         rest += tl.sum(tl.sum(tl.where(y == m, 0.0, fast_exp(y - m)), 1), 0)
     if not ALIGNED:
         # The first group holds the row's ends too.
         place, valid = ends(shift, end, VEC)
         valid = valid & (place < tl.where(group == 0, end, 0))
-        x = tl.load(base + place, mask=valid, other=float("-inf")).to(COMPUTE)
-        y, _ = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+        x = tl.load(base + place, mask=valid, other=0.0).to(COMPUTE)
+        y, _, _ = logits(x, logit_scale, logit_softcap, SCALED, CAPPED, COARSE)
         y = tl.where(valid, y, float("-inf"))
         rest += tl.sum(tl.sum(tl.where(y == m, 0.0, fast_exp(y - m)), 1), 0)
     return rest
@@ -104,14 +105,21 @@ def shares_again(
 
 
 @triton.jit
+def vectors(start, high, GROUPS: tl.constexpr, VEC: tl.constexpr):
+    """How many places before `high` each group of a tile has: all or none."""
+    return tl.where(start + tl.arange(0, GROUPS) * VEC < high, VEC, 0)
+
+
+@triton.jit
 def taken_in(
-    state, x, t, place, shift, valid, weight_ptr, weight_stride, logit_scale, logit_softcap, kept, even,
+    state, x, t, place, shift, valid, of_groups, weight_ptr, weight_stride, logit_scale, logit_softcap, kept, even,
     EXACT: tl.constexpr, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr, WEIGHTED: tl.constexpr,
-    SCALED: tl.constexpr, CAPPED: tl.constexpr, STATISTICS: tl.constexpr, SPLIT: tl.constexpr, COMPUTE: tl.constexpr,
+    SCALED: tl.constexpr, CAPPED: tl.constexpr, COARSE: tl.constexpr, STATISTICS: tl.constexpr, SPLIT: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """`accumulated` of a tile as it was loaded."""
+    """`accumulated` of a tile as it was loaded; `of_groups`: how many classes each group has, if that is known."""
     SHARES: tl.constexpr = PROBABILITIES or SMOOTHED
-    y, _ = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
+    y, _, _ = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED, COARSE)
     if SCALED or CAPPED:
         y = tl.where(valid, y, float("-inf"))
     share = y
@@ -119,20 +127,20 @@ def taken_in(
     if SHARES:
         weight = weights_of(weight_ptr, weight_stride, place - shift, valid, COMPUTE, WEIGHTED)
         share = shares(t, weight, valid, kept, even, PROBABILITIES, SMOOTHED, WEIGHTED)
-    return accumulated(
-        state, y, share, t, tl.where(valid, place - shift, BEYOND), EXACT, SHARES, PROBABILITIES, STATISTICS, SPLIT
-    )
+    taken = tl.sum(share, 1) if PROBABILITIES or WEIGHTED or of_groups is None else of_groups.to(COMPUTE)
+    place = tl.where(valid, place - shift, BEYOND)
+    return accumulated(state, y, share, taken, t, place, EXACT, SHARES, PROBABILITIES, STATISTICS, SPLIT)
 
 
 @triton.jit
 def gradient_of(
     x, t, place, shift, valid, weight_ptr, weight_stride, m, rest, total, beside, multiplier, special, kept, even,
     row_scale, logit_scale, logit_softcap, grad_output, PROBABILITIES: tl.constexpr, SMOOTHED: tl.constexpr,
-    WEIGHTED: tl.constexpr, SCALED: tl.constexpr, CAPPED: tl.constexpr, COMPUTE: tl.constexpr, DTYPE: tl.constexpr,
-    UNIT_FIRST: tl.constexpr, MASKED: tl.constexpr, SPLIT: tl.constexpr,
+    WEIGHTED: tl.constexpr, SCALED: tl.constexpr, CAPPED: tl.constexpr, COARSE: tl.constexpr, COMPUTE: tl.constexpr,
+    DTYPE: tl.constexpr, UNIT_FIRST: tl.constexpr, MASKED: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """A tile of the gradient, as it is stored."""
-    y, slope = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
+    y, slope, slope_of_all = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED, COARSE)
     e, correction = exponentials(y, m, m)
     if PROBABILITIES or SMOOTHED:
         weight = weights_of(weight_ptr, weight_stride, place - shift, valid, COMPUTE, WEIGHTED)
@@ -144,11 +152,9 @@ def gradient_of(
             gradient = tl.where(y == tl.where(rest < 1.0, m, float("inf")), others + special, gradient)
         else:
             gradient = e * (multiplier * correction) - even * share
-        gradient = gradient * (slope * row_scale)
-    elif CAPPED:
-        gradient = e * (multiplier * correction * row_scale) * slope
+        gradient = gradient * (slope * (slope_of_all * row_scale))
     else:
-        gradient = e * (multiplier * correction * row_scale * slope)
+        gradient = e * (multiplier * correction * row_scale * slope_of_all) * slope
     if MASKED:
         gradient = tl.where(valid, gradient, 0.0)
     return scaled(gradient, grad_output, DTYPE, UNIT_FIRST)
@@ -204,6 +210,7 @@ def rows_kernel(
     # that it does not count.
     MASKED: tl.constexpr = SCALED or SHARES or normalizer_ptr is not None
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    COARSE: tl.constexpr = DTYPE.primitive_bitwidth == 16 and tl.float32 == COMPUTE
     # Lines that are read again soon are kept, and those of the second look are let go.
     KEEP: tl.constexpr = "evict_last" if FORWARD and not SINGLE else "evict_first"
     CACHE: tl.constexpr = ".cs"
@@ -274,7 +281,7 @@ def rows_kernel(
         if sample_weight_ptr is not None:
             sample_weight = tl.load(sample_weight_ptr + sample * sample_outer + position * sample_inner).to(COMPUTE)
             active = active & (sample_weight != 0.0)
-        if GRADIENT and not FORWARD and REDUCTION == "none":
+        if REDUCTION == "none" and grad_output_ptr is not None:
             row_scale = tl.load(grad_output_ptr + sample * grad_outer + position * grad_inner).to(COMPUTE)
         row_scale = row_scale * sample_weight
         if SPLIT and not FORWARD:
@@ -291,11 +298,24 @@ def rows_kernel(
         at_target = tl.full((), 0.0, COMPUTE)
         slope_at_target = logit_scale
         if not PROBABILITIES:
-            own = tl.load(x_base + shift + target, mask=here, other=0.0).to(COMPUTE)
-            at_target, slope_at_target = logits(own, logit_scale, logit_softcap, SCALED, CAPPED)
+            if CAPPED and COARSE:
+                # With its neighbours, so that it is the same to the bit as in its tile.
+                place = (shift + target) // VEC * VEC + tl.arange(0, VEC)[None, :]
+                valid = here & (place >= shift) & (place < end)
+                x = tl.load(x_base + place, mask=valid, other=0.0).to(COMPUTE)
+                y, slope, slope_at_target = logits(x, logit_scale, logit_softcap, SCALED, CAPPED, COARSE)
+                own = valid & (place == shift + target)
+                at_target = tl.sum(tl.sum(tl.where(own, y, 0.0), 1), 0)
+                slope_at_target *= tl.sum(tl.sum(tl.where(own, slope, 0.0), 1), 0)
+            else:
+                own = tl.load(x_base + shift + target, mask=here, other=0.0).to(COMPUTE)
+                at_target, slope, slope_at_target = logits(own, logit_scale, logit_softcap, SCALED, CAPPED, False)
+                slope_at_target *= slope
         if not ALIGNED:
             end_places, end_valid = ends(shift, end, VEC)
             x_ends, t_ends = loaded(x_base, t_base, end_places, end_valid, PROBABILITIES, KEEP)
+            if CAPPED:
+                x_ends = tl.where(end_valid, x_ends, 0.0)
 
         # The first look: the sums.
         m = tl.full((), 0.0, COMPUTE)
@@ -315,6 +335,7 @@ def rows_kernel(
                     end_places,
                     shift,
                     end_valid,
+                    None,
                     weights_ptr,
                     weight_stride,
                     logit_scale,
@@ -327,6 +348,7 @@ def rows_kernel(
                     WEIGHTED,
                     SCALED,
                     CAPPED,
+                    COARSE,
                     STATISTICS,
                     SPLIT,
                     COMPUTE,
@@ -335,8 +357,9 @@ def rows_kernel(
             if SINGLE:
                 place = low + places(0, GROUPS, VEC)
                 state = taken_in(
-                    state, x, t, place, shift, place < high, weights_ptr, weight_stride, logit_scale, logit_softcap,
-                    kept, even, True, PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, STATISTICS, SPLIT, COMPUTE,
+                    state, x, t, place, shift, place < high, vectors(low, high, GROUPS, VEC), weights_ptr,
+                    weight_stride, logit_scale, logit_softcap, kept, even, True, PROBABILITIES, SMOOTHED, WEIGHTED,
+                    SCALED, CAPPED, COARSE, STATISTICS, SPLIT, COMPUTE,
                 )  # fmt: skip
             else:
                 for first in range(low, high, BLOCK):
@@ -347,9 +370,9 @@ def rows_kernel(
                     else:
                         x, t = loaded(x_base, t_base, place, place < high, PROBABILITIES, KEEP)
                     state = taken_in(
-                        state, x, t, place, shift, place < high, weights_ptr, weight_stride, logit_scale, logit_softcap,
-                        kept, even, False, PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, STATISTICS, SPLIT,
-                        COMPUTE,
+                        state, x, t, place, shift, place < high, vectors(first, high, GROUPS, VEC), weights_ptr,
+                        weight_stride, logit_scale, logit_softcap, kept, even, False, PROBABILITIES, SMOOTHED, WEIGHTED,
+                        SCALED, CAPPED, COARSE, STATISTICS, SPLIT, COMPUTE,
                     )  # fmt: skip
                     if PREFETCH:
                         x, t = next_x, next_t
@@ -362,7 +385,7 @@ def rows_kernel(
                 if rest < 0.25:
                     rest = recounted(
                         x_base, m, state[0], state[1], shift, low, high, end, logit_scale, logit_softcap, SCALED,
-                        CAPPED, COMPUTE, ALIGNED, GROUPS, VEC,
+                        CAPPED, COARSE, COMPUTE, ALIGNED, GROUPS, VEC,
                     )  # fmt: skip
             of_row = m, rest, product, first_largest, total, weighed, raw, raw_weighed, most, most_first, beside
             if SPLIT:
@@ -444,7 +467,7 @@ def rows_kernel(
                 gradient = gradient_of(
                     x, t, place, shift, place < high, weights_ptr, weight_stride, m, rest, total, beside, multiplier,
                     special, kept, even, row_scale, logit_scale, logit_softcap, factor, PROBABILITIES, SMOOTHED,
-                    WEIGHTED, SCALED, CAPPED, COMPUTE, DTYPE, UNIT_FIRST, MASKED, SPLIT,
+                    WEIGHTED, SCALED, CAPPED, COARSE, COMPUTE, DTYPE, UNIT_FIRST, MASKED, SPLIT,
                 )  # fmt: skip
                 tl.store(gradient_base + place, gradient, mask=place < whole, cache_modifier=CACHE)
                 if not SINGLE:
@@ -456,7 +479,7 @@ def rows_kernel(
                 gradient = gradient_of(
                     x_ends, t_ends, end_places, shift, traced, weights_ptr, weight_stride, m, rest, total,
                     beside, multiplier, special, kept, even, row_scale, logit_scale, logit_softcap, factor,
-                    PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, COMPUTE, DTYPE, UNIT_FIRST, True, SPLIT,
+                    PROBABILITIES, SMOOTHED, WEIGHTED, SCALED, CAPPED, COARSE, COMPUTE, DTYPE, UNIT_FIRST, True, SPLIT,
                 )  # fmt: skip
                 tl.store(gradient_base + end_places, gradient, mask=written)
             if not PROBABILITIES:

@@ -157,7 +157,7 @@ def tiles_kernel(
             at = sample_weight_ptr + sample * sample_outer + position * sample_inner
             sample_weight = tl.load(at, mask=exists, other=0.0).to(COMPUTE)
             active = active & (sample_weight != 0.0)
-        if GRADIENT and not FORWARD and REDUCTION == "none":
+        if REDUCTION == "none" and grad_output_ptr is not None:
             at = grad_output_ptr + sample * grad_outer + position * grad_inner
             row_scale = tl.load(at, mask=exists, other=0.0).to(COMPUTE)
         row_scale = row_scale * sample_weight
@@ -172,7 +172,7 @@ def tiles_kernel(
         at_target = tl.zeros([ROWS], COMPUTE)
         if not PROBABILITIES:
             own = tl.load(x_rows + target * x_class, mask=here, other=0.0).to(COMPUTE)
-            at_target, _slope_at_target = logits(own, logit_scale, logit_softcap, SCALED, CAPPED)
+            at_target, _slope, _slope_of_all = logits(own, logit_scale, logit_softcap, SCALED, CAPPED, False)
 
         if SINGLE:
             x, t, share, valid = tile_of(
@@ -193,10 +193,11 @@ def tiles_kernel(
                         kept, even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
-                y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+                y, slope, slope_of_all = logits(x, logit_scale, logit_softcap, SCALED, CAPPED, False)
                 y = tl.where(valid, y, float("-inf"))
                 place = tl.where(valid, c.to(tl.int32)[None, :], BEYOND)
-                state = accumulated(state, y, share, t, place, True, SHARES, PROBABILITIES, STATISTICS, SPLIT)
+                taken = tl.sum(share, 1) if SHARES else 0.0
+                state = accumulated(state, y, share, taken, t, place, True, SHARES, PROBABILITIES, STATISTICS, SPLIT)
             m, rest, _product, _first, found_total, _weighed, _raw, _raw_weighed, _most, _most_first, beside = state
             if SHARES:
                 total = found_total
@@ -257,7 +258,7 @@ def tiles_kernel(
                         kept, even,
                         COMPUTE, PROBABILITIES, SMOOTHED, WEIGHTED,
                     )  # fmt: skip
-                y, slope = logits(x, logit_scale, logit_softcap, SCALED, CAPPED)
+                y, slope, slope_of_all = logits(x, logit_scale, logit_softcap, SCALED, CAPPED, False)
                 e = fast_exp(y - m[:, None])
                 gradient = e * multiplier[:, None]
                 if SHARES and not PROBABILITIES:
@@ -270,7 +271,7 @@ def tiles_kernel(
                     gradient = tl.where(most, most_likely, gradient - share)
                 else:
                     gradient = tl.where(c.to(tl.int64)[None, :] == target[:, None], special[:, None], gradient)
-                gradient = gradient * (slope * row_scale[:, None])
+                gradient = gradient * (slope * (slope_of_all * row_scale)[:, None])
                 stored = scaled(tl.where(active[:, None], gradient, 0.0), factor, DTYPE, UNIT_FIRST)
                 gradient_tile = gradient_rows[:, None] + (c * gradient_class)[None, :]
                 tl.store(gradient_tile, stored, mask=exists[:, None] & (c < classes)[None, :])

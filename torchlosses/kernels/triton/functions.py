@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from triton import knobs
+from triton.language.extra import libdevice
 
 # The interpreter has no fused multiply-add, so that a remainder it keeps exactly would be lost there.
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
@@ -113,45 +114,73 @@ def log1p(z):
 
 
 @triton.jit
-def tanh(u):
-    """The hyperbolic tangent: a rational function with one division in float32, in float64 two formulas."""
-    if u.dtype == tl.float64:
-        # Cephes: next to 0 a rational function, beyond 1 - 2 / (exp(2 |u|) + 1).
-        z = u * u
-        above = (-9.64399179425052238628e-1 * z - 9.92877231001918586564e1) * z - 1.61468768441708447952e3
-        below = ((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z + 4.84406305325125486048e3
-        far = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(u)) + 1.0)
-        result = tl.where(tl.abs(u) < 0.625, u + u * z * (above / below), tl.where(u < 0.0, -far, far))
-    else:
-        # Eigen's and XLA's: rounds to ±1 from there on. A comparison that a nan fails keeps it.
-        v = tl.where(
-            u > 7.90531110763549805, 7.90531110763549805, tl.where(u < -7.90531110763549805, -7.90531110763549805, u)
-        )
-        z = v * v
-        above = -2.76076847742355e-16 * z + 2.00018790482477e-13
-        above = above * z - 8.60467152213735e-11
-        above = above * z + 5.12229709037114e-08
-        above = above * z + 1.48572235717979e-05
-        above = above * z + 6.37261928875436e-04
-        above = above * z + 4.89352455891786e-03
-        below = 1.19825839466702e-06 * z + 1.18534705686654e-04
-        below = below * z + 2.26843463243900e-03
-        below = below * z + 4.89352518554385e-03
-        result = v * above / below
-    return result
+def reciprocal(d):
+    """1 / d of a number that is far from the largest and the smallest ones, so that it is not scaled before."""
+    return 1.0 / d if d.dtype == tl.float64 or INTERPRETED else libdevice.fast_dividef(1.0, d)
 
 
 @triton.jit
-def logits(x, logit_scale, logit_softcap, SCALED: tl.constexpr, CAPPED: tl.constexpr):
-    """y = logit_scale x, then c tanh(y / c); and dy / dx, as one number where it is the same for all."""
-    if CAPPED:
-        bent = tanh(x * (logit_scale / logit_softcap))
-        y, slope = logit_softcap * bent, logit_scale * (1.0 - bent * bent)
-    elif SCALED:
-        y, slope = x * logit_scale, logit_scale
+def reciprocals(d):
+    """1 / d of a tile [groups, 4 n], with one division for four neighbours: one that is nan makes all of them nan."""
+    first, second = tl.split(tl.reshape(d, [d.shape[0], d.shape[1] // 2, 2]))
+    left, right = tl.split(tl.reshape(first * second, [d.shape[0], d.shape[1] // 4, 2]))
+    of_four = reciprocal(left * right)
+    of_two = tl.reshape(tl.join(of_four * right, of_four * left), first.shape)
+    return tl.reshape(tl.join(of_two * second, of_two * first), d.shape)
+
+
+@triton.jit
+def signed(magnitude, x):
+    """The magnitude, or less than 0 where x is."""
+    if x.dtype == tl.float64:
+        sign = x.to(tl.uint64, bitcast=True) & 0x8000000000000000
+        bits = magnitude.to(tl.uint64, bitcast=True) ^ sign
     else:
-        y, slope = x, logit_scale
-    return y, slope
+        sign = x.to(tl.uint32, bitcast=True) & 0x80000000
+        bits = magnitude.to(tl.uint32, bitcast=True) ^ sign
+    return bits.to(x.dtype, bitcast=True)
+
+
+@triton.jit
+def capped(x, logit_scale, logit_softcap, COARSE: tl.constexpr):
+    """c tanh(k x / c); and of its slope k (1 - tanh²) what differs from one to the next, and what does not.
+
+    With u = |k x / c| and e = exp(-2 u) the tangent of u is 1 - 2 e / (1 + e), next to 0 Cephes' rational function, and
+    the slope 4 e / (1 + e)², which keeps its digits where the tangent is close to 1. COARSE, of tiles, has the former
+    next to 0 too: its error is a unit in the last place of c, much less than what 16 bits leave of a logit.
+    """
+    ratio = tl.abs(logit_scale / logit_softcap)
+    height = tl.where(logit_scale < 0.0, -logit_softcap, logit_softcap)
+    magnitude = tl.abs(x)
+    # exp2(u log2(e)), whose factors are one number.
+    e = tl.exp2(magnitude * (-2.0 * LOG2E * ratio)) if x.dtype == tl.float32 else tl.exp(magnitude * (-2.0 * ratio))
+    of_sum = reciprocals(1.0 + e) if COARSE else reciprocal(1.0 + e)
+    share = e * of_sum
+    y = tl.fma(share, -2.0 * height, height)
+    if not COARSE:
+        u = magnitude * ratio
+        z = u * u
+        if x.dtype == tl.float64:
+            # A constant that is an argument would have float32.
+            p = (-9.64399179425052238628e-1 * z - 9.92877231001918586564e1) * z - 1.61468768441708447952e3
+            p = p / (((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z + 4.84406305325125486048e3)
+        else:
+            p = tl.fma(z, -5.70498872745e-3, 2.06390887954e-2)
+            p = tl.fma(p, z, -5.37397155531e-2)
+            p = tl.fma(p, z, 1.33314422036e-1)
+            p = tl.fma(p, z, -3.33332819422e-1)
+        y = tl.where(u < 0.625, height * tl.fma(p * z, u, u), y)
+    return signed(y, x), share * of_sum, 4.0 * logit_scale
+
+
+@triton.jit
+def logits(x, logit_scale, logit_softcap, SCALED: tl.constexpr, CAPPED: tl.constexpr, COARSE: tl.constexpr):
+    """y = logit_scale x, then c tanh(y / c); and dy / dx as two factors, the second of which is the same for all."""
+    if CAPPED:
+        y, slope, slope_of_all = capped(x, logit_scale, logit_softcap, COARSE)
+    else:
+        y, slope, slope_of_all = x * logit_scale if SCALED else x, 1.0, logit_scale
+    return y, slope, slope_of_all
 
 
 @triton.jit
@@ -159,6 +188,7 @@ def accumulated(
     state,
     y,
     share,
+    taken,
     t,
     place,
     EXACT: tl.constexpr,
@@ -167,7 +197,7 @@ def accumulated(
     STATISTICS: tl.constexpr,
     SPLIT: tl.constexpr = False,
 ):
-    """What is known of each group of classes, with one more tile of [groups, classes] taken in.
+    """What is known of each group of classes, with one more tile of [groups, classes] taken in; `taken` is its Σ a.
 
     state holds for each group
         m       the largest logit
@@ -207,7 +237,7 @@ def accumulated(
         beside = tl.where(m < new, total, beside) + tl.sum(tl.where(y == new[:, None], 0.0, share), 1)
     if SHARES:
         weighed += total * change + tl.sum(tl.where(share == 0.0, 0.0, share * difference), 1)
-        total += tl.sum(share, 1)
+        total += taken
     if STATISTICS and PROBABILITIES:
         raw_weighed += raw * change + tl.sum(tl.where(t == 0.0, 0.0, t * difference), 1)
         raw += tl.sum(t, 1)

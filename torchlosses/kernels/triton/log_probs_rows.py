@@ -35,10 +35,10 @@ def with_tile(
     EXACT: tl.constexpr, SCALED: tl.constexpr, CAPPED: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """`accumulated`, of logits as they were loaded."""
-    y, _ = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
+    y, _, _ = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED, False)
     if SCALED or CAPPED:
         y = tl.where(valid, y, float("-inf"))
-    return accumulated(state, y, y, y, tl.where(valid, place - shift, BEYOND), EXACT, False, False, True)
+    return accumulated(state, y, y, 0.0, y, tl.where(valid, place - shift, BEYOND), EXACT, False, False, True)
 
 
 @triton.jit
@@ -47,11 +47,11 @@ def gradient_of(
     SCALED: tl.constexpr, CAPPED: tl.constexpr, COMPUTE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """A tile of the gradient, as it is stored, but for the 1 of the target."""
-    y, slope = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED)
+    y, slope, slope_of_all = logits(x.to(COMPUTE), logit_scale, logit_softcap, SCALED, CAPPED, False)
     e, correction = exponentials(y, m, m)
     # A class that is ruled out has no part in it: 0 · ∞ = 0.
-    pull = g + h * (tl.where(e > 0.0, y - m, 0.0) + distance)
-    return rounded(tl.where(valid, -(e * (correction / whole)) * pull * slope, 0.0), DTYPE)
+    pull = g * correction / whole + h * correction / whole * (tl.where(e > 0.0, y - m, 0.0) + distance)
+    return rounded(tl.where(valid, -e * pull * (slope * slope_of_all), 0.0), DTYPE)
 
 
 @triton.jit(
@@ -100,7 +100,7 @@ def log_probs_kernel(
         if ADJACENT:
             high = tl.multiple_of(tl.where(active, end // VEC * VEC, low), VEC)
         own = tl.load(x_base + shift + target * x_class, mask=active, other=0.0).to(COMPUTE)
-        at_target, slope_at_target = logits(own, logit_scale, logit_softcap, SCALED, CAPPED)
+        at_target, slope, slope_of_all = logits(own, logit_scale, logit_softcap, SCALED, CAPPED, False)
         if not ALIGNED:
             end_places, end_valid = ends(shift, end, VEC)
             x_ends = tl.load(x_base + end_places, mask=end_valid, other=float("-inf"))
@@ -137,7 +137,7 @@ def log_probs_kernel(
                 if rest < 0.25:
                     rest = recounted(
                         x_base, m, state[0], state[1], shift, low, high, end, logit_scale, logit_softcap,
-                        SCALED, CAPPED, COMPUTE, ALIGNED, GROUPS, VEC,
+                        SCALED, CAPPED, False, COMPUTE, ALIGNED, GROUPS, VEC,
                     )  # fmt: skip
             # An infinite maximum makes the row's probabilities 0/0 or inf/inf.
             rest += m - m
@@ -207,5 +207,5 @@ def log_probs_kernel(
             e = fast_exp(at_target - m)
             others = tl.where(at_target == m, rest, whole - e)
             of_entropy = h * e * (tl.where(e > 0.0, at_target - m, 0.0) + distance)
-            gradient = (g * others - of_entropy) / whole * slope_at_target
+            gradient = (g * others - of_entropy) / whole * (slope * slope_of_all)
             tl.store(gradient_base + shift + target * gradient_class, rounded(gradient, DTYPE), mask=active)
