@@ -505,11 +505,7 @@ def linear_cross_entropy(
     block_rows = _validation.check_block_rows(_block_rows(options, block_rows))
     wide_sums = bool(wide_sums) or _sums_widely(options)
     indices, shape, dim = _check(input, linear_weight, target, linear_bias, weight, sample_weight, ignore_index, dim)
-    a, b, low_rank_scale = _validation.check_low_rank(_FUNCTION, input, linear_weight, low_rank, dim) or (
-        None,
-        None,
-        1.0,
-    )
+    a, b, low_rank_scale = _validation.check_low_rank(_FUNCTION, input, linear_weight, low_rank, dim)
     dtype, product_dtype, compute = _dtypes(input, linear_weight, target, weight, indices)
     dtype = result_dtype(loss_dtype, dtype, input.device)
     if block_rows is None:

@@ -358,11 +358,7 @@ def class_parallel_linear_cross_entropy(
             raise RuntimeError(f"{name}: expected linear_weight (classes, features), got {tuple(linear_weight.shape)}.")
         autocast = autocast_enabled(input.device)
         _validation.check_linear_dtypes(name, autocast, input, linear_weight=linear_weight, linear_bias=linear_bias)
-        a, b, low_rank_scale = _validation.check_low_rank(name, input, linear_weight, low_rank, input.dim() - 1) or (
-            None,
-            None,
-            1.0,
-        )
+        a, b, low_rank_scale = _validation.check_low_rank(name, input, linear_weight, low_rank, input.dim() - 1)
         block_rows = _validation.check_block_rows(block_rows)
         shape, own = input.shape[:-1], linear_weight.shape[0]
         indices = _validation.check_linear_target(name, target, [*shape], [*shape, own], ignore_index)
