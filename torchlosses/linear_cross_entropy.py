@@ -676,6 +676,8 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
     A drop-in for `torch.nn.LinearCrossEntropyLoss`: the same constructor, and the same names in the state dict
     (`linear.weight`, `linear.bias`, `weight`).
 
+    `LinearCrossEntropyLoss.of(linear)` makes one of a linear layer that exists, whose parameters it shares.
+
     Args:
         in_features: The number of features of a row.
         num_classes: The number of classes.
@@ -683,37 +685,12 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         bias: Whether the linear layer has a bias.
         device: Where the linear layer's parameters are made.
         dtype: Their dtype.
-        reduction: 'mean', 'sum' or 'none'.
-        weight: One factor a class, of shape (num_classes); kept as a buffer.
-        ignore_index: Rows with this class index are left out; None is -100.
-        label_smoothing: ε in [0, 1].
-        options: A `torch.nn.LinearCrossEntropyOptions`; see :func:`linear_cross_entropy`.
-        dim: The dimension of the input that holds the features, and of class probabilities that holds the classes.
-        empty: What a mean over nothing gives: 'nan' or 'zero'.
-        z_loss: λ of λ (log Σ exp(y))².
-        logit_scale: A factor of the logits.
-        logit_softcap: c of y -> c tanh(y / c).
-        loss_dtype: The dtype of the result.
-        return_stats: Whether to return the rows' statistics beside the loss.
-        block_rows: How many rows are worked on at a time.
-        gradient: When the gradients are computed, 'forward' or 'backward'.
-        drop_ignored: Whether rows that leave no trace are dropped on an accelerator too, which waits for their number.
-        wide_sums: Whether the layer's gradients are summed in float32 on an accelerator over few blocks too.
-
-    `LinearCrossEntropyLoss.of(linear)` makes one of a linear layer that exists, whose parameters it shares.
+        weight: One factor a class, of shape (num_classes), else a RuntimeError; kept as a buffer.
 
     Shape:
         input (..., in_features), or with the features at `dim`; target class indices (..., d1, ...), or class
         probabilities (..., num_classes, d1, ...), the classes where the features are; a scalar comes out, or with
         'none' one loss a row. Dtypes as in :func:`linear_cross_entropy`.
-
-    Raises:
-        ValueError: An option is none of its values.
-        RuntimeError: `weight` has the wrong length.
-        TypeError: An option has the wrong type.
-        Errors of the call are those of `linear_cross_entropy`.
-
-    Edge cases: as for `linear_cross_entropy`.
 
     Example:
         >>> import torch
@@ -722,8 +699,6 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         >>> loss = criterion(torch.zeros(2, 5, 16), torch.zeros(2, 5, dtype=torch.int64))
         >>> round(loss.item(), 4)
         6.9078
-
-    Source: as for `linear_cross_entropy`.
     """
 
     __constants__ = ("ignore_index", "reduction", "label_smoothing", "num_classes", "out_features")
@@ -842,7 +817,7 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         *,
         normalizer: Tensor | float | None = None,
         sample_weight: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, RowStatistics]:
+    ) -> Any:
         """The loss of features against class indices or probabilities; see :func:`linear_cross_entropy`."""
         linear_weight, linear_bias = self.linear.weight, self.linear.bias
         if self.out_features:

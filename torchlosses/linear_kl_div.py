@@ -601,42 +601,20 @@ class LinearKLDivLoss(LossModule, nn.Module):
     .. math:: p_n = \operatorname{softmax}\frac{W x_n + b}{T}, \qquad q_n = \operatorname{softmax}\frac{z_n}{T}, \qquad
         \text{loss}_n = \operatorname{KL}(q_n \| p_n), \text{ or what } \texttt{divergence} \text{ says}
 
+    `LinearKLDivLoss.of(linear)` makes one of a linear layer that exists, whose parameters it shares. The teacher is not
+    part of the module: its tensors go to the call, as :func:`linear_kl_div` takes them.
+
     Args:
         in_features: The number of features of a student's row.
         num_classes: The number of classes.
         bias: Whether the linear layer has a bias.
         device: Where the linear layer's parameters are made.
         dtype: Their dtype.
-        divergence: 'forward', 'reverse' or 'jensen-shannon'.
-        beta: β in (0, 1), the teacher's share in the mixture of 'jensen-shannon'.
-        temperature: T, which divides the logits of both.
-        temperature_squared: Whether the loss is multiplied by T².
-        ignore_index: Rows with this label are left out.
-        reduction: 'mean', 'sum' or 'none'.
-        empty: What a mean over nothing gives: 'nan' or 'zero'.
-        loss_dtype: The dtype of the result.
-        student_logit_scale: A factor of the student's logits.
-        student_logit_softcap: c of y -> c tanh(y / c), of the student's logits.
-        teacher_logit_scale: The same of a teacher that is given by its features.
-        teacher_logit_softcap: The same of a teacher that is given by its features.
-        top_k_rest: 'merge' or 'renormalize', for a teacher that is given by its k largest log-probabilities.
-        block_rows: How many rows are worked on at a time.
-        gradient: When the gradients are computed, 'forward' or 'backward'.
-
-    `LinearKLDivLoss.of(linear)` makes one of a linear layer that exists, whose parameters it shares. The teacher is not
-    part of the module: its tensors go to the call, as :func:`linear_kl_div` takes them.
 
     Shape:
         student_input (..., in_features); teacher_input (..., its features), teacher_logits (..., num_classes), or
         teacher_top_k two of (..., k); a scalar comes out, or with 'none' one loss a row. Dtypes as in
         :func:`linear_kl_div`.
-
-    Raises:
-        ValueError: An option is none of its values.
-        TypeError: An option has the wrong type.
-        Errors of the call are those of `linear_kl_div`.
-
-    Edge cases: as for `linear_kl_div`.
 
     Example:
         >>> import torch
@@ -646,29 +624,10 @@ class LinearKLDivLoss(LossModule, nn.Module):
         >>> loss = criterion(torch.zeros(2, 5, 16), torch.zeros(2, 5, 64), teacher.weight)
         >>> loss.item()
         0.0
-
-    Source: as for `linear_kl_div`.
     """
 
     __constants__ = ("ignore_index", "reduction", "num_classes")
     function = staticmethod(linear_kl_div)
-    kept = (
-        "divergence",
-        "beta",
-        "temperature",
-        "temperature_squared",
-        "ignore_index",
-        "reduction",
-        "empty",
-        "loss_dtype",
-        "student_logit_scale",
-        "student_logit_softcap",
-        "teacher_logit_scale",
-        "teacher_logit_softcap",
-        "top_k_rest",
-        "block_rows",
-        "gradient",
-    )
     shown = ("divergence", "temperature", "reduction")
 
     def __init__(
@@ -704,7 +663,7 @@ class LinearKLDivLoss(LossModule, nn.Module):
         self.num_classes = num_classes
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         student_input: Tensor,
         teacher_input: Tensor | None = None,
