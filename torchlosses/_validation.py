@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from torchlosses._declare import transforms_active
+from torchlosses._declare import autocast_enabled, transforms_active
 from torchlosses.kernels.eager import check_dense
 
 Reduction = Literal["none", "mean", "sum"]
@@ -447,6 +447,22 @@ def check_linear(function: str, input: Tensor, linear_weight: Tensor, linear_bia
             f"{function}: a linear_weight of shape {tuple(linear_weight.shape)} needs an input with a batch dimension, "
             f"but input is {tuple(input.shape)}."
         )
+    return dim
+
+
+def check_product(
+    function: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, dim: int, **others: Tensor | None
+) -> int:
+    """The operands of a product and, on their device, the others; `target` must be one of them.
+
+    Returns the dimension of the input's features, counted from the front.
+    """
+    check_tensors(function, input=input, linear_weight=linear_weight, target=others["target"])
+    check_same_device(function, input, linear_weight=linear_weight, linear_bias=linear_bias, **others)
+    check_floating_input(function, input)
+    dim = check_linear(function, input, linear_weight, linear_bias, dim)
+    autocast = autocast_enabled(input.device)
+    check_linear_dtypes(function, autocast, input, linear_weight=linear_weight, linear_bias=linear_bias)
     return dim
 
 

@@ -35,12 +35,12 @@ from torch import Tensor, nn
 from torchlosses import _validation
 from torchlosses._declare import Loss, autocast_enabled, result_dtype, taken_over
 from torchlosses._module import LossModule, Result_co, intercepted, overridden
-from torchlosses._options import FOUND, CallOptions, FurtherOptions, RowStatistics, statistics_of, with_z_loss
+from torchlosses._options import FOUND, CallOptions, FurtherOptions, RowStatistics, statistics_of
 from torchlosses._row_blocks import over_given
 from torchlosses._rows import class_indices_denominator, compute_dtype, probabilities_denominator
 from torchlosses.cross_entropy import CrossEntropy
 from torchlosses.kernels import linear
-from torchlosses.kernels.linear import default_block_rows
+from torchlosses.kernels.linear import default_block_rows, product_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -245,6 +245,7 @@ class LinearCrossEntropy(LinearLoss):
     tensors = (*OPERANDS, "target", "weight?", "sample_weight?")
     options = Options
     of_logits = CrossEntropy
+    shows_state, shown = staticmethod(CrossEntropy.shows_state), staticmethod(CrossEntropy.shown)
 
     @staticmethod
     def of_gradient(options: Any) -> Any:
@@ -255,16 +256,6 @@ class LinearCrossEntropy(LinearLoss):
     def state_fields(options: Any) -> int:
         """The statistics."""
         return FOUND if options.statistics else 0
-
-    @staticmethod
-    def shows_state(options: Any) -> bool:
-        """For the statistics."""
-        return options.statistics
-
-    @staticmethod
-    def shown(state: Tensor, tensors: Any, options: Any) -> Tensor:
-        """The fields of `RowStatistics`."""
-        return with_z_loss(state, tensors[-1], options.z_loss)
 
     @staticmethod
     def counted(*tensors_and_options: Any) -> Tensor | None:
@@ -303,21 +294,28 @@ def _logits(operands: Sequence[Any], options: Any) -> Tensor:
     return y if a is None else y + options.low_rank_scale * F.linear(F.linear(x, a), b)
 
 
-class _FurtherOptions(FurtherOptions, total=False):
-    block_rows: int | None
-    drop_ignored: bool
-    wide_sums: bool
-
-
-class _CallOptions(_FurtherOptions, CallOptions, total=False):
-    linear_bias: Tensor | None
+class _Options(FurtherOptions, total=False):
     weight: Tensor | None
     reduction: _validation.Reduction
     ignore_index: int | None
     label_smoothing: float
     options: Any
     dim: int
+    block_rows: int | None
+    drop_ignored: bool
+    wide_sums: bool
+
+
+class _CallOptions(_Options, CallOptions, total=False):
+    linear_bias: Tensor | None
     low_rank: LowRank | None
+
+
+class _ModuleOptions(_Options, total=False):
+    out_features: tuple[int, ...]
+    bias: bool
+    device: Any
+    dtype: torch.dtype | None
 
 
 @overload
@@ -326,26 +324,8 @@ def linear_cross_entropy(
     linear_weight: Tensor,
     target: Tensor,
     *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: _validation.Reduction = "mean",
-    ignore_index: int | None = -100,
-    label_smoothing: float = 0.0,
-    options: Any = None,
-    dim: int = -1,
-    normalizer: Tensor | float | None = None,
-    sample_weight: Tensor | None = None,
-    empty: _validation.Empty = "nan",
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
-    loss_dtype: torch.dtype | None = None,
-    low_rank: LowRank | None = None,
     return_stats: Literal[False] = False,
-    block_rows: int | None = None,
-    gradient: _validation.Gradient = "forward",
-    drop_ignored: bool = False,
-    wide_sums: bool = False,
+    **further: Unpack[_CallOptions],
 ) -> Tensor: ...
 
 
@@ -506,12 +486,12 @@ def linear_cross_entropy(
     wide_sums = bool(wide_sums) or _sums_widely(options)
     indices, shape, dim = _check(input, linear_weight, target, linear_bias, weight, sample_weight, ignore_index, dim)
     a, b, low_rank_scale = _validation.check_low_rank(_FUNCTION, input, linear_weight, low_rank, dim)
-    dtype, product_dtype, compute = _dtypes(input, linear_weight, target, weight, indices)
+    dtype, of_product, compute = _dtypes(input, linear_weight, target, weight, indices)
     dtype = result_dtype(loss_dtype, dtype, input.device)
     if block_rows is None:
         classes, *places, _ = linear_weight.shape
         rows = math.prod(shape) // max(1, math.prod(places))
-        block_rows = default_block_rows(classes, product_dtype.itemsize, input.device.type, rows)
+        block_rows = default_block_rows(classes, of_product.itemsize, input.device.type, rows)
     if not indices:
         target = target.movedim(dim, input.dim() - 1)
     input = input.movedim(dim, -1)
@@ -538,7 +518,7 @@ def linear_cross_entropy(
         logit_softcap,
         bool(return_stats),
         False,
-        product_dtype,
+        of_product,
         low_rank_scale,
         block_rows,
         bool(drop_ignored),
@@ -591,17 +571,13 @@ def _check(
     dim: int,
 ) -> tuple[bool, torch.Size, int]:
     """Whether target holds class indices, the shape of the rows, and the dimension of the features."""
-    _validation.check_tensors(_FUNCTION, input=input, linear_weight=linear_weight, target=target)
-    others = {"linear_weight": linear_weight, "target": target, "linear_bias": linear_bias}
-    _validation.check_same_device(_FUNCTION, input, **others, weight=weight, sample_weight=sample_weight)
-    _validation.check_floating_input(_FUNCTION, input)
-    dim = _validation.check_linear(_FUNCTION, input, linear_weight, linear_bias, dim)
-    autocast = autocast_enabled(input.device)
-    _validation.check_linear_dtypes(_FUNCTION, autocast, input, linear_weight=linear_weight, linear_bias=linear_bias)
+    others = {"target": target, "weight": weight, "sample_weight": sample_weight}
+    dim = _validation.check_product(_FUNCTION, input, linear_weight, linear_bias, dim, **others)
     before, behind, (classes, *places) = input.shape[:dim], input.shape[dim + 1 :], linear_weight.shape[:-1]
     rows, probabilities = [*before, *behind, *places], [*before, classes, *behind, *places]
     indices = _validation.check_linear_target(_FUNCTION, target, rows, probabilities, ignore_index)
     if weight is not None:
+        autocast = autocast_enabled(input.device)
         _validation.check_weight_of_classes(classes, input.dtype, indices, weight, autocast, _FUNCTION)
     if sample_weight is not None:
         _validation.check_sample_weight(_FUNCTION, sample_weight, torch.Size(rows))
@@ -615,11 +591,7 @@ def _dtypes(
     dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
     if weight is not None:
         dtype = torch.promote_types(dtype, weight.dtype)
-    product_dtype = input.dtype
-    if autocast_enabled(input.device) and product_dtype != torch.float64:
-        product_dtype = torch.get_autocast_dtype(input.device.type)
-    compute = compute_dtype(input, linear_weight, None if indices else target, weight)
-    return dtype, product_dtype, compute
+    return dtype, product_dtype(input), compute_dtype(input, linear_weight, None if indices else target, weight)
 
 
 def _block_rows(options: Any, block_rows: int | None) -> int | None:
@@ -713,18 +685,8 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         in_features: int,
         num_classes: int,
         *,
-        out_features: tuple[int, ...] = (),
-        bias: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        reduction: _validation.Reduction = "mean",
-        weight: Tensor | None = None,
-        ignore_index: int | None = None,
-        label_smoothing: float = 0.0,
-        options: Any = None,
-        dim: int = -1,
         return_stats: Literal[False] = False,
-        **further: Unpack[_FurtherOptions],
+        **further: Unpack[_ModuleOptions],
     ) -> None: ...
 
     @overload
@@ -733,18 +695,8 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         in_features: int,
         num_classes: int,
         *,
-        out_features: tuple[int, ...] = (),
-        bias: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        reduction: _validation.Reduction = "mean",
-        weight: Tensor | None = None,
-        ignore_index: int | None = None,
-        label_smoothing: float = 0.0,
-        options: Any = None,
-        dim: int = -1,
         return_stats: Literal[True],
-        **further: Unpack[_FurtherOptions],
+        **further: Unpack[_ModuleOptions],
     ) -> None: ...
 
     @overload
@@ -753,18 +705,8 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         in_features: int,
         num_classes: int,
         *,
-        out_features: tuple[int, ...] = (),
-        bias: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        reduction: _validation.Reduction = "mean",
-        weight: Tensor | None = None,
-        ignore_index: int | None = None,
-        label_smoothing: float = 0.0,
-        options: Any = None,
-        dim: int = -1,
         return_stats: bool,
-        **further: Unpack[_FurtherOptions],
+        **further: Unpack[_ModuleOptions],
     ) -> None: ...
 
     def __init__(

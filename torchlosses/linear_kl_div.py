@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -49,14 +49,13 @@ from torchlosses import _validation
 from torchlosses._declare import autocast_enabled, result_dtype, taken_over
 from torchlosses._module import LossModule, intercepted, overridden
 from torchlosses._rows import compute_dtype, soft_cap, soft_cap_slope, weighted, wide_sum
+from torchlosses._validation import Divergence, TopKRest
 from torchlosses.kernels import linear
-from torchlosses.kernels.linear import default_block_rows
+from torchlosses.kernels.linear import default_block_rows, product_dtype
 from torchlosses.linear_cross_entropy import OPERANDS, LinearLoss, flat_rows, options_of_product
 
 _FUNCTION = "linear_kl_div"
 TopK: TypeAlias = tuple[Tensor, Tensor]
-Divergence = Literal["forward", "reverse", "jensen-shannon"]
-TopKRest = Literal["merge", "renormalize"]
 
 # Elements whose intermediates exist at a time: they stay in a CPU's cache, and are few beside a GPU's memory.
 _FEW, _FEW_ON_ACCELERATOR = 1 << 18, 1 << 24
@@ -89,34 +88,16 @@ class _Divergence:
     shared = ("teacher_weight", "teacher_bias")
 
     @staticmethod
-    def forward(
-        y: Tensor,
-        teacher: Tensor,
-        teacher_weight: Tensor | None,
-        teacher_bias: Tensor | None,
-        indices: Tensor | None,
-        sample_weight: Tensor | None,
-        options: Options,
-    ) -> tuple[Tensor, None]:
+    def forward(y: Tensor, *others_and_options: Any) -> tuple[Tensor, None]:
         """The rows' losses; no state."""
-        z = _logits_of_teacher(teacher, teacher_weight, teacher_bias, options)
-        return weighted(_Comparison(y, z, indices, options, y.dtype).losses(), sample_weight), None
+        *teacher, sample_weight, options = others_and_options
+        return weighted(_compared(y, *teacher, options).losses(), sample_weight), None
 
     @staticmethod
-    def backward(
-        grad_output: Tensor,
-        y: Tensor,
-        teacher: Tensor,
-        teacher_weight: Tensor | None,
-        teacher_bias: Tensor | None,
-        indices: Tensor | None,
-        sample_weight: Tensor | None,
-        options: Options,
-    ) -> Tensor:
+    def backward(grad_output: Tensor, y: Tensor, *others_and_options: Any) -> Tensor:
         """The gradient by the student's logits."""
-        z = _logits_of_teacher(teacher, teacher_weight, teacher_bias, options)
-        gradient = _Comparison(y, z, indices, options, y.dtype).gradient()
-        return gradient * _incoming(grad_output, sample_weight, options)
+        *teacher, sample_weight, options = others_and_options
+        return _compared(y, *teacher, options).gradient() * _incoming(grad_output, sample_weight, options)
 
 
 class _Problem(linear.Problem):
@@ -313,11 +294,13 @@ def _tempered(logits: Tensor, scale: float, cap: float | None, temperature: floa
     return (y - y.detach().amax(1, keepdim=True)) / temperature
 
 
-def _logits_of_teacher(teacher: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> Tensor:
-    if weight is None:
-        return teacher
-    operands = (None if tensor is None else tensor.to(options.teacher_dtype) for tensor in (teacher, weight, bias))
-    return F.linear(*operands)  # type: ignore[arg-type]
+def _compared(y: Tensor, *teacher_and_options: Any) -> _Comparison:
+    """With the teacher's logits, of its features if there is a weight."""
+    teacher, weight, bias, indices, options = teacher_and_options
+    if weight is not None:
+        operands = (None if tensor is None else tensor.to(options.teacher_dtype) for tensor in (teacher, weight, bias))
+        teacher = F.linear(*operands)  # type: ignore[arg-type]
+    return _Comparison(y, teacher, indices, options, y.dtype)
 
 
 def _incoming(g: Tensor, sample_weight: Tensor | None, options: Options) -> Tensor:
@@ -497,15 +480,10 @@ def linear_kl_div(
     teacher_logit_softcap = _validation.check_logit_softcap(teacher_logit_softcap, "teacher_logit_softcap")
     top_k = _validation.check_top_k_options(_FUNCTION, teacher_top_k, top_k_rest, divergence, temperature)
     teacher, indices = top_k if top_k is not None else (given[kind], None)
-    autocast = _check(student_input, student_weight, student_bias, kind, teacher, teacher_weight, teacher_bias, indices)
+    _check(student_input, student_weight, student_bias, kind, teacher, teacher_weight, teacher_bias, indices)
     shape, classes = student_input.shape[:-1], student_weight.shape[0]
     sample_weight = _of_rows(target, ignore_index, sample_weight, student_input, teacher)
-    student_dtype, teacher_dtype = student_input.dtype, teacher.dtype
-    if autocast:
-        product_dtype = torch.get_autocast_dtype(student_input.device.type)
-        student_dtype, teacher_dtype = (
-            torch.float64 if dtype is torch.float64 else product_dtype for dtype in (student_dtype, teacher_dtype)
-        )
+    student_dtype, teacher_dtype = product_dtype(student_input), product_dtype(teacher)
     if block_rows is None:
         block_rows = default_block_rows(classes, student_dtype.itemsize, student_input.device.type)
     settings = LinearKLDivergence.options(
@@ -552,8 +530,8 @@ def _check(
     teacher_weight: Tensor | None,
     teacher_bias: Tensor | None,
     indices: Tensor | None,
-) -> bool:
-    """The tensors of both fit; whether autocast is on."""
+) -> None:
+    """The tensors of both fit."""
     _validation.check_tensors(_FUNCTION, student_input=student_input, student_weight=student_weight)
     autocast = autocast_enabled(student_input.device)
     student = {"student_weight": student_weight, "student_bias": student_bias}
@@ -564,7 +542,7 @@ def _check(
     if kind != "teacher_input":
         name, last = (kind, classes) if indices is None else ("values of teacher_top_k", "k")
         _validation.check_teacher_rows(_FUNCTION, name, teacher, rows, last)
-        return autocast
+        return
     assert teacher_weight is not None
     _validation.check_distilled_layer(_FUNCTION, "teacher", teacher, teacher_weight, teacher_bias, autocast)
     _validation.check_teacher_rows(_FUNCTION, kind, teacher, rows, "features")
@@ -573,7 +551,6 @@ def _check(
             f"{_FUNCTION}: expected teacher_weight to have the {classes} classes of student_weight, but it has "
             f"{teacher_weight.shape[0]}. Where one vocabulary is padded, cut the classes that the other lacks."
         )
-    return autocast
 
 
 def _of_rows(

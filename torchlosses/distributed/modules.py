@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from torchlosses import _validation
 from torchlosses._module import LossModule, Result_co
-from torchlosses._options import FurtherOptions, RowStatistics
-from torchlosses.distributed.class_parallel import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
+from torchlosses._options import RowStatistics
+from torchlosses.distributed.class_parallel import (
+    ModuleOptions,
+    class_parallel_cross_entropy,
+    class_parallel_linear_cross_entropy,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,12 +57,8 @@ class ClassParallelCrossEntropyLoss(LossModule[Result_co], nn.Module):
         self: ClassParallelCrossEntropyLoss[Tensor],
         weight: Tensor | None = None,
         *,
-        group: dist.ProcessGroup | None = None,
-        ignore_index: int = -100,
-        reduction: _validation.Reduction = "mean",
-        label_smoothing: float = 0.0,
         return_stats: Literal[False] = False,
-        **options: Unpack[FurtherOptions],
+        **options: Unpack[ModuleOptions],
     ) -> None: ...
 
     @overload
@@ -66,12 +66,8 @@ class ClassParallelCrossEntropyLoss(LossModule[Result_co], nn.Module):
         self: ClassParallelCrossEntropyLoss[tuple[Tensor, RowStatistics]],
         weight: Tensor | None = None,
         *,
-        group: dist.ProcessGroup | None = None,
-        ignore_index: int = -100,
-        reduction: _validation.Reduction = "mean",
-        label_smoothing: float = 0.0,
         return_stats: Literal[True],
-        **options: Unpack[FurtherOptions],
+        **options: Unpack[ModuleOptions],
     ) -> None: ...
 
     @overload
@@ -79,12 +75,8 @@ class ClassParallelCrossEntropyLoss(LossModule[Result_co], nn.Module):
         self: ClassParallelCrossEntropyLoss[Tensor | tuple[Tensor, RowStatistics]],
         weight: Tensor | None = None,
         *,
-        group: dist.ProcessGroup | None = None,
-        ignore_index: int = -100,
-        reduction: _validation.Reduction = "mean",
-        label_smoothing: float = 0.0,
         return_stats: bool,
-        **options: Unpack[FurtherOptions],
+        **options: Unpack[ModuleOptions],
     ) -> None: ...
 
     def __init__(
@@ -107,6 +99,10 @@ class ClassParallelCrossEntropyLoss(LossModule[Result_co], nn.Module):
         super().__init__()
         self.register_buffer("weight", weight)
         self.keep(**options)
+
+
+class _LinearOptions(ModuleOptions, total=False):
+    block_rows: int | None
 
 
 class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
@@ -148,13 +144,8 @@ class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         linear: nn.Linear,
         weight: Tensor | None = None,
         *,
-        group: dist.ProcessGroup | None = None,
-        ignore_index: int = -100,
-        reduction: _validation.Reduction = "mean",
-        label_smoothing: float = 0.0,
-        block_rows: int | None = None,
         return_stats: Literal[False] = False,
-        **options: Unpack[FurtherOptions],
+        **options: Unpack[_LinearOptions],
     ) -> None: ...
 
     @overload
@@ -163,13 +154,8 @@ class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         linear: nn.Linear,
         weight: Tensor | None = None,
         *,
-        group: dist.ProcessGroup | None = None,
-        ignore_index: int = -100,
-        reduction: _validation.Reduction = "mean",
-        label_smoothing: float = 0.0,
-        block_rows: int | None = None,
         return_stats: Literal[True],
-        **options: Unpack[FurtherOptions],
+        **options: Unpack[_LinearOptions],
     ) -> None: ...
 
     @overload
@@ -178,13 +164,8 @@ class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         linear: nn.Linear,
         weight: Tensor | None = None,
         *,
-        group: dist.ProcessGroup | None = None,
-        ignore_index: int = -100,
-        reduction: _validation.Reduction = "mean",
-        label_smoothing: float = 0.0,
-        block_rows: int | None = None,
         return_stats: bool,
-        **options: Unpack[FurtherOptions],
+        **options: Unpack[_LinearOptions],
     ) -> None: ...
 
     def __init__(
