@@ -131,9 +131,9 @@ class LossModule(_Plain, Generic[Result_co]):
         sample_weight: Tensor | None = None,
     ) -> Any:
         """The loss of `input` against `target`, as its function gives it."""
-        weights = {name: getattr(self, name) for name in self.weights}
+        given = self.tensors() | self.options()
         return type(self).function(
-            input, target, normalizer=normalizer, sample_weight=sample_weight, **weights, **self.options()
+            input=input, target=target, normalizer=normalizer, sample_weight=sample_weight, **given
         )
 
     if TYPE_CHECKING:
@@ -151,6 +151,10 @@ class LossModule(_Plain, Generic[Result_co]):
         """Check options, and keep them."""
         for name, value in _validation.checked(options).items():
             setattr(self, name, value)
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        """The module's own, as the function takes them."""
+        return {name: getattr(self, name) for name in self.weights}
 
     def options(self) -> dict[str, Any]:
         """The options, as the function takes them."""

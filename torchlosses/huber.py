@@ -182,18 +182,9 @@ def huber_loss(
     if intercepted(input, target, weight, sample_weight):
         return overridden(huber_loss, (input, target, weight, sample_weight), locals())
     return _elementwise.call(
-        Huber,
-        input,
-        target,
-        _validation.check_huber_delta(delta),
-        weight=weight,
-        sample_weight=sample_weight,
-        reduction=reduction,
-        broadcast=broadcast,
-        normalizer=normalizer,
-        empty=empty,
-        gradient=gradient,
-    )
+        Huber, input, target, _validation.check_huber_delta(delta), weight=weight, sample_weight=sample_weight,
+        reduction=reduction, broadcast=broadcast, normalizer=normalizer, empty=empty, gradient=gradient,
+    )  # fmt: skip
 
 
 def smooth_l1_loss(
@@ -256,18 +247,9 @@ def smooth_l1_loss(
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
     return _elementwise.call(
-        SmoothL1,
-        input,
-        target,
-        _validation.check_beta(beta),
-        weight=None,
-        sample_weight=sample_weight,
-        reduction=reduction,
-        broadcast=broadcast,
-        normalizer=normalizer,
-        empty=empty,
-        gradient=gradient,
-    )
+        SmoothL1, input, target, _validation.check_beta(beta), weight=None, sample_weight=sample_weight,
+        reduction=reduction, broadcast=broadcast, normalizer=normalizer, empty=empty, gradient=gradient,
+    )  # fmt: skip
 
 
 class HuberLoss(LossModule[Tensor], nn.HuberLoss):

@@ -25,7 +25,7 @@ torch.func), the logits are computed again, block by block.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_type_hints, overload
 
 import torch
@@ -75,6 +75,8 @@ class LinearLoss(Loss, abstract=True):
         of_logits: The loss, whose tensors behind its first follow the operands of the product.
         problem: How its kernels see the rows.
         split: Whether each process has some of the classes.
+        without_trace: Rows that are ignored or have no weight; None where it is known that there are none; (*tensors
+            behind the operands, options).
     """
 
     shared = ("linear_weight", "linear_bias", "low_rank_a", "low_rank_b", "weight")
@@ -82,6 +84,7 @@ class LinearLoss(Loss, abstract=True):
     kernels = linear
     scales = True
     of_logits: Any
+    without_trace: Callable[..., Tensor | None]
     problem = linear.Problem
     split = False
 
@@ -163,11 +166,6 @@ class LinearLoss(Loss, abstract=True):
         """The options without what a backward need not find."""
         return options
 
-    @staticmethod
-    def without_trace(*tensors_and_options: Any) -> Tensor | None:
-        """Rows that are ignored or have no weight; None where it is known that there are none."""
-        raise NotImplementedError
-
     @classmethod
     def _visible(cls, tensors: Sequence[Any], options: Any) -> tuple[list[Any], list[Any]]:
         """The operands in the dtype of the product, and the other tensors.
@@ -196,11 +194,6 @@ class LinearLoss(Loss, abstract=True):
         return *others[:-1], others[-1].masked_fill(hidden, 0)
 
     @staticmethod
-    def state_fields(options: Any) -> int:
-        """None."""
-        return 0
-
-    @staticmethod
     def entering(tensor: Tensor, options: Any) -> Tensor:
         """What each process has, for use with what one has: its gradient is a sum over the processes."""
         return tensor
@@ -209,11 +202,6 @@ class LinearLoss(Loss, abstract=True):
     def summed(tensor: Tensor, options: Any) -> Tensor:
         """The sum over the processes that have the classes."""
         return tensor
-
-    @classmethod
-    def rows(cls, input: Tensor) -> Sequence[int]:
-        """A row of features each."""
-        return input.shape[:1]
 
     @classmethod
     def flops(cls, tensors: Sequence[Any], options: Any) -> int:
@@ -486,7 +474,12 @@ def linear_cross_entropy(
     wide_sums = bool(wide_sums) or _sums_widely(options)
     indices, shape, dim = _check(input, linear_weight, target, linear_bias, weight, sample_weight, ignore_index, dim)
     a, b, low_rank_scale = _validation.check_low_rank(_FUNCTION, input, linear_weight, low_rank, dim)
-    dtype, of_product, compute = _dtypes(input, linear_weight, target, weight, indices)
+    dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
+    of_product, compute = product_dtype(input), compute_dtype(input, linear_weight, None if indices else target, weight)
+    if weight is not None:
+        dtype = torch.promote_types(dtype, weight.dtype)
+        # Numerator and denominator share one wide weight, so that its gradient is rounded once.
+        weight = weight.to(compute)
     dtype = result_dtype(loss_dtype, dtype, input.device)
     if block_rows is None:
         classes, *places, _ = linear_weight.shape
@@ -497,37 +490,21 @@ def linear_cross_entropy(
     input = input.movedim(dim, -1)
     if indices:
         target = target.reshape(shape).to(torch.int64)
-    if weight is not None:
-        # Numerator and denominator share one wide weight, so that its gradient is rounded once.
-        weight = weight.to(compute)
     if sample_weight is not None:
         sample_weight = sample_weight.to(compute).expand(shape)
     places = each_place(input, linear_weight, linear_bias, target, sample_weight, indices)
+    of_places = [(*operands, a, b, t, weight, s) for *operands, t, s in places]
     several = len(places) != 1
-    if several and reduction == "mean" and normalizer is None:
-        normalizer = _denominator(target, weight, sample_weight, shape, linear_weight, indices, ignore_index, compute)
     settings = Options(
-        reduction,
-        0.0 if empty == "zero" else math.nan,
-        compute if several else dtype,
-        int(gradient == "forward"),
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        logit_scale,
-        logit_softcap,
-        bool(return_stats),
-        False,
-        of_product,
-        low_rank_scale,
-        block_rows,
-        bool(drop_ignored),
-        wide_sums,
-    )
-    results = [
-        LinearCrossEntropy.apply(*operands, a, b, t, weight, s, normalizer=normalizer, options=settings)
-        for *operands, t, s in places
-    ]
+        reduction, 0.0 if empty == "zero" else math.nan, compute if several else dtype, int(gradient == "forward"),
+        ignore_index, label_smoothing, z_loss, logit_scale, logit_softcap, bool(return_stats), False,
+        of_product, low_rank_scale, block_rows, bool(drop_ignored), wide_sums,
+    )  # fmt: skip
+    if several and reduction == "mean" and normalizer is None:
+        denominators = [LinearCrossEntropy.denominator(*given, settings) for given in of_places]
+        pairs = zip(of_places, denominators, strict=True)
+        normalizer = torch.stack([LinearCrossEntropy.divisor((*given, d), settings) for given, d in pairs]).sum()
+    results = [LinearCrossEntropy.apply(*given, normalizer=normalizer, options=settings) for given in of_places]
     loss = results[0][0]
     if several:
         loss = torch.stack([loss for loss, _ in results], -1)
@@ -537,27 +514,6 @@ def linear_cross_entropy(
         return loss
     found = torch.stack([state for _, state in results], -1).reshape(len(RowStatistics._fields), *shape)
     return loss, statistics_of(found.unbind())
-
-
-def _denominator(
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    shape: torch.Size,
-    linear_weight: Tensor,
-    indices: bool,
-    ignore_index: int,
-    compute: torch.dtype,
-) -> Tensor:
-    """What a mean over the rows of several places divides by."""
-    if indices:
-        found = class_indices_denominator(target, weight, sample_weight, ignore_index, compute)
-        return (target != ignore_index).sum() if found is None else found
-    found = probabilities_denominator(linear_weight.shape[0], sample_weight)
-    if found is not None:
-        return found
-    # Without classes there is no row either.
-    return torch.full((), math.prod(shape) if linear_weight.shape[0] else 0, device=target.device)
 
 
 def _check(
@@ -582,16 +538,6 @@ def _check(
     if sample_weight is not None:
         _validation.check_sample_weight(_FUNCTION, sample_weight, torch.Size(rows))
     return indices, torch.Size(rows), dim
-
-
-def _dtypes(
-    input: Tensor, linear_weight: Tensor, target: Tensor, weight: Tensor | None, indices: bool
-) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
-    """Of the arguments together, of the products, and of everything between."""
-    dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
-    if weight is not None:
-        dtype = torch.promote_types(dtype, weight.dtype)
-    return dtype, product_dtype(input), compute_dtype(input, linear_weight, None if indices else target, weight)
 
 
 def _block_rows(options: Any, block_rows: int | None) -> int | None:
@@ -752,30 +698,14 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
             in_features, math.prod(self.out_features, start=num_classes), bias=bias, device=device, dtype=dtype
         )
 
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        normalizer: Tensor | float | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Any:
-        """The loss of features against class indices or probabilities; see :func:`linear_cross_entropy`."""
+    def tensors(self) -> dict[str, Tensor | None]:
+        """With those of the layer, which have a dimension for each one of the places."""
         linear_weight, linear_bias = self.linear.weight, self.linear.bias
         if self.out_features:
             shape = (self.num_classes, *self.out_features)
             linear_weight = linear_weight.reshape(*shape, self.linear.in_features)
             linear_bias = None if linear_bias is None else linear_bias.reshape(shape)
-        return linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            weight=self.weight,
-            normalizer=normalizer,
-            sample_weight=sample_weight,
-            **self.options(),
-        )
+        return {**super().tensors(), "linear_weight": linear_weight, "linear_bias": linear_bias}
 
     @overload
     @classmethod

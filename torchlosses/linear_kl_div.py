@@ -487,30 +487,14 @@ def linear_kl_div(
     if block_rows is None:
         block_rows = default_block_rows(classes, student_dtype.itemsize, student_input.device.type)
     settings = LinearKLDivergence.options(
-        reduction,
-        0.0 if empty == "zero" else math.nan,
-        result_dtype(loss_dtype, student_input.dtype, student_input.device),
-        7 * (gradient == "forward"),
-        divergence,
-        beta,
-        temperature,
-        bool(temperature_squared),
-        top_k_rest != "renormalize",
-        student_logit_scale,
-        student_logit_softcap,
-        teacher_logit_scale,
-        teacher_logit_softcap,
-        teacher_dtype,
-        student_dtype,
-        1.0,
-        block_rows,
-    )
+        reduction, 0.0 if empty == "zero" else math.nan,
+        result_dtype(loss_dtype, student_input.dtype, student_input.device), 7 * (gradient == "forward"),
+        divergence, beta, temperature, bool(temperature_squared), top_k_rest != "renormalize",
+        student_logit_scale, student_logit_softcap, teacher_logit_scale, teacher_logit_softcap,
+        teacher_dtype, student_dtype, 1.0, block_rows,
+    )  # fmt: skip
     loss, _ = LinearKLDivergence.apply(
-        flat_rows(student_input, len(shape)),
-        student_weight,
-        student_bias,
-        None,
-        None,
+        *(flat_rows(student_input, len(shape)), student_weight, student_bias, None, None),
         flat_rows(teacher.detach(), len(shape)),
         *(None if tensor is None else tensor.detach() for tensor in (teacher_weight, teacher_bias)),
         None if indices is None else flat_rows(indices.to(torch.int64), len(shape)),

@@ -138,17 +138,9 @@ def mse_loss(
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
     return _elementwise.call(
-        SquaredError,
-        input,
-        target,
-        weight=weight,
-        sample_weight=sample_weight,
-        reduction=reduction,
-        broadcast=broadcast,
-        normalizer=normalizer,
-        empty=empty,
-        gradient=gradient,
-    )
+        SquaredError, input, target, weight=weight, sample_weight=sample_weight,
+        reduction=reduction, broadcast=broadcast, normalizer=normalizer, empty=empty, gradient=gradient,
+    )  # fmt: skip
 
 
 class MSELoss(LossModule[Tensor], nn.MSELoss):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 import torch.distributed as dist
@@ -192,22 +192,6 @@ class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         self.keep(**options | {"block_rows": _validation.check_block_rows(block_rows)})
         self.linear = linear
 
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        normalizer: Tensor | float | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Any:
-        """The loss of features; see :func:`class_parallel_linear_cross_entropy`."""
-        return class_parallel_linear_cross_entropy(
-            input,
-            self.linear.weight,
-            target,
-            linear_bias=self.linear.bias,
-            weight=self.weight,
-            normalizer=normalizer,
-            sample_weight=sample_weight,
-            **self.options(),
-        )
+    def tensors(self) -> dict[str, Tensor | None]:
+        """With those of the layer."""
+        return {**super().tensors(), "linear_weight": self.linear.weight, "linear_bias": self.linear.bias}
