@@ -246,6 +246,45 @@ class TestRegistration:
                 )
 
 
+@pytest.mark.usefixtures("each_backend")
+class TestNumbersInATensor:
+    """An overload that compiled graphs call: what it gives for numbers in a tensor is what the operator gives."""
+
+    @every_loss_in_turn
+    def test_it_equals_the_operator(self, loss: str) -> None:
+        for operator, arguments in CALLS[loss]((4, 3), torch.float32, "mean"):
+            of_numbers, given = with_numbers_in_a_tensor(operator, arguments)
+            if of_numbers is not None:
+                assert_close(of_numbers(*given), operator(*arguments), rtol=0, atol=0, equal_nan=True)
+
+    @pytest.mark.parametrize(
+        ("each_backend", "loss"),
+        in_turn(
+            kernels.available(), {loss: (loss,) for loss in CALLS}, lambda loss: loss in ("huber_loss", "cross_entropy")
+        ),
+        indirect=["each_backend"],
+    )
+    def test_opcheck(self, loss: str) -> None:
+        for operator, arguments in list(CALLS[loss]((4, 3), torch.float64, "sum"))[::4]:
+            of_numbers, given = with_numbers_in_a_tensor(operator, arguments)
+            if of_numbers is not None:
+                torch.library.opcheck(of_numbers, given)
+                if operator.name() == f"torchlosses::{loss}":
+                    torch.library.opcheck(of_numbers, (given[0].clone().requires_grad_(), *given[1:]))
+
+
+def with_numbers_in_a_tensor(operator: Any, arguments: Any) -> tuple[Any, Any]:
+    """The overload and its arguments, the options' numbers all in a tensor; None where there is none."""
+    name = operator.name().removeprefix("torchlosses::").partition(".")[0]
+    if "numbers" not in getattr(OPERATORS, name).overloads():
+        return None, ()
+    # The first float is no option: what a mean of nothing is.
+    places = [i for i, a in enumerate(arguments) if isinstance(a, float)][1:]
+    numbers = torch.tensor([arguments[i] for i in places], dtype=torch.float64)
+    given = [math.nan if i in places else a for i, a in enumerate(arguments)]
+    return getattr(OPERATORS, name).numbers, (*given, numbers)
+
+
 class TestDerivativesOfAnOperator:
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # from opcheck itself
     @pytest.mark.usefixtures("each_backend")

@@ -61,6 +61,21 @@ def test_transforms_active() -> None:
     assert in_transform(lambda x: _declare.transforms_active()) is True, told
 
 
+def test_a_number_that_changes_is_told_from_a_constant() -> None:
+    """Where a compiled graph takes numbers."""
+    seen: list[bool] = []
+
+    def record(graph: Any, inputs: Any) -> Any:
+        seen.append(any("numbers" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    compiled = torch.compile(lambda v: torchlosses.huber_loss(torch.ones(2), torch.zeros(2), delta=v), backend=record)
+    for value in (0.5, 0.25, 0.75):
+        compiled(value)
+    told = look_at("torch.fx.experimental.symbolic_shapes.has_static_value", "to find the numbers that change")
+    assert seen == [False, True], told
+
+
 def test_current_level() -> None:
     told = look_at("torch.autograd.forward_ad._current_level", "to see whether forward-mode AD is at work")
     assert forward_ad._current_level < 0, told

@@ -30,6 +30,9 @@ Every derivative beyond these two, by the other tensors, of the gradient, along 
 of forward and backward. It is registered for the dispatch key Autograd, in front of every backend, so that an operator
 has it wherever it goes: in a direct call, a compiled graph, an exported program, under torch.func.
 
+In a compiled graph a number among the options is a constant, unless it changes from call to call: then the overload
+NAME.numbers takes it in a tensor, so that one graph serves all values.
+
 The gradient along with the loss. Where autograd alone is at work and the result is one number, NAME computes the
 gradient for an incoming gradient of 1 in the same pass. The first backward hands it out, after NAME_backward_ has
 computed it again if the incoming gradient is another; a second backward computes it anew.
@@ -43,6 +46,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
@@ -72,14 +76,17 @@ _unpack_dual: Any = torch._VF._unpack_dual  # type: ignore[attr-defined]
 
 _SCHEMA_TYPES = {
     str: "str",
-    int: "int",
-    int | None: "int?",
+    int: "SymInt",
+    int | None: "SymInt?",
     torch.SymInt: "SymInt",
     float: "float",
     float | None: "float?",
     bool: "bool",
     torch.dtype: "ScalarType",
 }
+
+# The first fields of every record of options, none of them a number that the caller gives.
+_FOR_LOSSES = 4
 
 # For so few numbers the dispatcher takes longer than the arithmetic.
 FEW = 1 << 17
@@ -258,6 +265,9 @@ class Loss:
     operator: Any
     backward_operator: Any
     backward_operator_: Any
+    of_numbers: Any  # as the first two, for options some numbers of which are in a tensor
+    backward_of_numbers: Any
+    options_of_numbers: Any
     _direct: Any
     _of_few: Any
 
@@ -269,25 +279,45 @@ class Loss:
         cls.keeps = cls.state_fields is not Loss.state_fields
         cls._shared_places = {i for i, name in enumerate(cls.tensors) if name.rstrip("?") in cls.shared}
         own = ", ".join(f"Tensor{'?' * t.endswith('?')} {t.rstrip('?')}" for t in (*cls.tensors, "normalizer?"))
-        record = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in get_type_hints(cls.options).items())
+        fields = get_type_hints(cls.options)
+        record = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in fields.items())
+        cls.options_of_numbers = namedtuple("OptionsOfNumbers", [*fields, "numbers"])  # type: ignore[misc]
         gradients = ", ".join(["Tensor"] * cls.derived)
         state = ", Tensor state" if cls.keeps else ""
         n, m = cls.count, cls.count + cls.keeps
+
+        def fake(*a: Any) -> Any:
+            return cls._fake(a[:n], cls.options(*a[n:]))
+
+        def fake_gradients(grad_output: Any, *a: Any) -> Any:
+            return cls._fake_gradients(a[:n], cls.options(*a[m:]))
+
+        arguments, returns = f"{own}, {record}", f"(Tensor, {gradients}{', Tensor' if cls.keeps else ''})"
+        rules = _Rules(cls.options, n, 0, cls._reduced, cls)
         cls.operator = _define(
             cls.name,
-            f"({own}, {record}) -> (Tensor, {gradients}{', Tensor' if cls.keeps else ''})",
+            f"({arguments}) -> {returns}",
             lambda *a: cls.kernels.forward(cls, a[:n], cls.options(*a[n:])),
-            lambda *a: cls._fake(a[:n], cls.options(*a[n:])),
+            fake,
             lambda info, dims, *a: cls._fold(info, dims, a[:n], cls.options(*a[n:])),
-            _Rules(cls.options, n, 0, cls._reduced, cls),
+            rules,
         )
+        cls.of_numbers = _define_of_numbers(
+            cls, cls.operator, f"({arguments}, Tensor numbers) -> {returns}", fake, rules
+        )
+        arguments = f"Tensor grad_output, {own}{state}, {record}"
+        returns = gradients if cls.derived == 1 else f"({gradients})"
+        rules = _Rules(cls.options, 1 + n, m - n, cls._gradient_of_rows, None)
         cls.backward_operator = _define(
             f"{cls.name}_backward",
-            f"(Tensor grad_output, {own}{state}, {record}) -> " + (gradients if cls.derived == 1 else f"({gradients})"),
+            f"({arguments}) -> {returns}",
             lambda g, *a: cls.kernels.backward(cls, g, a[:n], cls.options(*a[m:]), *a[n:m]),
-            lambda g, *a: cls._fake_gradients(a[:n], cls.options(*a[m:])),
+            fake_gradients,
             lambda info, dims, *a: cls._fold_backward(info, dims, a[: 1 + m], cls.options(*a[1 + m :])),
-            _Rules(cls.options, 1 + n, m - n, cls._gradient_of_rows, None),
+            rules,
+        )
+        cls.backward_of_numbers = _define_of_numbers(
+            cls, cls.backward_operator, f"({arguments}, Tensor numbers) -> {returns}", fake_gradients, rules
         )
         if cls.derived == 1:
             cls.backward_operator_ = _define(
@@ -321,8 +351,7 @@ class Loss:
         arguments: tuple[Any, ...] = (*tensors, normalizer)
         shows_state = cls.shows_state(options)
         if not _is_plain(tensors[0]):
-            bits = cls._wanted(arguments, options) if cls.scales and torch.compiler.is_compiling() else 0
-            output = cls.operator(*arguments, *options._replace(gradients=bits))
+            output = cls._called_for_others(arguments, options)
             return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
         try:
             if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
@@ -336,6 +365,22 @@ class Loss:
             cls.explain(*tensors, options)
             raise
         return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
+
+    @classmethod
+    def _called_for_others(cls, arguments: Sequence[Any], options: Any) -> Any:
+        """The operator, for a compiler, a transform, a mode or a subclass."""
+        if not torch.compiler.is_compiling():
+            return cls.operator(*arguments, *options._replace(gradients=0))
+        options = options._replace(gradients=cls._wanted(arguments, options) if cls.scales else 0)
+        others = arguments[cls.derived :]
+        followed = any(t is not None and t.requires_grad for t in others)
+        if followed or transforms_active() or forward_ad._current_level >= 0:
+            # Derivatives of the formulas, in which a number decides what is computed.
+            return cls.operator(*arguments, *options)
+        options, numbers = _with_numbers_apart(options)
+        if numbers is None:
+            return cls.operator(*arguments, *options)
+        return cls.of_numbers(*arguments, *options, numbers)
 
     @classmethod
     def explain(cls, *tensors_and_options: Any) -> None:
@@ -504,7 +549,9 @@ class Loss:
         wanted = sum(1 << i for i in range(cls.derived) if needed[i])
         if wanted:
             bits = 0 if cls.derived == 1 else wanted
-            found = cls.backward_operator(grad_output, *tensors, *state, *options._replace(gradients=bits))
+            numbers_apart = type(options) is cls.options_of_numbers
+            operator = cls.backward_of_numbers if numbers_apart else cls.backward_operator
+            found = operator(grad_output, *tensors, *state, *options._replace(gradients=bits))
             for i, gradient in enumerate((found,) if cls.derived == 1 else found):
                 gradients[i] = gradient if needed[i] else None
         others = [place for place in range(cls.derived, cls.count) if needed[place]]
@@ -621,6 +668,56 @@ def _define(
     autograd = _without_derivative(operator) if rules is None else _with_derivative(operator, rules)
     LIBRARY.impl(name, autograd, "Autograd")
     return operator
+
+
+def _define_of_numbers(loss: type[Loss], operator: Any, schema: str, fake: Callable[..., Any], rules: _Rules) -> Any:
+    """The operator's overload for options whose numbers are in a tensor, in their order, and nan where they were.
+
+    The compiler makes a constant of an operator's number, and compiles again for each value; what tensors are made of
+    is an input of the graph. Where the tensor can be read, it is read and the operator itself is called.
+    """
+    if not any(kind in (float, float | None) for kind in list(get_type_hints(loss.options).values())[_FOR_LOSSES:]):
+        return None
+    name = operator._schema.name.partition("::")[2] + ".numbers"
+    LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    of_numbers = getattr(torch.ops.torchlosses, name.partition(".")[0]).numbers
+
+    def read(*arguments: Any) -> Any:
+        *given, tensor = arguments
+        numbers = iter(tensor.tolist())
+        own = len(given) - len(loss.options._fields) + _FOR_LOSSES
+        filled = (next(numbers) if isinstance(a, float) and math.isnan(a) else a for a in given[own:])
+        return operator(*given[:own], *filled)
+
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError(
+            f"Where its numbers cannot be read, {of_numbers.name()} has no derivative but the gradient of the loss by "
+            f"the first tensors: call {operator.name()}."
+        )
+
+    traced = _with_derivative(of_numbers, rules._replace(options=loss.options_of_numbers, formula=refuse))
+
+    def differentiated(*arguments: Any) -> Any:
+        return read(*arguments) if _is_plain(arguments[-1]) else traced(*arguments)
+
+    LIBRARY.impl(name, _not_compiled(read), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, _not_compiled(differentiated), "Autograd")
+    torch.library.register_fake(f"torchlosses::{name}", lambda *arguments: fake(*arguments[:-1]), lib=LIBRARY)
+    return of_numbers
+
+
+def _with_numbers_apart(options: Any) -> tuple[Any, Tensor | None]:
+    """Options whose numbers differ from call to call of a compiled graph, as nan and a tensor; others are constants."""
+    # It takes long to import.
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    values, numbers = list(options), []
+    for place in range(_FOR_LOSSES, len(values)):
+        value = values[place]
+        if isinstance(value, float) and not has_static_value(value):
+            values[place] = math.nan
+            numbers.append(torch.ones((), dtype=torch.float64, device="cpu") * value)
+    return type(options)(*values), torch.stack(numbers) if numbers else None
 
 
 def define_linear(

@@ -81,6 +81,8 @@ _check_top_k_rest = _one_of("top_k_rest", get_args(TopKRest))
 def _number(name: str, value: float) -> float:
     if isinstance(value, float):
         return value
+    if type(value) is int:
+        return float(value)
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a float, but got {value!r}.")
     if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
@@ -140,7 +142,8 @@ def check_logit_softcap(logit_softcap: float | None, name: str = "logit_softcap"
 
 def _integer(name: str, value: int, expected: str = "an int", hint: str = "") -> int:
     try:
-        return operator.index(value)
+        # The compiler would make a constant of a number that changes from call to call.
+        return value if type(value) is int else operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be {expected}, but got {value!r}{hint}.") from None
 
