@@ -693,7 +693,7 @@ def check_top_k(
         return
     outside = counted & ((indices < 0) | (indices >= classes))
     if bool(outside.any()):
-        row, place = (int(i) for i in outside.nonzero()[0])
+        row, place = _first(outside)
         raise IndexError(
             f"{function}: index {int(indices[row, place])} at entry {place} of row {row} of teacher_top_k is out of "
             f"bounds: there are {classes} classes. A list that is shorter than k is filled up with values of -inf."
@@ -701,9 +701,9 @@ def check_top_k(
     # Entries that do not count get numbers of their own.
     apart = torch.arange(-1, -1 - indices.shape[1], -1, device=indices.device, dtype=indices.dtype)
     ordered = torch.where(counted, indices, apart).sort(1).values
-    twice = (ordered[:, 1:] == ordered[:, :-1]).nonzero()
-    if twice.shape[0]:
-        row, place = (int(i) for i in twice[0])
+    twice = ordered[:, 1:] == ordered[:, :-1]
+    if bool(twice.any()):
+        row, place = _first(twice)
         raise ValueError(
             f"{function}: index {int(ordered[row, place])} stands more than once in row {row} of teacher_top_k; each "
             "class has one log-probability."
@@ -809,7 +809,7 @@ def check_indices_in_range(target: Tensor, classes: int, ignore_index: int | Non
         outside &= target != ignore_index
     if not bool(outside.any()):
         return
-    position = tuple(int(i) for i in outside.nonzero()[0])
+    position = _first(outside)
     value = int(target[position])
     if value == classes and not bool((target == 0).any()):
         hint = f"labels that count from 1 to {classes} need `target - 1`"
@@ -821,6 +821,10 @@ def check_indices_in_range(target: Tensor, classes: int, ignore_index: int | Non
         f"Target {value} is out of bounds. It stands at position {position} of the target, and there are {classes} "
         f"classes, so indices run from 0 to {classes - 1}: {hint}."
     )
+
+
+def _first(mask: Tensor) -> tuple[int, ...]:
+    return tuple(int(i) for i in mask.nonzero()[0])
 
 
 def check_probabilities(input: Tensor, counted: Tensor | None) -> None:

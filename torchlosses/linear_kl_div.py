@@ -466,21 +466,17 @@ def linear_kl_div(
     student_logit_scale = _validation.check_logit_scale(student_logit_scale, "student_logit_scale")
     student_logit_softcap = _validation.check_logit_softcap(student_logit_softcap, "student_logit_softcap")
     block_rows = _validation.check_block_rows(block_rows)
-    further = {
-        "teacher_weight": teacher_weight,
-        "teacher_bias": teacher_bias,
-        "teacher_logit_scale": teacher_logit_scale,
-        "teacher_logit_softcap": teacher_logit_softcap,
-    }
+    layer = {"teacher_weight": teacher_weight, "teacher_bias": teacher_bias}
+    further = {"teacher_logit_scale": teacher_logit_scale, "teacher_logit_softcap": teacher_logit_softcap}
     given = {"teacher_input": teacher_input, "teacher_logits": teacher_logits, "teacher_top_k": teacher_top_k}
-    kind = _validation.check_teacher(_FUNCTION, given, further)
+    kind = _validation.check_teacher(_FUNCTION, given, layer | further)
     teacher_logit_scale = _validation.check_logit_scale(
         1.0 if teacher_logit_scale is None else teacher_logit_scale, "teacher_logit_scale"
     )
     teacher_logit_softcap = _validation.check_logit_softcap(teacher_logit_softcap, "teacher_logit_softcap")
     top_k = _validation.check_top_k_options(_FUNCTION, teacher_top_k, top_k_rest, divergence, temperature)
     teacher, indices = top_k if top_k is not None else (given[kind], None)
-    _check(student_input, student_weight, student_bias, kind, teacher, teacher_weight, teacher_bias, indices)
+    _check((student_input, student_weight, student_bias), kind, teacher, layer, indices)
     shape, classes = student_input.shape[:-1], student_weight.shape[0]
     sample_weight = _of_rows(target, ignore_index, sample_weight, student_input, teacher)
     student_dtype, teacher_dtype = product_dtype(student_input), product_dtype(teacher)
@@ -505,29 +501,20 @@ def linear_kl_div(
     return loss.reshape(shape) if reduction == "none" else loss
 
 
-def _check(
-    student_input: Tensor,
-    student_weight: Tensor,
-    student_bias: Tensor | None,
-    kind: str,
-    teacher: Tensor,
-    teacher_weight: Tensor | None,
-    teacher_bias: Tensor | None,
-    indices: Tensor | None,
-) -> None:
-    """The tensors of both fit."""
-    _validation.check_tensors(_FUNCTION, student_input=student_input, student_weight=student_weight)
-    autocast = autocast_enabled(student_input.device)
-    student = {"student_weight": student_weight, "student_bias": student_bias}
-    others = {"teacher_weight": teacher_weight, "teacher_bias": teacher_bias, "indices of teacher_top_k": indices}
-    _validation.check_same_device(_FUNCTION, student_input, **student, **{kind: teacher}, **others)
-    _validation.check_distilled_layer(_FUNCTION, "student", student_input, student_weight, student_bias, autocast)
-    rows, classes = list(student_input.shape[:-1]), student_weight.shape[0]
+def _check(student: tuple[Any, Any, Any], kind: str, teacher: Tensor, layer: dict[str, Any], indices: Any) -> None:
+    """The tensors of both fit: the features, weight and bias of the student, and what the teacher is given by."""
+    input, weight, bias = student
+    _validation.check_tensors(_FUNCTION, student_input=input, student_weight=weight)
+    autocast = autocast_enabled(input.device)
+    others = {kind: teacher, **layer, "indices of teacher_top_k": indices}
+    _validation.check_same_device(_FUNCTION, input, student_weight=weight, student_bias=bias, **others)
+    _validation.check_distilled_layer(_FUNCTION, "student", *student, autocast)
+    rows, classes = list(input.shape[:-1]), weight.shape[0]
     if kind != "teacher_input":
         name, last = (kind, classes) if indices is None else ("values of teacher_top_k", "k")
         _validation.check_teacher_rows(_FUNCTION, name, teacher, rows, last)
         return
-    assert teacher_weight is not None
+    teacher_weight, teacher_bias = layer.values()
     _validation.check_distilled_layer(_FUNCTION, "teacher", teacher, teacher_weight, teacher_bias, autocast)
     _validation.check_teacher_rows(_FUNCTION, kind, teacher, rows, "features")
     if teacher_weight.shape[0] != classes:
@@ -639,19 +626,10 @@ class LinearKLDivLoss(LossModule, nn.Module):
     ) -> Tensor:
         """The divergence of the layer's softmax from the teacher's; see :func:`torchlosses.linear_kl_div`."""
         return linear_kl_div(
-            student_input,
-            self.linear.weight,
-            teacher_input,
-            teacher_weight,
-            student_bias=self.linear.bias,
-            teacher_bias=teacher_bias,
-            teacher_logits=teacher_logits,
-            teacher_top_k=teacher_top_k,
-            target=target,
-            sample_weight=sample_weight,
-            normalizer=normalizer,
-            **self.options(),
-        )
+            student_input, self.linear.weight, teacher_input, teacher_weight, student_bias=self.linear.bias,
+            teacher_bias=teacher_bias, teacher_logits=teacher_logits, teacher_top_k=teacher_top_k, target=target,
+            sample_weight=sample_weight, normalizer=normalizer, **self.options(),
+        )  # fmt: skip
 
     if TYPE_CHECKING:
         __call__: Callable[..., Tensor]  # type: ignore[assignment]
