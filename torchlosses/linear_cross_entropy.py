@@ -194,6 +194,11 @@ class LinearLoss(Loss, abstract=True):
         return *others[:-1], others[-1].masked_fill(hidden, 0)
 
     @staticmethod
+    def state_fields(options: Any) -> int:
+        """None; that it is said here gives the operators a place for those of a subclass."""
+        return 0
+
+    @staticmethod
     def entering(tensor: Tensor, options: Any) -> Tensor:
         """What each process has, for use with what one has: its gradient is a sum over the processes."""
         return tensor
