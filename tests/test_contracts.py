@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 import subprocess
 import sys
 import textwrap
@@ -19,7 +21,7 @@ from torch.testing import assert_close
 
 import torchlosses
 from tests.turns import in_turn
-from torchlosses import kernels
+from torchlosses import distributed, kernels
 from torchlosses._validation import Reduction
 
 on_each_backend = pytest.mark.usefixtures("each_backend")
@@ -517,6 +519,25 @@ class TestModules:
         swapped = torch.func.functional_call(module, {"weight": torch.ones(CLASSES, dtype=torch.float64)}, (x, target))
         assert_close(swapped, torchlosses.cross_entropy(x, target))
         assert not torch.equal(swapped, module(x, target))
+
+    @pytest.mark.parametrize(
+        "module",
+        [getattr(space, name) for space in (torchlosses, distributed) for name in space.__all__ if "Loss" in name],
+    )
+    def test_help_has_each_argument_and_section(self, module: Any) -> None:
+        text, titles = inspect.getdoc(module) or "", ("Args", "Shape", "Raises", "Edge cases", "Example", "Source")
+        places = [text.index(f"\n{title}:") for title in titles]
+        assert places == sorted(places)
+        arguments = text[places[0] : places[1]]
+        assert re.findall(r"^    (\w+):", arguments, re.MULTILINE) == list(inspect.signature(module).parameters)
+        assert f"as `{module.function.__name__}` does" in arguments
+
+    @pytest.mark.parametrize("module", [torchlosses.MSELoss, torchlosses.LinearKLDivLoss])
+    @pytest.mark.parametrize("argument", ["reduction", "empty", "gradient"])
+    def test_help_has_the_words_of_the_function(self, module: Any, argument: str) -> None:
+        said = re.search(rf"^    {argument}: .+\n(?:     .+\n)*", inspect.getdoc(module.function) or "", re.MULTILINE)
+        assert said is not None
+        assert said[0] in (inspect.getdoc(module) or "")
 
 
 class TestThreadsAndProcesses:

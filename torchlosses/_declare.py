@@ -186,18 +186,6 @@ def exponential(tensor: Tensor) -> Tensor:
     return tensor.exp() if recording() else tensor.exp_()
 
 
-def autocast_enabled(device: torch.device) -> bool:
-    """Whether autocast is on for `device`; meta tensors know no autocast, and torch raises when asked."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
-
-
-def result_dtype(asked: torch.dtype | None, computed: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype a loss is returned in: the one asked for, or that of its arguments, at least float32 under autocast."""
-    if asked is not None:
-        return asked
-    return torch.promote_types(computed, torch.float32) if autocast_enabled(device) else computed
-
-
 def _nothing(*_: Any) -> None:
     """What a loss does not declare."""
 

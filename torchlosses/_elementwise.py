@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, result_dtype
-from torchlosses._rows import compute_dtype, wide_sum
+from torchlosses._declare import Loss
+from torchlosses._rows import compute_dtype, result_dtype, wide_sum
 
 
 class Elementwise(Loss, abstract=True):

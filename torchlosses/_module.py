@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -50,8 +51,9 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-# Tensors are buffers; the rest is not supported, or becomes options of other names.
-_NOT_KEPT = {"weight", "pos_weight", "size_average", "reduce", "options"}
+# Tensors, which are buffers, and what is not supported or becomes options of other names.
+_WEIGHTS = ("weight", "pos_weight")
+_NOT_KEPT = {*_WEIGHTS, "size_average", "reduce", "options"}
 # What a call gives: with `return_stats` a pair.
 Result_co = TypeVar("Result_co", covariant=True, default=Tensor)
 
@@ -63,18 +65,76 @@ class _Plain:
     """
 
 
+_SECTIONS = ("Args", "Shape", "Raises", "Edge cases", "Example", "Source")
+
+
+def _sections(docstring: str | None) -> dict[str, str]:
+    """The sections of a docstring by their titles, what stands before them by ''."""
+    head, *others = re.split(
+        rf"^({'|'.join(_SECTIONS)}):", inspect.cleandoc(docstring or "") + "\n\n", flags=re.MULTILINE
+    )
+    return {"": head, **dict(zip(others[::2], others[1::2], strict=True))}
+
+
+def _arguments(sections: dict[str, str]) -> dict[str, str]:
+    """What is said of each argument."""
+    return dict(re.findall(r"^    (\w+):(.*\n(?:     .*\n)*)", sections.get("Args", ""), re.MULTILINE))
+
+
+def _documented(module: Any) -> str:
+    """A module's docstring, with what its function says of the arguments that both take, and what all modules share."""
+    name, own = module.function.__name__, _sections(module.__doc__)
+    said = _arguments(_sections(module.function.__doc__)) | _arguments(own)
+    arguments = [f"    {key}:{said[key]}" for key in inspect.signature(module).parameters if key in said]
+    call = f"\nThe call takes `normalizer` and `sample_weight`, as `{name}` does.\n\n"
+    errors = "ValueError: An option is none of its values.", "TypeError: An argument has the wrong type."
+    raises = "\n    ".join(["", *errors, f"Errors of the call are those of `{name}`.\n\n"])
+    shared = {"Raises": raises, "Edge cases": f" as for `{name}`.\n\n", "Source": f" as for `{name}`.\n"}
+    sections = shared | own | {"Args": "\n" + "".join(arguments) + call}
+    return own[""] + "".join(f"{title}:{sections[title]}" for title in _SECTIONS if title in sections)
+
+
 class LossModule(_Plain, Generic[Result_co]):
     """A module that keeps options of its function as attributes of the same names.
+
+    Its docstring describes the arguments that are its own; `help` has those of its function from there.
 
     Attributes:
         function: The loss.
         kept: The names of the options, which the constructor and the function both take, in the constructor's order.
-        shown: Those that `repr` shows also where they have their default values.
+        weights: The names of the tensors that both take.
+        shown: The options that `repr` shows also where they have their default values.
     """
 
     function: Callable[..., Any]
     kept: tuple[str, ...]
+    weights: tuple[str, ...]
     shown: tuple[str, ...] = ("reduction",)
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """What a loss of its own keeps; its subclasses may have another constructor."""
+        super().__init_subclass__(**arguments)
+        if "function" in vars(cls):
+            taken = inspect.signature(cls.function).parameters.keys()
+            both = [name for name in inspect.signature(cls).parameters if name in taken]
+            cls.kept = tuple(name for name in both if name not in _NOT_KEPT)
+            cls.weights = tuple(name for name in both if name in _WEIGHTS)
+            if cls.__doc__:
+                cls.__doc__ = _documented(cls)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        normalizer: Tensor | float | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Any:
+        """The loss of `input` against `target`, as its function gives it."""
+        given = self.tensors() | self.options()
+        return type(self).function(
+            input=input, target=target, normalizer=normalizer, sample_weight=sample_weight, **given
+        )
 
     if TYPE_CHECKING:
         # That of torch.nn.Module takes and gives anything.
@@ -87,17 +147,14 @@ class LossModule(_Plain, Generic[Result_co]):
             sample_weight: Tensor | None = None,
         ) -> Result_co: ...
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        """What a loss of its own keeps; its subclasses may have another constructor."""
-        super().__init_subclass__(**arguments)
-        if "function" in vars(cls):
-            taken = inspect.signature(cls.function).parameters.keys() - _NOT_KEPT
-            cls.kept = tuple(name for name in inspect.signature(cls).parameters if name in taken)
-
     def keep(self, **options: Any) -> None:
         """Check options, and keep them."""
         for name, value in _validation.checked(options).items():
             setattr(self, name, value)
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        """The module's own, as the function takes them."""
+        return {name: getattr(self, name) for name in self.weights}
 
     def options(self) -> dict[str, Any]:
         """The options, as the function takes them."""
@@ -113,7 +170,7 @@ class LossModule(_Plain, Generic[Result_co]):
         """The options that are not what they are by default, and a weight's shape."""
         defaults = defaults_of(type(self).function)
         parts = []
-        for name in ("weight", "pos_weight"):
+        for name in _WEIGHTS:
             if isinstance(weight := getattr(self, name, None), Tensor):
                 parts.append(f"{name}={tuple(weight.shape)}")
         for name in self.kept:

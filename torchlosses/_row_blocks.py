@@ -75,22 +75,6 @@ def over_given(
     return over_row_blocks(function, block_rows, *chosen)
 
 
-def gradient_over_row_blocks(
-    function: BlockFunction,
-    block_rows: int,
-    arguments: Sequence[Tensor],
-    wanted: Sequence[int],
-    grad_outputs: Sequence[Tensor | None],
-) -> tuple[Tensor, ...]:
-    """The gradients by the arguments at the places `wanted`, differentiable like the function itself."""
-    given = [place for place, grad in enumerate(grad_outputs) if grad is not None]
-    gradient = _gradient(function, len(arguments), wanted, given)
-    rows, shared = arguments[: function.row_inputs], arguments[function.row_inputs :]
-    row_grads = [grad for grad in grad_outputs[: function.row_outputs] if grad is not None]
-    sum_grads = [grad for grad in grad_outputs[function.row_outputs :] if grad is not None]
-    return over_row_blocks(gradient, block_rows, *rows, *row_grads, *shared, *sum_grads)
-
-
 def _blocks(function: BlockFunction, block_rows: int, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     rows, shared = arguments[: function.row_inputs], arguments[function.row_inputs :]
     count = rows[0].shape[0]
@@ -126,54 +110,45 @@ class _RowBlocks(Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        arguments = ctx.saved_tensors
+        function, arguments = ctx.function, ctx.saved_tensors
         wanted = [place for place in range(len(arguments)) if ctx.needs_input_grad[2 + place]]
-        gradients: list[Tensor | None] = [None] * len(arguments)
-        if wanted and any(grad is not None for grad in grad_outputs):
-            found = gradient_over_row_blocks(ctx.function, ctx.block_rows, arguments, wanted, grad_outputs)
-            for place, gradient in zip(wanted, found, strict=True):
-                gradients[place] = gradient
-        return None, None, *gradients
+        given = {place: grad for place, grad in enumerate(grad_outputs) if grad is not None}
+        found: dict[int, Tensor] = {}
+        if wanted and given:
+            gradient = _gradient(function, len(arguments), wanted, list(given))
+            rows = sum(place < function.row_outputs for place in given)
+            joined = _joined(arguments, function.row_inputs, tuple(given.values()), rows)
+            found = dict(zip(wanted, over_row_blocks(gradient, ctx.block_rows, *joined), strict=True))
+        return None, None, *(found.get(place) for place in range(len(arguments)))
 
     @staticmethod
     @forward_ad_rule
     def jvp(ctx: Any, saved: tuple[Tensor, ...], *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        function, given = ctx.function, [place for place, tangent in enumerate(tangents[2:]) if tangent is not None]
-        along = [tangent for tangent in tangents[2:] if tangent is not None]
-        row_tangents = sum(place < function.row_inputs for place in given)
-        rows, shared = saved[: function.row_inputs], saved[function.row_inputs :]
-        outputs = over_row_blocks(
-            _directional_derivative(function, len(saved), given),
-            ctx.block_rows,
-            *(*rows, *along[:row_tangents], *shared, *along[row_tangents:]),
-        )
-        return *outputs, *(None,) * function.auxiliary
+        function, given = ctx.function, {place: t for place, t in enumerate(tangents[2:]) if t is not None}
+        rows = sum(place < function.row_inputs for place in given)
+        joined = _joined(saved, function.row_inputs, tuple(given.values()), rows)
+        derivative = _directional_derivative(function, len(saved), list(given))
+        return *over_row_blocks(derivative, ctx.block_rows, *joined), *(None,) * function.auxiliary
 
     @staticmethod
     def vmap(  # type: ignore[override]
         info: Any, in_dims: tuple[int | None, ...], function: BlockFunction, block_rows: int, *arguments: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        rows = [
-            tensor if dimension is None else front_of(tensor, dimension, info.batch_size).movedim(0, 1)
-            for tensor, dimension in zip(arguments[: function.row_inputs], in_dims[2:], strict=False)
-        ]
-        shared = [
-            tensor if dimension is None else front_of(tensor, dimension, info.batch_size)
-            for tensor, dimension in zip(
-                arguments[function.row_inputs :], in_dims[2 + function.row_inputs :], strict=True
-            )
-        ]
+        # The dimension of the batch: behind that of the rows, or in front.
         places = tuple(
-            None if dimension is None else int(place < function.row_inputs)
-            for place, dimension in enumerate(in_dims[2:])
+            None if dim is None else int(place < function.row_inputs) for place, dim in enumerate(in_dims[2:])
         )
+        mapped = [
+            tensor if place is None or dim is None else front_of(tensor, dim, info.batch_size).movedim(0, place)
+            for tensor, dim, place in zip(arguments, in_dims[2:], places, strict=True)
+        ]
         out_dims = (1,) * function.row_outputs + (0,) * function.sum_outputs
 
         def call(*arguments: Tensor) -> tuple[Tensor, ...]:
             return torch.vmap(function.call, places, out_dims)(*arguments)
 
         fewer_rows = max(1, block_rows // max(1, info.batch_size))
-        return over_row_blocks(function._replace(call=call), fewer_rows, *rows, *shared), out_dims
+        return over_row_blocks(function._replace(call=call), fewer_rows, *mapped), out_dims
 
 
 def _gradient(function: BlockFunction, count: int, wanted: Sequence[int], given: Sequence[int]) -> BlockFunction:
@@ -223,10 +198,15 @@ def _restricted(
     return call
 
 
+def _joined(own: tuple[Tensor, ...], row_inputs: int, others: tuple[Tensor, ...], row_others: int) -> Any:
+    """The arguments of a derivative: the function's own and what it has beside them, those with rows first."""
+    return *own[:row_inputs], *others[:row_others], *own[row_inputs:], *others[row_others:]
+
+
 def _separate(
     arguments: tuple[Tensor, ...], row_inputs: int, row_others: int, count: int
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """A function's own arguments, and those that its derivative has beside them."""
+    """The function's own arguments, and what `_joined` has put beside them."""
     behind = row_inputs + row_others
     shared = behind + count - row_inputs
     own = arguments[:row_inputs] + arguments[behind:shared]

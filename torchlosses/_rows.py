@@ -28,6 +28,18 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for `device`; meta tensors know no autocast, and torch raises when asked."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def result_dtype(asked: torch.dtype | None, computed: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype a loss is returned in: the one asked for, or that of its arguments, at least float32 under autocast."""
+    if asked is not None:
+        return asked
+    return torch.promote_types(computed, torch.float32) if autocast_enabled(device) else computed
+
+
 def with_classes_second(input: Tensor, target: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Views in which dimension `classes` stands where it is looked for; class indices have no such dimension."""
     if input.dim() < 2:

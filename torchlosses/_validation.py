@@ -9,26 +9,31 @@ import math
 import operator
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NoReturn
+from functools import partial
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from torchlosses._declare import transforms_active
+from torchlosses._rows import autocast_enabled
 from torchlosses.kernels.eager import check_dense
-
-REDUCTIONS = ("none", "mean", "sum")
-BROADCASTS = ("warn", "error", "allow")
-EMPTY = ("nan", "zero")
-GRADIENTS = ("forward", "backward")
 
 Reduction = Literal["none", "mean", "sum"]
 Broadcast = Literal["warn", "error", "allow"]
 Empty = Literal["nan", "zero"]
 Gradient = Literal["forward", "backward"]
+Divergence = Literal["forward", "reverse", "jensen-shannon"]
+TopKRest = Literal["merge", "renormalize"]
 
+REDUCTIONS, BROADCASTS, GRADIENTS = get_args(Reduction), get_args(Broadcast), get_args(Gradient)
+# How far the probabilities of a row's k largest, which were rounded, may sum to more than 1.
+TOP_K_TOLERANCE = 0.02
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_TYPES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_NAMES = {torch.complex64: "ComplexFloat", torch.complex128: "ComplexDouble"}
+_NAMES |= {getattr(torch, f"{name}Tensor").dtype: name for name in _TYPES}
 _INTEGERS = frozenset(
     {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
 )
@@ -37,29 +42,6 @@ _INTEGERS = frozenset(
 def is_integer(dtype: torch.dtype) -> bool:
     """Whether `dtype` can hold class indices."""
     return dtype in _INTEGERS
-
-
-def checked(options: dict[str, Any]) -> dict[str, Any]:
-    """Options by name, each after its check."""
-    return {name: CHECKS[name](value) if name in CHECKS else value for name, value in options.items()}
-
-
-def _one_of(name: str, value: Any, values: tuple[str, ...]) -> Any:
-    if value not in values:
-        raise ValueError(f"{value!r} is not a valid value for {name}: expected one of {', '.join(map(repr, values))}.")
-    return value
-
-
-def check_reduction(reduction: str) -> Any:
-    return _one_of("reduction", reduction, REDUCTIONS)
-
-
-def check_legacy_arguments(size_average: object, reduce: object) -> None:
-    if size_average is not None or reduce is not None:
-        raise TypeError(
-            f"size_average and reduce (got size_average={size_average!r}, reduce={reduce!r}) are not supported: "
-            "use reduction='mean' (both True), reduction='sum' (size_average=False) or reduction='none' (reduce=False)."
-        )
 
 
 # Which of these types torch raises depends on its version, and on where it notices.
@@ -77,74 +59,24 @@ class WrongTypeError(TypeError, AttributeError):
     """An argument has a type that it cannot have, such as no tensor."""
 
 
-def check_label_smoothing(label_smoothing: float) -> float:
-    label_smoothing = _number("label_smoothing", label_smoothing)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise OptionError(f"label_smoothing must be between 0.0 and 1.0, but got {label_smoothing}.")
-    return label_smoothing
+def _one_of(name: str, values: tuple[str, ...]) -> Callable[[Any], Any]:
+    """The check of an option that has one of these values."""
+
+    def check(value: Any) -> Any:
+        if value not in values:
+            expected = ", ".join(map(repr, values))
+            raise ValueError(f"{value!r} is not a valid value for {name}: expected one of {expected}.")
+        return value
+
+    return check
 
 
-def check_ignore_index(ignore_index: int) -> int:
-    try:
-        ignore_index = _index(ignore_index)
-    except TypeError:
-        raise TypeError(
-            f"ignore_index must be an int, but got {ignore_index!r}; to ignore no row, leave it at its default of -100."
-        ) from None
-    if not -(2**63) <= ignore_index < 2**63:
-        raise OptionError(f"ignore_index must be a class index or another int of 64 bits, but got {ignore_index}.")
-    return ignore_index
-
-
-def check_delta(delta: float) -> float:
-    delta = _number("delta", delta)
-    if not 0.0 <= delta < math.inf:
-        raise ValueError(f"delta must be finite and not negative, but got {delta}; the textbook's value is 1e-7.")
-    return delta
-
-
-def check_huber_delta(delta: float) -> float:
-    delta = _number("delta", delta)
-    if not 0.0 < delta < math.inf:
-        raise OptionError(f"delta must be positive and finite, but got {delta}; 1.0 is the usual value.")
-    return delta
-
-
-def check_beta(beta: float) -> float:
-    beta = _number("beta", beta)
-    if not 0.0 <= beta < math.inf:
-        raise OptionError(f"beta must be finite and not negative, but got {beta}; 1.0 is the usual value.")
-    return beta
-
-
-def check_binary(function: str, input: Tensor, target: Tensor) -> None:
-    """Logits and probabilities, both floats of one shape."""
-    if input.shape != target.shape:
-        raise ValueError(
-            f"{function}: Target size ({tuple(target.shape)}) must be the same as input size ({tuple(input.shape)})."
-        )
-    check_floating_input(function, input)
-    if target.dtype not in _FLOATS:
-        raise NotImplementedError(
-            f"{function}: expected a floating-point target, got {_name(target.dtype)}: call .to(input.dtype)."
-        )
-
-
-def check_broadcasting_weight(function: str, name: str, weight: Tensor, shape: torch.Size) -> Tensor:
-    """A real factor of each element, as a view of that shape."""
-    if weight.dtype.is_complex:
-        raise RuntimeError(f"{function}: expected a real {name}, got {_name(weight.dtype)}.")
-    try:
-        return weight.expand(shape)
-    except RuntimeError:
-        raise RuntimeError(
-            f"{function}: {name} of shape {tuple(weight.shape)} does not broadcast to the input's, {tuple(shape)}."
-        ) from None
-
-
-def _index(value: int) -> int:
-    # The compiler would make a constant of a number that changes from call to call.
-    return value if type(value) is int else operator.index(value)
+check_reduction = _one_of("reduction", REDUCTIONS)
+check_broadcast_option = _one_of("broadcast", BROADCASTS)
+check_gradient_option = _one_of("gradient", GRADIENTS)
+check_empty = _one_of("empty", get_args(Empty))
+_check_divergence = _one_of("divergence", get_args(Divergence))
+_check_top_k_rest = _one_of("top_k_rest", get_args(TopKRest))
 
 
 def _number(name: str, value: float) -> float:
@@ -162,12 +94,147 @@ def _number(name: str, value: float) -> float:
     return float(value)
 
 
-def check_broadcast_option(broadcast: str) -> Any:
-    return _one_of("broadcast", broadcast, BROADCASTS)
+# The numbers that an option may be, in words.
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "finite": lambda value: -math.inf < value < math.inf,
+    "finite and not negative": lambda value: 0.0 <= value < math.inf,
+    "positive and finite": lambda value: 0.0 < value < math.inf,
+    "between 0.0 and 1.0": lambda value: 0.0 <= value <= 1.0,
+    "between 0 and 1, both excluded": lambda value: 0.0 < value < 1.0,
+}
 
 
-def check_gradient_option(gradient: str) -> Any:
-    return _one_of("gradient", gradient, GRADIENTS)
+def _number_that_is(
+    expected: str, name: str, hint: str = "", error: type[Exception] = ValueError
+) -> Callable[..., float]:
+    """The check of an option that is a number of that range; the option may have other names too."""
+    holds = _RANGES[expected]
+
+    def check(value: float, name: str = name) -> float:
+        value = _number(name, value)
+        if not holds(value):
+            raise error(f"{name} must be {expected}, but got {value}{hint}.")
+        return value
+
+    return check
+
+
+check_label_smoothing = _number_that_is("between 0.0 and 1.0", "label_smoothing", error=OptionError)
+check_delta = _number_that_is("finite and not negative", "delta", "; the textbook's value is 1e-7")
+check_huber_delta = _number_that_is("positive and finite", "delta", "; 1.0 is the usual value", OptionError)
+check_beta = _number_that_is("finite and not negative", "beta", "; 1.0 is the usual value", OptionError)
+check_temperature = _number_that_is("positive and finite", "temperature", "; 1.0 is none")
+check_z_loss = _number_that_is("finite and not negative", "z_loss", "; 1e-4 is a usual value")
+check_logit_scale = _number_that_is("finite", "logit_scale", "; 1.0 leaves the logits as they are")
+_check_soft_cap = _number_that_is("positive and finite", "logit_softcap", "; None leaves the logits as they are")
+_check_low_rank_scale = _number_that_is("finite", "the scale of low_rank")
+_check_normalizer_number = _number_that_is("finite and not negative", "normalizer")
+_check_mixture = _number_that_is(
+    "between 0 and 1, both excluded",
+    "beta",
+    ": the Jensen-Shannon divergence is 0 there. What it tends to, divided by beta or 1 - beta, are "
+    "divergence='forward' and 'reverse'",
+)
+
+
+def check_logit_softcap(logit_softcap: float | None, name: str = "logit_softcap") -> float | None:
+    return None if logit_softcap is None else _check_soft_cap(logit_softcap, name)
+
+
+def _integer(name: str, value: int, expected: str = "an int", hint: str = "") -> int:
+    try:
+        # The compiler would make a constant of a number that changes from call to call.
+        return value if type(value) is int else operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {expected}, but got {value!r}{hint}.") from None
+
+
+def check_ignore_index(ignore_index: int) -> int:
+    hint = "; to ignore no row, leave it at its default of -100"
+    ignore_index = _integer("ignore_index", ignore_index, hint=hint)
+    if not -(2**63) <= ignore_index < 2**63:
+        raise OptionError(f"ignore_index must be a class index or another int of 64 bits, but got {ignore_index}.")
+    return ignore_index
+
+
+def check_dim(dim: int, of: str = "classes") -> int:
+    return _integer("dim", dim, f"an int, the dimension of the {of}")
+
+
+def check_block_rows(block_rows: int | None) -> int | None:
+    if block_rows is None:
+        return None
+    block_rows = _integer("block_rows", block_rows, "an int or None")
+    if block_rows < 1:
+        raise ValueError(f"block_rows must be at least 1, but got {block_rows}; None chooses.")
+    return block_rows
+
+
+def check_loss_dtype(loss_dtype: torch.dtype | None) -> torch.dtype | None:
+    if loss_dtype is not None and loss_dtype not in _FLOATS:
+        raise TypeError(f"loss_dtype must be a floating-point dtype or None, but got {loss_dtype!r}.")
+    return loss_dtype
+
+
+# The check of each option that stands for itself.
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "reduction": check_reduction,
+    "empty": check_empty,
+    "broadcast": check_broadcast_option,
+    "gradient": check_gradient_option,
+    "label_smoothing": check_label_smoothing,
+    "ignore_index": check_ignore_index,
+    "delta": check_delta,
+    "dim": check_dim,
+    "z_loss": check_z_loss,
+    "logit_scale": check_logit_scale,
+    "logit_softcap": check_logit_softcap,
+    "loss_dtype": check_loss_dtype,
+    "beta": check_beta,
+    "temperature": check_temperature,
+    "block_rows": check_block_rows,
+    "student_logit_scale": partial(check_logit_scale, name="student_logit_scale"),
+    "student_logit_softcap": partial(check_logit_softcap, name="student_logit_softcap"),
+    "teacher_logit_scale": lambda value: None if value is None else check_logit_scale(value, "teacher_logit_scale"),
+    "teacher_logit_softcap": partial(check_logit_softcap, name="teacher_logit_softcap"),
+}
+
+
+def checked(options: dict[str, Any]) -> dict[str, Any]:
+    """Options by name, each after its check."""
+    return {name: CHECKS[name](value) if name in CHECKS else value for name, value in options.items()}
+
+
+def check_legacy_arguments(size_average: object, reduce: object) -> None:
+    if size_average is not None or reduce is not None:
+        raise TypeError(
+            f"size_average and reduce (got size_average={size_average!r}, reduce={reduce!r}) are not supported: "
+            "use reduction='mean' (both True), reduction='sum' (size_average=False) or reduction='none' (reduce=False)."
+        )
+
+
+def check_binary(function: str, input: Tensor, target: Tensor) -> None:
+    """Logits and probabilities, both floats of one shape."""
+    if input.shape != target.shape:
+        raise ValueError(
+            f"{function}: Target size ({tuple(target.shape)}) must be the same as input size ({tuple(input.shape)})."
+        )
+    check_floating_input(function, input)
+    if target.dtype not in _FLOATS:
+        raise NotImplementedError(
+            f"{function}: expected a floating-point target, got {_name(target.dtype)}: call .to(input.dtype)."
+        )
+
+
+def check_broadcasting_weight(function: str, name: str, weight: Tensor, shape: torch.Size) -> Tensor:
+    """A real factor of each element, as a view of that shape."""
+    _check_real(function, name, weight)
+    try:
+        return weight.expand(shape)
+    except RuntimeError:
+        raise RuntimeError(
+            f"{function}: {name} of shape {tuple(weight.shape)} does not broadcast to the input's, {tuple(shape)}."
+        ) from None
 
 
 def check_tensors(function: str, **arguments: object) -> None:
@@ -205,12 +272,17 @@ def check_same_device(function: str, input: Tensor, **others: Tensor | None) -> 
             )
 
 
-def check_floating_input(function: str, input: Tensor) -> None:
+def check_floating_input(function: str, input: Tensor, name: str = "input") -> None:
     if input.dtype not in _FLOATS:
         raise NotImplementedError(
-            f'"{function}" not implemented for {_name(input.dtype)} input: expected float32, float64, bfloat16 or '
+            f'"{function}" not implemented for {_name(input.dtype)} {name}: expected float32, float64, bfloat16 or '
             "float16. Convert it with .float()."
         )
+
+
+def _check_real(function: str, name: str, tensor: Tensor, error: type[Exception] = RuntimeError) -> None:
+    if tensor.dtype.is_complex:
+        raise error(f"{function}: expected a real {name}, got {_name(tensor.dtype)}.")
 
 
 def check_elementwise_dtypes(function: str, input: Tensor, target: Tensor) -> None:
@@ -256,10 +328,7 @@ def check_element_weight(function: str, input: Tensor, weight: Tensor) -> None:
             "Weights and input must have the same size: "
             f"weight has {tuple(weight.shape)}, input has {tuple(input.shape)}."
         )
-    if weight.dtype.is_complex:
-        raise NotImplementedError(
-            f'"{function}" not implemented for {_name(weight.dtype)} weight: expected a real one.'
-        )
+    _check_real(function, "weight", weight, NotImplementedError)
 
 
 def check_classification_shapes(function: str, input: Tensor, target: Tensor) -> None:
@@ -294,22 +363,22 @@ def check_classification_shapes(function: str, input: Tensor, target: Tensor) ->
 
 def check_cross_entropy_target(input: Tensor, target: Tensor, ignore_index: int) -> None:
     if target.shape == input.shape:
-        if not target.dtype.is_floating_point:
-            hint = (
-                "for one-hot targets call .to(input.dtype); class indices must not have the class dimension"
-                if is_integer(target.dtype)
-                else "call .to(input.dtype)"
-            )
-            raise RuntimeError(
-                f"Expected floating point type for target with class probabilities, got {_name(target.dtype)}: {hint}."
-            )
-        if ignore_index >= 0:
-            raise RuntimeError(
-                f"ignore_index is not supported for floating point target (got ignore_index={ignore_index}): "
-                "mark rows to ignore with class indices instead, or leave ignore_index negative."
-            )
+        _check_class_probabilities(target, ignore_index)
     else:
         check_index_dtype(target)
+
+
+def _check_class_probabilities(target: Tensor, ignore_index: int) -> None:
+    if not target.dtype.is_floating_point:
+        raise RuntimeError(
+            f"Expected floating point type for target with class probabilities, got {_name(target.dtype)}: for one-hot "
+            "targets call .to(input.dtype); class indices must not have the class dimension."
+        )
+    if ignore_index >= 0:
+        raise RuntimeError(
+            f"ignore_index is not supported for floating point target (got ignore_index={ignore_index}): give the "
+            "rows to leave out a sample_weight of 0, or mark them with class indices, or leave ignore_index negative."
+        )
 
 
 def check_index_dtype(target: Tensor, or_probabilities: bool = True) -> None:
@@ -324,8 +393,8 @@ def check_index_dtype(target: Tensor, or_probabilities: bool = True) -> None:
 def check_cee_target(input: Tensor, target: Tensor) -> None:
     if target.shape != input.shape:
         check_index_dtype(target)
-    elif target.dtype.is_complex:
-        raise RuntimeError(f"cee_loss: expected a real target, got {_name(target.dtype)}.")
+    else:
+        _check_real("cee_loss", "target", target)
 
 
 def check_class_weight(input: Tensor, target: Tensor, weight: Tensor, autocast: bool) -> None:
@@ -342,8 +411,7 @@ def check_weight_of_classes(
             f"{function}: weight tensor should be defined either for all {classes} classes or no classes "
             f"but got weight tensor of shape: {list(weight.shape)}"
         )
-    if weight.dtype.is_complex:
-        raise RuntimeError(f"{function}: expected a real weight, got {_name(weight.dtype)}.")
+    _check_real(function, "weight", weight)
     if not indices or weight.dtype == dtype:
         return
     if autocast and weight.dtype.is_floating_point:
@@ -386,18 +454,33 @@ def check_linear(function: str, input: Tensor, linear_weight: Tensor, linear_bia
     return dim
 
 
+def check_product(
+    function: str, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, dim: int, **others: Tensor | None
+) -> int:
+    """The operands of a product and, on their device, the others; `target` must be one of them.
+
+    Returns the dimension of the input's features, counted from the front.
+    """
+    check_tensors(function, input=input, linear_weight=linear_weight, target=others["target"])
+    check_same_device(function, input, linear_weight=linear_weight, linear_bias=linear_bias, **others)
+    check_floating_input(function, input)
+    dim = check_linear(function, input, linear_weight, linear_bias, dim)
+    autocast = autocast_enabled(input.device)
+    check_linear_dtypes(function, autocast, input, linear_weight=linear_weight, linear_bias=linear_bias)
+    return dim
+
+
 def check_low_rank(
     function: str, input: Tensor, linear_weight: Tensor, low_rank: Any, dim: int
-) -> tuple[Tensor, Tensor, float] | None:
+) -> tuple[Tensor | None, Tensor | None, float]:
+    """A, B and the scale; without a low-rank term None, None and 1."""
     if low_rank is None:
-        return None
+        return None, None, 1.0
     if not isinstance(low_rank, (tuple, list)) or len(low_rank) != 3:
         raise TypeError(f"{function}: low_rank must be (A, B, scale) or None, but got {type(low_rank).__name__}.")
     a, b, scale = low_rank
     check_tensors(function, **{"A of low_rank": a, "B of low_rank": b})
-    scale = _number("the scale of low_rank", scale)
-    if not -math.inf < scale < math.inf:
-        raise ValueError(f"{function}: the scale of low_rank must be finite, but got {scale}.")
+    scale = _check_low_rank_scale(scale)
     for name, tensor in (("A", a), ("B", b)):
         if tensor.dtype not in _FLOATS:
             raise RuntimeError(f"{function}: expected a floating-point {name} of low_rank, got {_name(tensor.dtype)}.")
@@ -426,7 +509,9 @@ def check_linear_layer(function: str, linear: Any) -> None:
         )
 
 
-def check_linear_dtypes(function: str, autocast: bool, input: Tensor, **others: Tensor | None) -> None:
+def check_linear_dtypes(
+    function: str, autocast: bool, input: Tensor, *, input_name: str = "input", **others: Tensor | None
+) -> None:
     """The operands of a product have one dtype; under autocast, which makes it so, they need to be floats."""
     for name, tensor in others.items():
         if tensor is None or tensor.dtype == input.dtype:
@@ -434,7 +519,7 @@ def check_linear_dtypes(function: str, autocast: bool, input: Tensor, **others: 
         if autocast and tensor.dtype in _FLOATS and torch.float64 not in (tensor.dtype, input.dtype):
             continue
         raise RuntimeError(
-            f"{function}: expected input and {name} to have the same dtype, but got {_name(input.dtype)} and "
+            f"{function}: expected {input_name} and {name} to have the same dtype, but got {_name(input.dtype)} and "
             f"{_name(tensor.dtype)}. Convert one of them with .to(...)."
         )
 
@@ -445,16 +530,7 @@ def check_linear_target(
     """Whether target holds class indices, of shape `rows`; else it holds probabilities, of shape `probabilities`."""
     shape = list(target.shape)
     if shape == probabilities:
-        if not target.dtype.is_floating_point:
-            raise RuntimeError(
-                f"Expected floating point type for target with class probabilities, got {_name(target.dtype)}: class "
-                "indices must not have the class dimension."
-            )
-        if ignore_index >= 0:
-            raise RuntimeError(
-                f"ignore_index is not supported for floating point target (got ignore_index={ignore_index}): give the "
-                "rows to leave out a sample_weight of 0, or leave ignore_index negative."
-            )
+        _check_class_probabilities(target, ignore_index)
         return False
     if shape == rows or (not rows and shape == [1]):
         check_index_dtype(target)
@@ -466,12 +542,6 @@ def check_linear_target(
     if rows and (not shape or shape[0] != rows[0]):
         raise ValueError(f"Expected input batch_size ({rows[0]}) to match target batch_size: {message}")
     raise RuntimeError(message)
-
-
-DIVERGENCES = ("forward", "reverse", "jensen-shannon")
-TOP_K_RESTS = ("merge", "renormalize")
-# How far the probabilities of a row's k largest, which were rounded, may sum to more than 1.
-TOP_K_TOLERANCE = 0.02
 
 
 def check_divergence_reduction(reduction: str) -> Any:
@@ -486,7 +556,7 @@ def check_divergence_reduction(reduction: str) -> Any:
 
 def check_divergence(divergence: str, beta: float | None) -> float:
     """The share of the teacher in the mixture of the Jensen-Shannon divergence."""
-    _one_of("divergence", divergence, DIVERGENCES)
+    _check_divergence(divergence)
     if beta is None:
         return 0.5
     if divergence != "jensen-shannon":
@@ -494,20 +564,7 @@ def check_divergence(divergence: str, beta: float | None) -> float:
             f"beta={beta!r} is the teacher's share in the mixture of divergence='jensen-shannon', but divergence is "
             f"{divergence!r}: leave one of them out."
         )
-    beta = _number("beta", beta)
-    if not 0.0 < beta < 1.0:
-        raise ValueError(
-            f"beta must be between 0 and 1, both excluded, but got {beta}: the Jensen-Shannon divergence is 0 there. "
-            "What it tends to, divided by beta or 1 - beta, are divergence='forward' and 'reverse'."
-        )
-    return beta
-
-
-def check_temperature(temperature: float) -> float:
-    temperature = _number("temperature", temperature)
-    if not 0.0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, but got {temperature}; 1.0 is none.")
-    return temperature
+    return _check_mixture(beta)
 
 
 def check_distilled_layer(
@@ -517,11 +574,8 @@ def check_distilled_layer(
     names = f"{role}_input", f"{role}_weight", f"{role}_bias"
     check_tensors(function, **{names[0]: input, names[1]: linear_weight})
     for name, tensor in zip(names, (input, linear_weight, linear_bias), strict=True):
-        if tensor is not None and tensor.dtype not in _FLOATS:
-            raise NotImplementedError(
-                f'"{function}" not implemented for {_name(tensor.dtype)} {name}: expected float32, float64, bfloat16 '
-                "or float16. Convert it with .float()."
-            )
+        if tensor is not None:
+            check_floating_input(function, tensor, name)
     if linear_weight.dim() != 2 or not linear_weight.shape[0]:
         raise RuntimeError(
             f"{function}: expected {names[1]} of shape (classes, features) with at least one class, but got "
@@ -537,15 +591,8 @@ def check_distilled_layer(
             f"{function}: expected {names[2]} of shape {tuple(linear_weight.shape[:1])}, one number a class, but got "
             f"{tuple(linear_bias.shape)}."
         )
-    for name, tensor in zip(names[1:], (linear_weight, linear_bias), strict=True):
-        if tensor is None or tensor.dtype == input.dtype:
-            continue
-        if autocast and torch.float64 not in (tensor.dtype, input.dtype):
-            continue
-        raise RuntimeError(
-            f"{function}: expected {names[0]} and {name} to have the same dtype, but got {_name(input.dtype)} and "
-            f"{_name(tensor.dtype)}. Convert one of them with .to(...)."
-        )
+    layer = {names[1]: linear_weight, names[2]: linear_bias}
+    check_linear_dtypes(function, autocast, input, input_name=names[0], **layer)
 
 
 def check_teacher(function: str, given: dict[str, Any], further: dict[str, Any]) -> str:
@@ -621,7 +668,7 @@ def check_top_k_options(
             f"{function}: expected values and indices of teacher_top_k to have one shape, but got "
             f"{tuple(values.shape)} and {tuple(indices.shape)}."
         )
-    _one_of("top_k_rest", rest or "merge", TOP_K_RESTS)
+    _check_top_k_rest(rest or "merge")
     if rest == "renormalize" and divergence == "reverse":
         raise ValueError(
             f"{function}: with top_k_rest='renormalize' the teacher rules out all classes but k, so that "
@@ -647,7 +694,7 @@ def check_top_k(
         return
     outside = counted & ((indices < 0) | (indices >= classes))
     if bool(outside.any()):
-        row, place = (int(i) for i in outside.nonzero()[0])
+        row, place = _first(outside)
         raise IndexError(
             f"{function}: index {int(indices[row, place])} at entry {place} of row {row} of teacher_top_k is out of "
             f"bounds: there are {classes} classes. A list that is shorter than k is filled up with values of -inf."
@@ -655,9 +702,9 @@ def check_top_k(
     # Entries that do not count get numbers of their own.
     apart = torch.arange(-1, -1 - indices.shape[1], -1, device=indices.device, dtype=indices.dtype)
     ordered = torch.where(counted, indices, apart).sort(1).values
-    twice = (ordered[:, 1:] == ordered[:, :-1]).nonzero()
-    if twice.shape[0]:
-        row, place = (int(i) for i in twice[0])
+    twice = ordered[:, 1:] == ordered[:, :-1]
+    if bool(twice.any()):
+        row, place = _first(twice)
         raise ValueError(
             f"{function}: index {int(ordered[row, place])} stands more than once in row {row} of teacher_top_k; each "
             "class has one log-probability."
@@ -669,18 +716,6 @@ def check_top_k(
             f"in a row they sum to {float(total):.6g}. Give log_softmax of the logits, taken over all classes, or use "
             "top_k_rest='renormalize'."
         )
-
-
-def check_block_rows(block_rows: int | None) -> int | None:
-    if block_rows is None:
-        return None
-    try:
-        block_rows = _index(block_rows)
-    except TypeError:
-        raise TypeError(f"block_rows must be an int or None, but got {block_rows!r}.") from None
-    if block_rows < 1:
-        raise ValueError(f"block_rows must be at least 1, but got {block_rows}; None chooses.")
-    return block_rows
 
 
 def check_normalizer(normalizer: Tensor | float | None, reduction: str) -> Tensor | float | None:
@@ -699,21 +734,7 @@ def check_normalizer(normalizer: Tensor | float | None, reduction: str) -> Tenso
             )
         # DataParallel makes a tensor of one number of it.
         return normalizer if normalizer.dim() == 0 else normalizer.reshape(())
-    normalizer = _number("normalizer", normalizer)
-    if not 0.0 <= normalizer < math.inf:
-        raise ValueError(f"normalizer must be finite and not negative, but got {normalizer}.")
-    return normalizer
-
-
-def check_empty(empty: str) -> Any:
-    return _one_of("empty", empty, EMPTY)
-
-
-def check_dim(dim: int, of: str = "classes") -> int:
-    try:
-        return operator.index(dim)
-    except TypeError:
-        raise TypeError(f"dim must be an int, the dimension of the {of}, but got {dim!r}.") from None
+    return _check_normalizer_number(normalizer)
 
 
 def check_dimension(function: str, input: Tensor, dim: int, of: str = "classes", name: str = "input") -> int:
@@ -728,41 +749,9 @@ def check_dimension(function: str, input: Tensor, dim: int, of: str = "classes",
     return dim % dimensions
 
 
-def check_z_loss(z_loss: float) -> float:
-    z_loss = _number("z_loss", z_loss)
-    if not 0.0 <= z_loss < math.inf:
-        raise ValueError(f"z_loss must be finite and not negative, but got {z_loss}; 1e-4 is a usual value.")
-    return z_loss
-
-
-def check_logit_scale(logit_scale: float, name: str = "logit_scale") -> float:
-    logit_scale = _number(name, logit_scale)
-    if not -math.inf < logit_scale < math.inf:
-        raise ValueError(f"{name} must be finite, but got {logit_scale}; 1.0 leaves the logits as they are.")
-    return logit_scale
-
-
-def check_loss_dtype(loss_dtype: torch.dtype | None) -> torch.dtype | None:
-    if loss_dtype is not None and loss_dtype not in _FLOATS:
-        raise TypeError(f"loss_dtype must be a floating-point dtype or None, but got {loss_dtype!r}.")
-    return loss_dtype
-
-
-def check_logit_softcap(logit_softcap: float | None, name: str = "logit_softcap") -> float | None:
-    if logit_softcap is None:
-        return None
-    logit_softcap = _number(name, logit_softcap)
-    if not 0.0 < logit_softcap < math.inf:
-        raise ValueError(
-            f"{name} must be positive and finite, but got {logit_softcap}; None leaves the logits as they are."
-        )
-    return logit_softcap
-
-
 def check_sample_weight(function: str, sample_weight: Tensor, rows: torch.Size) -> None:
     """One weight a row, of a shape that broadcasts to the rows'."""
-    if sample_weight.dtype.is_complex:
-        raise RuntimeError(f"{function}: expected a real sample_weight, got {_name(sample_weight.dtype)}.")
+    _check_real(function, "sample_weight", sample_weight)
     try:
         common = torch.broadcast_shapes(sample_weight.shape, rows)
     except RuntimeError:
@@ -776,8 +765,7 @@ def check_sample_weight(function: str, sample_weight: Tensor, rows: torch.Size) 
 
 def check_leading_sample_weight(function: str, sample_weight: Tensor, shape: torch.Size) -> Tensor:
     """One weight for each entry of the first dimensions, as a view that broadcasts to `shape`."""
-    if sample_weight.dtype.is_complex:
-        raise RuntimeError(f"{function}: expected a real sample_weight, got {_name(sample_weight.dtype)}.")
+    _check_real(function, "sample_weight", sample_weight)
     sizes = zip(sample_weight.shape, shape, strict=False)
     if sample_weight.dim() > len(shape) or any(given not in (1, size) for given, size in sizes):
         raise ValueError(
@@ -818,16 +806,11 @@ def check_indices_in_range(target: Tensor, classes: int, ignore_index: int | Non
     if lowest >= 0 and highest < classes:
         return
     outside = (target < 0) | (target >= classes)
-    if bool((outside if ignore_index is None else outside & (target != ignore_index)).any()):
-        raise_target_out_of_bounds(target, classes, ignore_index)
-
-
-def raise_target_out_of_bounds(target: Tensor, classes: int, ignore_index: int | None) -> NoReturn:
-    """Find the first class index outside [0, classes) and name it."""
-    outside = (target < 0) | (target >= classes)
     if ignore_index is not None:
         outside &= target != ignore_index
-    position = tuple(int(i) for i in outside.nonzero()[0])
+    if not bool(outside.any()):
+        return
+    position = _first(outside)
     value = int(target[position])
     if value == classes and not bool((target == 0).any()):
         hint = f"labels that count from 1 to {classes} need `target - 1`"
@@ -841,10 +824,13 @@ def raise_target_out_of_bounds(target: Tensor, classes: int, ignore_index: int |
     )
 
 
+def _first(mask: Tensor) -> tuple[int, ...]:
+    return tuple(int(i) for i in mask.nonzero()[0])
+
+
 def check_probabilities(input: Tensor, counted: Tensor | None) -> None:
     """Probabilities of the rows that count lie in [0, 1], up to rounding; nan may pass."""
-    if counted is not None and not bool(counted.all()):
-        input = input.movedim(1, -1)[counted]
+    input = _of_counted(input, counted)
     if not input.numel():
         return
     tolerance = 4 * torch.finfo(input.dtype).eps
@@ -859,13 +845,16 @@ def check_probabilities(input: Tensor, counted: Tensor | None) -> None:
 def check_one_hot(target: Tensor, dimensions: int, counted: Tensor | None) -> None:
     if target.dim() < dimensions or target.is_floating_point() or target.dtype == torch.bool:
         return
-    if counted is not None and not bool(counted.all()):
-        target = target.movedim(1, -1)[counted]
+    target = _of_counted(target, counted)
     if not target.numel():
         return
     lowest, highest = (int(value) for value in target.aminmax())
     if lowest < 0 or highest > 1:
         raise_not_one_hot(lowest, highest)
+
+
+def _of_counted(tensor: Tensor, counted: Tensor | None) -> Tensor:
+    return tensor if counted is None or bool(counted.all()) else tensor.movedim(1, -1)[counted]
 
 
 def raise_not_probabilities(lowest: float, highest: float) -> NoReturn:
@@ -884,42 +873,4 @@ def raise_not_one_hot(lowest: int, highest: int) -> NoReturn:
 
 def _name(dtype: torch.dtype) -> str:
     """The name by which torch's own messages call a dtype."""
-    names = {
-        torch.float32: "Float",
-        torch.float64: "Double",
-        torch.float16: "Half",
-        torch.bfloat16: "BFloat16",
-        torch.int64: "Long",
-        torch.int32: "Int",
-        torch.int16: "Short",
-        torch.int8: "Char",
-        torch.uint8: "Byte",
-        torch.bool: "Bool",
-        torch.complex64: "ComplexFloat",
-        torch.complex128: "ComplexDouble",
-    }
-    return names.get(dtype, str(dtype).removeprefix("torch."))
-
-
-# The check of each option that stands for itself.
-CHECKS: dict[str, Callable[[Any], Any]] = {
-    "reduction": check_reduction,
-    "empty": check_empty,
-    "broadcast": check_broadcast_option,
-    "gradient": check_gradient_option,
-    "label_smoothing": check_label_smoothing,
-    "ignore_index": check_ignore_index,
-    "delta": check_delta,
-    "dim": check_dim,
-    "z_loss": check_z_loss,
-    "logit_scale": check_logit_scale,
-    "logit_softcap": check_logit_softcap,
-    "loss_dtype": check_loss_dtype,
-    "beta": check_beta,
-    "temperature": check_temperature,
-    "block_rows": check_block_rows,
-    "student_logit_scale": lambda value: check_logit_scale(value, "student_logit_scale"),
-    "student_logit_softcap": lambda value: check_logit_softcap(value, "student_logit_softcap"),
-    "teacher_logit_scale": lambda value: None if value is None else check_logit_scale(value, "teacher_logit_scale"),
-    "teacher_logit_softcap": lambda value: check_logit_softcap(value, "teacher_logit_softcap"),
-}
+    return _NAMES.get(dtype, str(dtype).removeprefix("torch."))

@@ -30,10 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._declare import result_dtype
 from torchlosses._elementwise import Elementwise, of_alike, weighted
 from torchlosses._module import LossModule, intercepted, overridden
-from torchlosses._rows import compute_dtype, wide_sum
+from torchlosses._rows import compute_dtype, result_dtype, wide_sum
 
 
 class Options(NamedTuple):

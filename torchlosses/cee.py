@@ -25,9 +25,18 @@ import torch
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, recording, result_dtype
+from torchlosses._declare import Loss, recording
 from torchlosses._module import LossModule, intercepted, overridden
-from torchlosses._rows import compute_dtype, from_rows, indices_to_rows, per_class, row_shape, to_rows, wide_sum
+from torchlosses._rows import (
+    compute_dtype,
+    from_rows,
+    indices_to_rows,
+    per_class,
+    result_dtype,
+    row_shape,
+    to_rows,
+    wide_sum,
+)
 
 
 class Options(NamedTuple):

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, exponential, replaced, result_dtype
+from torchlosses._declare import Loss, exponential, replaced
 from torchlosses._module import LossModule, Result_co, intercepted, overridden
 from torchlosses._options import (
     FOUND,
@@ -45,12 +45,14 @@ from torchlosses._options import (
     with_z_loss,
 )
 from torchlosses._rows import (
+    autocast_enabled,
     class_indices_denominator,
     compute_dtype,
     from_rows,
     indices_to_rows,
     per_class,
     probabilities_denominator,
+    result_dtype,
     row_shape,
     scaled_and_capped,
     times_slope,

@@ -182,18 +182,9 @@ def huber_loss(
     if intercepted(input, target, weight, sample_weight):
         return overridden(huber_loss, (input, target, weight, sample_weight), locals())
     return _elementwise.call(
-        Huber,
-        input,
-        target,
-        _validation.check_huber_delta(delta),
-        weight=weight,
-        sample_weight=sample_weight,
-        reduction=reduction,
-        broadcast=broadcast,
-        normalizer=normalizer,
-        empty=empty,
-        gradient=gradient,
-    )
+        Huber, input, target, _validation.check_huber_delta(delta), weight=weight, sample_weight=sample_weight,
+        reduction=reduction, broadcast=broadcast, normalizer=normalizer, empty=empty, gradient=gradient,
+    )  # fmt: skip
 
 
 def smooth_l1_loss(
@@ -256,18 +247,9 @@ def smooth_l1_loss(
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
     return _elementwise.call(
-        SmoothL1,
-        input,
-        target,
-        _validation.check_beta(beta),
-        weight=None,
-        sample_weight=sample_weight,
-        reduction=reduction,
-        broadcast=broadcast,
-        normalizer=normalizer,
-        empty=empty,
-        gradient=gradient,
-    )
+        SmoothL1, input, target, _validation.check_beta(beta), weight=None, sample_weight=sample_weight,
+        reduction=reduction, broadcast=broadcast, normalizer=normalizer, empty=empty, gradient=gradient,
+    )  # fmt: skip
 
 
 class HuberLoss(LossModule[Tensor], nn.HuberLoss):
@@ -278,31 +260,14 @@ class HuberLoss(LossModule[Tensor], nn.HuberLoss):
 
     in the squared unit of the target. A drop-in for `torch.nn.HuberLoss`, and a subclass of it.
 
-    Args:
-        reduction: 'mean', 'sum' or 'none'.
-        delta: δ > 0.
-        broadcast: What to do when the shapes differ but broadcast: 'warn' (as torch does), 'error' or 'allow'.
-        empty: What a mean over nothing gives: 'nan' or 'zero'.
-        gradient: When the gradient is computed, 'forward' or 'backward'.
-
-    The call takes `normalizer` and `sample_weight`, as `huber_loss` does.
-
     Shape:
         input and target of one shape; a scalar comes out, or with 'none' that shape. Dtypes as in `mse_loss`.
-
-    Raises:
-        ValueError: An option is none of its values.
-        Errors of the call are those of `huber_loss`.
-
-    Edge cases: as for `huber_loss`.
 
     Example:
         >>> import torch
         >>> from torchlosses import HuberLoss
         >>> HuberLoss(delta=0.5)(torch.tensor([2.0]), torch.tensor([0.0])).item()
         0.875
-
-    Source: as for `huber_loss`.
     """
 
     __constants__ = ("reduction", "delta")
@@ -322,17 +287,6 @@ class HuberLoss(LossModule[Tensor], nn.HuberLoss):
         self.keep(reduction=reduction, broadcast=broadcast, empty=empty, gradient=gradient)
         self.delta = _validation.check_huber_delta(delta)
 
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        normalizer: Tensor | float | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of `input` against `target`; see :func:`torchlosses.huber_loss`."""
-        return huber_loss(input, target, normalizer=normalizer, sample_weight=sample_weight, **self.options())
-
 
 class SmoothL1Loss(LossModule[Tensor], nn.SmoothL1Loss):
     r"""The smooth L1 loss as a module: :func:`torchlosses.smooth_l1_loss` with its options kept.
@@ -342,34 +296,14 @@ class SmoothL1Loss(LossModule[Tensor], nn.SmoothL1Loss):
 
     in the unit of the target. A drop-in for `torch.nn.SmoothL1Loss`, and a subclass of it.
 
-    Args:
-        size_average: Not supported; here so that positional arguments keep their place. Use `reduction`.
-        reduce: Not supported; here so that positional arguments keep their place. Use `reduction`.
-        reduction: 'mean', 'sum' or 'none'.
-        beta: β >= 0.
-        broadcast: What to do when the shapes differ but broadcast: 'warn' (as torch does), 'error' or 'allow'.
-        empty: What a mean over nothing gives: 'nan' or 'zero'.
-        gradient: When the gradient is computed, 'forward' or 'backward'.
-
-    The call takes `normalizer` and `sample_weight`, as `smooth_l1_loss` does.
-
     Shape:
         input and target of one shape; a scalar comes out, or with 'none' that shape. Dtypes as in `mse_loss`.
-
-    Raises:
-        ValueError: An option is none of its values.
-        TypeError: `size_average` or `reduce` is given.
-        Errors of the call are those of `smooth_l1_loss`.
-
-    Edge cases: as for `smooth_l1_loss`.
 
     Example:
         >>> import torch
         >>> from torchlosses import SmoothL1Loss
         >>> SmoothL1Loss(beta=2.0)(torch.tensor([1.0]), torch.tensor([0.0])).item()
         0.25
-
-    Source: as for `smooth_l1_loss`.
     """
 
     __constants__ = ("reduction", "beta")
@@ -390,14 +324,3 @@ class SmoothL1Loss(LossModule[Tensor], nn.SmoothL1Loss):
         _validation.check_legacy_arguments(size_average, reduce)
         super().__init__()
         self.keep(reduction=reduction, beta=beta, broadcast=broadcast, empty=empty, gradient=gradient)
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        normalizer: Tensor | float | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of `input` against `target`; see :func:`torchlosses.smooth_l1_loss`."""
-        return smooth_l1_loss(input, target, normalizer=normalizer, sample_weight=sample_weight, **self.options())

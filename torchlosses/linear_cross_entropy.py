@@ -25,7 +25,7 @@ torch.func), the logits are computed again, block by block.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_type_hints, overload
 
 import torch
@@ -33,14 +33,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, result_dtype, taken_over
+from torchlosses._declare import Loss, taken_over
 from torchlosses._module import LossModule, Result_co, intercepted, overridden
-from torchlosses._options import FOUND, CallOptions, FurtherOptions, RowStatistics, statistics_of, with_z_loss
+from torchlosses._options import FOUND, CallOptions, FurtherOptions, RowStatistics, statistics_of
 from torchlosses._row_blocks import over_given
-from torchlosses._rows import class_indices_denominator, compute_dtype, probabilities_denominator
+from torchlosses._rows import (
+    autocast_enabled,
+    class_indices_denominator,
+    compute_dtype,
+    probabilities_denominator,
+    result_dtype,
+)
 from torchlosses.cross_entropy import CrossEntropy
 from torchlosses.kernels import linear
-from torchlosses.kernels.linear import default_block_rows
+from torchlosses.kernels.linear import default_block_rows, product_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -75,6 +81,8 @@ class LinearLoss(Loss, abstract=True):
         of_logits: The loss, whose tensors behind its first follow the operands of the product.
         problem: How its kernels see the rows.
         split: Whether each process has some of the classes.
+        without_trace: Rows that are ignored or have no weight; None where it is known that there are none; (*tensors
+            behind the operands, options).
     """
 
     shared = ("linear_weight", "linear_bias", "low_rank_a", "low_rank_b", "weight")
@@ -82,6 +90,7 @@ class LinearLoss(Loss, abstract=True):
     kernels = linear
     scales = True
     of_logits: Any
+    without_trace: Callable[..., Tensor | None]
     problem = linear.Problem
     split = False
 
@@ -163,11 +172,6 @@ class LinearLoss(Loss, abstract=True):
         """The options without what a backward need not find."""
         return options
 
-    @staticmethod
-    def without_trace(*tensors_and_options: Any) -> Tensor | None:
-        """Rows that are ignored or have no weight; None where it is known that there are none."""
-        raise NotImplementedError
-
     @classmethod
     def _visible(cls, tensors: Sequence[Any], options: Any) -> tuple[list[Any], list[Any]]:
         """The operands in the dtype of the product, and the other tensors.
@@ -197,7 +201,7 @@ class LinearLoss(Loss, abstract=True):
 
     @staticmethod
     def state_fields(options: Any) -> int:
-        """None."""
+        """None; that it is said here gives the operators a place for those of a subclass."""
         return 0
 
     @staticmethod
@@ -209,11 +213,6 @@ class LinearLoss(Loss, abstract=True):
     def summed(tensor: Tensor, options: Any) -> Tensor:
         """The sum over the processes that have the classes."""
         return tensor
-
-    @classmethod
-    def rows(cls, input: Tensor) -> Sequence[int]:
-        """A row of features each."""
-        return input.shape[:1]
 
     @classmethod
     def flops(cls, tensors: Sequence[Any], options: Any) -> int:
@@ -245,6 +244,7 @@ class LinearCrossEntropy(LinearLoss):
     tensors = (*OPERANDS, "target", "weight?", "sample_weight?")
     options = Options
     of_logits = CrossEntropy
+    shows_state, shown = staticmethod(CrossEntropy.shows_state), staticmethod(CrossEntropy.shown)
 
     @staticmethod
     def of_gradient(options: Any) -> Any:
@@ -255,16 +255,6 @@ class LinearCrossEntropy(LinearLoss):
     def state_fields(options: Any) -> int:
         """The statistics."""
         return FOUND if options.statistics else 0
-
-    @staticmethod
-    def shows_state(options: Any) -> bool:
-        """For the statistics."""
-        return options.statistics
-
-    @staticmethod
-    def shown(state: Tensor, tensors: Any, options: Any) -> Tensor:
-        """The fields of `RowStatistics`."""
-        return with_z_loss(state, tensors[-1], options.z_loss)
 
     @staticmethod
     def counted(*tensors_and_options: Any) -> Tensor | None:
@@ -303,21 +293,28 @@ def _logits(operands: Sequence[Any], options: Any) -> Tensor:
     return y if a is None else y + options.low_rank_scale * F.linear(F.linear(x, a), b)
 
 
-class _FurtherOptions(FurtherOptions, total=False):
-    block_rows: int | None
-    drop_ignored: bool
-    wide_sums: bool
-
-
-class _CallOptions(_FurtherOptions, CallOptions, total=False):
-    linear_bias: Tensor | None
+class _Options(FurtherOptions, total=False):
     weight: Tensor | None
     reduction: _validation.Reduction
     ignore_index: int | None
     label_smoothing: float
     options: Any
     dim: int
+    block_rows: int | None
+    drop_ignored: bool
+    wide_sums: bool
+
+
+class _CallOptions(_Options, CallOptions, total=False):
+    linear_bias: Tensor | None
     low_rank: LowRank | None
+
+
+class _ModuleOptions(_Options, total=False):
+    out_features: tuple[int, ...]
+    bias: bool
+    device: Any
+    dtype: torch.dtype | None
 
 
 @overload
@@ -505,53 +502,38 @@ def linear_cross_entropy(
     block_rows = _validation.check_block_rows(_block_rows(options, block_rows))
     wide_sums = bool(wide_sums) or _sums_widely(options)
     indices, shape, dim = _check(input, linear_weight, target, linear_bias, weight, sample_weight, ignore_index, dim)
-    a, b, low_rank_scale = _validation.check_low_rank(_FUNCTION, input, linear_weight, low_rank, dim) or (
-        None,
-        None,
-        1.0,
-    )
-    dtype, product_dtype, compute = _dtypes(input, linear_weight, target, weight, indices)
+    a, b, low_rank_scale = _validation.check_low_rank(_FUNCTION, input, linear_weight, low_rank, dim)
+    dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
+    of_product, compute = product_dtype(input), compute_dtype(input, linear_weight, None if indices else target, weight)
+    if weight is not None:
+        dtype = torch.promote_types(dtype, weight.dtype)
+        # Numerator and denominator share one wide weight, so that its gradient is rounded once.
+        weight = weight.to(compute)
     dtype = result_dtype(loss_dtype, dtype, input.device)
     if block_rows is None:
         classes, *places, _ = linear_weight.shape
         rows = math.prod(shape) // max(1, math.prod(places))
-        block_rows = default_block_rows(classes, product_dtype.itemsize, input.device.type, rows)
+        block_rows = default_block_rows(classes, of_product.itemsize, input.device.type, rows)
     if not indices:
         target = target.movedim(dim, input.dim() - 1)
     input = input.movedim(dim, -1)
     if indices:
         target = target.reshape(shape).to(torch.int64)
-    if weight is not None:
-        # Numerator and denominator share one wide weight, so that its gradient is rounded once.
-        weight = weight.to(compute)
     if sample_weight is not None:
         sample_weight = sample_weight.to(compute).expand(shape)
     places = each_place(input, linear_weight, linear_bias, target, sample_weight, indices)
+    of_places = [(*operands, a, b, t, weight, s) for *operands, t, s in places]
     several = len(places) != 1
-    if several and reduction == "mean" and normalizer is None:
-        normalizer = _denominator(target, weight, sample_weight, shape, linear_weight, indices, ignore_index, compute)
     settings = Options(
-        reduction,
-        0.0 if empty == "zero" else math.nan,
-        compute if several else dtype,
-        int(gradient == "forward"),
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        logit_scale,
-        logit_softcap,
-        bool(return_stats),
-        False,
-        product_dtype,
-        low_rank_scale,
-        block_rows,
-        bool(drop_ignored),
-        wide_sums,
-    )
-    results = [
-        LinearCrossEntropy.apply(*operands, a, b, t, weight, s, normalizer=normalizer, options=settings)
-        for *operands, t, s in places
-    ]
+        reduction, 0.0 if empty == "zero" else math.nan, compute if several else dtype, int(gradient == "forward"),
+        ignore_index, label_smoothing, z_loss, logit_scale, logit_softcap, bool(return_stats), False,
+        of_product, low_rank_scale, block_rows, bool(drop_ignored), wide_sums,
+    )  # fmt: skip
+    if several and reduction == "mean" and normalizer is None:
+        denominators = [LinearCrossEntropy.denominator(*given, settings) for given in of_places]
+        pairs = zip(of_places, denominators, strict=True)
+        normalizer = torch.stack([LinearCrossEntropy.divisor((*given, d), settings) for given, d in pairs]).sum()
+    results = [LinearCrossEntropy.apply(*given, normalizer=normalizer, options=settings) for given in of_places]
     loss = results[0][0]
     if several:
         loss = torch.stack([loss for loss, _ in results], -1)
@@ -561,27 +543,6 @@ def linear_cross_entropy(
         return loss
     found = torch.stack([state for _, state in results], -1).reshape(len(RowStatistics._fields), *shape)
     return loss, statistics_of(found.unbind())
-
-
-def _denominator(
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    shape: torch.Size,
-    linear_weight: Tensor,
-    indices: bool,
-    ignore_index: int,
-    compute: torch.dtype,
-) -> Tensor:
-    """What a mean over the rows of several places divides by."""
-    if indices:
-        found = class_indices_denominator(target, weight, sample_weight, ignore_index, compute)
-        return (target != ignore_index).sum() if found is None else found
-    found = probabilities_denominator(linear_weight.shape[0], sample_weight)
-    if found is not None:
-        return found
-    # Without classes there is no row either.
-    return torch.full((), math.prod(shape) if linear_weight.shape[0] else 0, device=target.device)
 
 
 def _check(
@@ -595,35 +556,17 @@ def _check(
     dim: int,
 ) -> tuple[bool, torch.Size, int]:
     """Whether target holds class indices, the shape of the rows, and the dimension of the features."""
-    _validation.check_tensors(_FUNCTION, input=input, linear_weight=linear_weight, target=target)
-    others = {"linear_weight": linear_weight, "target": target, "linear_bias": linear_bias}
-    _validation.check_same_device(_FUNCTION, input, **others, weight=weight, sample_weight=sample_weight)
-    _validation.check_floating_input(_FUNCTION, input)
-    dim = _validation.check_linear(_FUNCTION, input, linear_weight, linear_bias, dim)
-    autocast = autocast_enabled(input.device)
-    _validation.check_linear_dtypes(_FUNCTION, autocast, input, linear_weight=linear_weight, linear_bias=linear_bias)
+    others = {"target": target, "weight": weight, "sample_weight": sample_weight}
+    dim = _validation.check_product(_FUNCTION, input, linear_weight, linear_bias, dim, **others)
     before, behind, (classes, *places) = input.shape[:dim], input.shape[dim + 1 :], linear_weight.shape[:-1]
     rows, probabilities = [*before, *behind, *places], [*before, classes, *behind, *places]
     indices = _validation.check_linear_target(_FUNCTION, target, rows, probabilities, ignore_index)
     if weight is not None:
+        autocast = autocast_enabled(input.device)
         _validation.check_weight_of_classes(classes, input.dtype, indices, weight, autocast, _FUNCTION)
     if sample_weight is not None:
         _validation.check_sample_weight(_FUNCTION, sample_weight, torch.Size(rows))
     return indices, torch.Size(rows), dim
-
-
-def _dtypes(
-    input: Tensor, linear_weight: Tensor, target: Tensor, weight: Tensor | None, indices: bool
-) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
-    """Of the arguments together, of the products, and of everything between."""
-    dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
-    if weight is not None:
-        dtype = torch.promote_types(dtype, weight.dtype)
-    product_dtype = input.dtype
-    if autocast_enabled(input.device) and product_dtype != torch.float64:
-        product_dtype = torch.get_autocast_dtype(input.device.type)
-    compute = compute_dtype(input, linear_weight, None if indices else target, weight)
-    return dtype, product_dtype, compute
 
 
 def _block_rows(options: Any, block_rows: int | None) -> int | None:
@@ -680,6 +623,8 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
     A drop-in for `torch.nn.LinearCrossEntropyLoss`: the same constructor, and the same names in the state dict
     (`linear.weight`, `linear.bias`, `weight`).
 
+    `LinearCrossEntropyLoss.of(linear)` makes one of a linear layer that exists, whose parameters it shares.
+
     Args:
         in_features: The number of features of a row.
         num_classes: The number of classes.
@@ -687,37 +632,12 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         bias: Whether the linear layer has a bias.
         device: Where the linear layer's parameters are made.
         dtype: Their dtype.
-        reduction: 'mean', 'sum' or 'none'.
-        weight: One factor a class, of shape (num_classes); kept as a buffer.
-        ignore_index: Rows with this class index are left out; None is -100.
-        label_smoothing: ε in [0, 1].
-        options: A `torch.nn.LinearCrossEntropyOptions`; see :func:`linear_cross_entropy`.
-        dim: The dimension of the input that holds the features, and of class probabilities that holds the classes.
-        empty: What a mean over nothing gives: 'nan' or 'zero'.
-        z_loss: λ of λ (log Σ exp(y))².
-        logit_scale: A factor of the logits.
-        logit_softcap: c of y -> c tanh(y / c).
-        loss_dtype: The dtype of the result.
-        return_stats: Whether to return the rows' statistics beside the loss.
-        block_rows: How many rows are worked on at a time.
-        gradient: When the gradients are computed, 'forward' or 'backward'.
-        drop_ignored: Whether rows that leave no trace are dropped on an accelerator too, which waits for their number.
-        wide_sums: Whether the layer's gradients are summed in float32 on an accelerator over few blocks too.
-
-    `LinearCrossEntropyLoss.of(linear)` makes one of a linear layer that exists, whose parameters it shares.
+        weight: One factor a class, of shape (num_classes), else a RuntimeError; kept as a buffer.
 
     Shape:
         input (..., in_features), or with the features at `dim`; target class indices (..., d1, ...), or class
         probabilities (..., num_classes, d1, ...), the classes where the features are; a scalar comes out, or with
         'none' one loss a row. Dtypes as in :func:`linear_cross_entropy`.
-
-    Raises:
-        ValueError: An option is none of its values.
-        RuntimeError: `weight` has the wrong length.
-        TypeError: An option has the wrong type.
-        Errors of the call are those of `linear_cross_entropy`.
-
-    Edge cases: as for `linear_cross_entropy`.
 
     Example:
         >>> import torch
@@ -726,8 +646,6 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         >>> loss = criterion(torch.zeros(2, 5, 16), torch.zeros(2, 5, dtype=torch.int64))
         >>> round(loss.item(), 4)
         6.9078
-
-    Source: as for `linear_cross_entropy`.
     """
 
     __constants__ = ("ignore_index", "reduction", "label_smoothing", "num_classes", "out_features")
@@ -742,18 +660,8 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         in_features: int,
         num_classes: int,
         *,
-        out_features: tuple[int, ...] = (),
-        bias: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        reduction: _validation.Reduction = "mean",
-        weight: Tensor | None = None,
-        ignore_index: int | None = None,
-        label_smoothing: float = 0.0,
-        options: Any = None,
-        dim: int = -1,
         return_stats: Literal[False] = False,
-        **further: Unpack[_FurtherOptions],
+        **further: Unpack[_ModuleOptions],
     ) -> None: ...
 
     @overload
@@ -762,18 +670,8 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         in_features: int,
         num_classes: int,
         *,
-        out_features: tuple[int, ...] = (),
-        bias: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        reduction: _validation.Reduction = "mean",
-        weight: Tensor | None = None,
-        ignore_index: int | None = None,
-        label_smoothing: float = 0.0,
-        options: Any = None,
-        dim: int = -1,
         return_stats: Literal[True],
-        **further: Unpack[_FurtherOptions],
+        **further: Unpack[_ModuleOptions],
     ) -> None: ...
 
     @overload
@@ -782,18 +680,8 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         in_features: int,
         num_classes: int,
         *,
-        out_features: tuple[int, ...] = (),
-        bias: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        reduction: _validation.Reduction = "mean",
-        weight: Tensor | None = None,
-        ignore_index: int | None = None,
-        label_smoothing: float = 0.0,
-        options: Any = None,
-        dim: int = -1,
         return_stats: bool,
-        **further: Unpack[_FurtherOptions],
+        **further: Unpack[_ModuleOptions],
     ) -> None: ...
 
     def __init__(
@@ -839,30 +727,14 @@ class LinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
             in_features, math.prod(self.out_features, start=num_classes), bias=bias, device=device, dtype=dtype
         )
 
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        normalizer: Tensor | float | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, RowStatistics]:
-        """The loss of features against class indices or probabilities; see :func:`linear_cross_entropy`."""
+    def tensors(self) -> dict[str, Tensor | None]:
+        """With those of the layer, which have a dimension for each one of the places."""
         linear_weight, linear_bias = self.linear.weight, self.linear.bias
         if self.out_features:
             shape = (self.num_classes, *self.out_features)
             linear_weight = linear_weight.reshape(*shape, self.linear.in_features)
             linear_bias = None if linear_bias is None else linear_bias.reshape(shape)
-        return linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            weight=self.weight,
-            normalizer=normalizer,
-            sample_weight=sample_weight,
-            **self.options(),
-        )
+        return {**super().tensors(), "linear_weight": linear_weight, "linear_bias": linear_bias}
 
     @overload
     @classmethod

@@ -39,24 +39,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._declare import autocast_enabled, result_dtype, taken_over
+from torchlosses._declare import taken_over
 from torchlosses._module import LossModule, intercepted, overridden
-from torchlosses._rows import compute_dtype, soft_cap, soft_cap_slope, weighted, wide_sum
+from torchlosses._rows import (
+    autocast_enabled,
+    compute_dtype,
+    result_dtype,
+    soft_cap,
+    soft_cap_slope,
+    weighted,
+    wide_sum,
+)
+from torchlosses._validation import Divergence, TopKRest
 from torchlosses.kernels import linear
-from torchlosses.kernels.linear import default_block_rows
+from torchlosses.kernels.linear import default_block_rows, product_dtype
 from torchlosses.linear_cross_entropy import OPERANDS, LinearLoss, flat_rows, options_of_product
 
 _FUNCTION = "linear_kl_div"
 TopK: TypeAlias = tuple[Tensor, Tensor]
-Divergence = Literal["forward", "reverse", "jensen-shannon"]
-TopKRest = Literal["merge", "renormalize"]
 
 # Elements whose intermediates exist at a time: they stay in a CPU's cache, and are few beside a GPU's memory.
 _FEW, _FEW_ON_ACCELERATOR = 1 << 18, 1 << 24
@@ -89,34 +96,16 @@ class _Divergence:
     shared = ("teacher_weight", "teacher_bias")
 
     @staticmethod
-    def forward(
-        y: Tensor,
-        teacher: Tensor,
-        teacher_weight: Tensor | None,
-        teacher_bias: Tensor | None,
-        indices: Tensor | None,
-        sample_weight: Tensor | None,
-        options: Options,
-    ) -> tuple[Tensor, None]:
+    def forward(y: Tensor, *others_and_options: Any) -> tuple[Tensor, None]:
         """The rows' losses; no state."""
-        z = _logits_of_teacher(teacher, teacher_weight, teacher_bias, options)
-        return weighted(_Comparison(y, z, indices, options, y.dtype).losses(), sample_weight), None
+        *teacher, sample_weight, options = others_and_options
+        return weighted(_compared(y, *teacher, options).losses(), sample_weight), None
 
     @staticmethod
-    def backward(
-        grad_output: Tensor,
-        y: Tensor,
-        teacher: Tensor,
-        teacher_weight: Tensor | None,
-        teacher_bias: Tensor | None,
-        indices: Tensor | None,
-        sample_weight: Tensor | None,
-        options: Options,
-    ) -> Tensor:
+    def backward(grad_output: Tensor, y: Tensor, *others_and_options: Any) -> Tensor:
         """The gradient by the student's logits."""
-        z = _logits_of_teacher(teacher, teacher_weight, teacher_bias, options)
-        gradient = _Comparison(y, z, indices, options, y.dtype).gradient()
-        return gradient * _incoming(grad_output, sample_weight, options)
+        *teacher, sample_weight, options = others_and_options
+        return _compared(y, *teacher, options).gradient() * _incoming(grad_output, sample_weight, options)
 
 
 class _Problem(linear.Problem):
@@ -313,11 +302,13 @@ def _tempered(logits: Tensor, scale: float, cap: float | None, temperature: floa
     return (y - y.detach().amax(1, keepdim=True)) / temperature
 
 
-def _logits_of_teacher(teacher: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> Tensor:
-    if weight is None:
-        return teacher
-    operands = (None if tensor is None else tensor.to(options.teacher_dtype) for tensor in (teacher, weight, bias))
-    return F.linear(*operands)  # type: ignore[arg-type]
+def _compared(y: Tensor, *teacher_and_options: Any) -> _Comparison:
+    """With the teacher's logits, of its features if there is a weight."""
+    teacher, weight, bias, indices, options = teacher_and_options
+    if weight is not None:
+        operands = (None if tensor is None else tensor.to(options.teacher_dtype) for tensor in (teacher, weight, bias))
+        teacher = F.linear(*operands)  # type: ignore[arg-type]
+    return _Comparison(y, teacher, indices, options, y.dtype)
 
 
 def _incoming(g: Tensor, sample_weight: Tensor | None, options: Options) -> Tensor:
@@ -483,56 +474,31 @@ def linear_kl_div(
     student_logit_scale = _validation.check_logit_scale(student_logit_scale, "student_logit_scale")
     student_logit_softcap = _validation.check_logit_softcap(student_logit_softcap, "student_logit_softcap")
     block_rows = _validation.check_block_rows(block_rows)
-    further = {
-        "teacher_weight": teacher_weight,
-        "teacher_bias": teacher_bias,
-        "teacher_logit_scale": teacher_logit_scale,
-        "teacher_logit_softcap": teacher_logit_softcap,
-    }
+    layer = {"teacher_weight": teacher_weight, "teacher_bias": teacher_bias}
+    further = {"teacher_logit_scale": teacher_logit_scale, "teacher_logit_softcap": teacher_logit_softcap}
     given = {"teacher_input": teacher_input, "teacher_logits": teacher_logits, "teacher_top_k": teacher_top_k}
-    kind = _validation.check_teacher(_FUNCTION, given, further)
+    kind = _validation.check_teacher(_FUNCTION, given, layer | further)
     teacher_logit_scale = _validation.check_logit_scale(
         1.0 if teacher_logit_scale is None else teacher_logit_scale, "teacher_logit_scale"
     )
     teacher_logit_softcap = _validation.check_logit_softcap(teacher_logit_softcap, "teacher_logit_softcap")
     top_k = _validation.check_top_k_options(_FUNCTION, teacher_top_k, top_k_rest, divergence, temperature)
     teacher, indices = top_k if top_k is not None else (given[kind], None)
-    autocast = _check(student_input, student_weight, student_bias, kind, teacher, teacher_weight, teacher_bias, indices)
+    _check((student_input, student_weight, student_bias), kind, teacher, layer, indices)
     shape, classes = student_input.shape[:-1], student_weight.shape[0]
     sample_weight = _of_rows(target, ignore_index, sample_weight, student_input, teacher)
-    student_dtype, teacher_dtype = student_input.dtype, teacher.dtype
-    if autocast:
-        product_dtype = torch.get_autocast_dtype(student_input.device.type)
-        student_dtype, teacher_dtype = (
-            torch.float64 if dtype is torch.float64 else product_dtype for dtype in (student_dtype, teacher_dtype)
-        )
+    student_dtype, teacher_dtype = product_dtype(student_input), product_dtype(teacher)
     if block_rows is None:
         block_rows = default_block_rows(classes, student_dtype.itemsize, student_input.device.type)
     settings = LinearKLDivergence.options(
-        reduction,
-        0.0 if empty == "zero" else math.nan,
-        result_dtype(loss_dtype, student_input.dtype, student_input.device),
-        7 * (gradient == "forward"),
-        divergence,
-        beta,
-        temperature,
-        bool(temperature_squared),
-        top_k_rest != "renormalize",
-        student_logit_scale,
-        student_logit_softcap,
-        teacher_logit_scale,
-        teacher_logit_softcap,
-        teacher_dtype,
-        student_dtype,
-        1.0,
-        block_rows,
-    )
+        reduction, 0.0 if empty == "zero" else math.nan,
+        result_dtype(loss_dtype, student_input.dtype, student_input.device), 7 * (gradient == "forward"),
+        divergence, beta, temperature, bool(temperature_squared), top_k_rest != "renormalize",
+        student_logit_scale, student_logit_softcap, teacher_logit_scale, teacher_logit_softcap,
+        teacher_dtype, student_dtype, 1.0, block_rows,
+    )  # fmt: skip
     loss, _ = LinearKLDivergence.apply(
-        flat_rows(student_input, len(shape)),
-        student_weight,
-        student_bias,
-        None,
-        None,
+        *(flat_rows(student_input, len(shape)), student_weight, student_bias, None, None),
         flat_rows(teacher.detach(), len(shape)),
         *(None if tensor is None else tensor.detach() for tensor in (teacher_weight, teacher_bias)),
         None if indices is None else flat_rows(indices.to(torch.int64), len(shape)),
@@ -543,29 +509,20 @@ def linear_kl_div(
     return loss.reshape(shape) if reduction == "none" else loss
 
 
-def _check(
-    student_input: Tensor,
-    student_weight: Tensor,
-    student_bias: Tensor | None,
-    kind: str,
-    teacher: Tensor,
-    teacher_weight: Tensor | None,
-    teacher_bias: Tensor | None,
-    indices: Tensor | None,
-) -> bool:
-    """The tensors of both fit; whether autocast is on."""
-    _validation.check_tensors(_FUNCTION, student_input=student_input, student_weight=student_weight)
-    autocast = autocast_enabled(student_input.device)
-    student = {"student_weight": student_weight, "student_bias": student_bias}
-    others = {"teacher_weight": teacher_weight, "teacher_bias": teacher_bias, "indices of teacher_top_k": indices}
-    _validation.check_same_device(_FUNCTION, student_input, **student, **{kind: teacher}, **others)
-    _validation.check_distilled_layer(_FUNCTION, "student", student_input, student_weight, student_bias, autocast)
-    rows, classes = list(student_input.shape[:-1]), student_weight.shape[0]
+def _check(student: tuple[Any, Any, Any], kind: str, teacher: Tensor, layer: dict[str, Any], indices: Any) -> None:
+    """The tensors of both fit: the features, weight and bias of the student, and what the teacher is given by."""
+    input, weight, bias = student
+    _validation.check_tensors(_FUNCTION, student_input=input, student_weight=weight)
+    autocast = autocast_enabled(input.device)
+    others = {kind: teacher, **layer, "indices of teacher_top_k": indices}
+    _validation.check_same_device(_FUNCTION, input, student_weight=weight, student_bias=bias, **others)
+    _validation.check_distilled_layer(_FUNCTION, "student", *student, autocast)
+    rows, classes = list(input.shape[:-1]), weight.shape[0]
     if kind != "teacher_input":
         name, last = (kind, classes) if indices is None else ("values of teacher_top_k", "k")
         _validation.check_teacher_rows(_FUNCTION, name, teacher, rows, last)
-        return autocast
-    assert teacher_weight is not None
+        return
+    teacher_weight, teacher_bias = layer.values()
     _validation.check_distilled_layer(_FUNCTION, "teacher", teacher, teacher_weight, teacher_bias, autocast)
     _validation.check_teacher_rows(_FUNCTION, kind, teacher, rows, "features")
     if teacher_weight.shape[0] != classes:
@@ -573,7 +530,6 @@ def _check(
             f"{_FUNCTION}: expected teacher_weight to have the {classes} classes of student_weight, but it has "
             f"{teacher_weight.shape[0]}. Where one vocabulary is padded, cut the classes that the other lacks."
         )
-    return autocast
 
 
 def _of_rows(
@@ -601,42 +557,20 @@ class LinearKLDivLoss(LossModule, nn.Module):
     .. math:: p_n = \operatorname{softmax}\frac{W x_n + b}{T}, \qquad q_n = \operatorname{softmax}\frac{z_n}{T}, \qquad
         \text{loss}_n = \operatorname{KL}(q_n \| p_n), \text{ or what } \texttt{divergence} \text{ says}
 
+    `LinearKLDivLoss.of(linear)` makes one of a linear layer that exists, whose parameters it shares. The teacher is not
+    part of the module: its tensors go to the call, as :func:`linear_kl_div` takes them.
+
     Args:
         in_features: The number of features of a student's row.
         num_classes: The number of classes.
         bias: Whether the linear layer has a bias.
         device: Where the linear layer's parameters are made.
         dtype: Their dtype.
-        divergence: 'forward', 'reverse' or 'jensen-shannon'.
-        beta: β in (0, 1), the teacher's share in the mixture of 'jensen-shannon'.
-        temperature: T, which divides the logits of both.
-        temperature_squared: Whether the loss is multiplied by T².
-        ignore_index: Rows with this label are left out.
-        reduction: 'mean', 'sum' or 'none'.
-        empty: What a mean over nothing gives: 'nan' or 'zero'.
-        loss_dtype: The dtype of the result.
-        student_logit_scale: A factor of the student's logits.
-        student_logit_softcap: c of y -> c tanh(y / c), of the student's logits.
-        teacher_logit_scale: The same of a teacher that is given by its features.
-        teacher_logit_softcap: The same of a teacher that is given by its features.
-        top_k_rest: 'merge' or 'renormalize', for a teacher that is given by its k largest log-probabilities.
-        block_rows: How many rows are worked on at a time.
-        gradient: When the gradients are computed, 'forward' or 'backward'.
-
-    `LinearKLDivLoss.of(linear)` makes one of a linear layer that exists, whose parameters it shares. The teacher is not
-    part of the module: its tensors go to the call, as :func:`linear_kl_div` takes them.
 
     Shape:
         student_input (..., in_features); teacher_input (..., its features), teacher_logits (..., num_classes), or
         teacher_top_k two of (..., k); a scalar comes out, or with 'none' one loss a row. Dtypes as in
         :func:`linear_kl_div`.
-
-    Raises:
-        ValueError: An option is none of its values.
-        TypeError: An option has the wrong type.
-        Errors of the call are those of `linear_kl_div`.
-
-    Edge cases: as for `linear_kl_div`.
 
     Example:
         >>> import torch
@@ -646,29 +580,10 @@ class LinearKLDivLoss(LossModule, nn.Module):
         >>> loss = criterion(torch.zeros(2, 5, 16), torch.zeros(2, 5, 64), teacher.weight)
         >>> loss.item()
         0.0
-
-    Source: as for `linear_kl_div`.
     """
 
     __constants__ = ("ignore_index", "reduction", "num_classes")
     function = staticmethod(linear_kl_div)
-    kept = (
-        "divergence",
-        "beta",
-        "temperature",
-        "temperature_squared",
-        "ignore_index",
-        "reduction",
-        "empty",
-        "loss_dtype",
-        "student_logit_scale",
-        "student_logit_softcap",
-        "teacher_logit_scale",
-        "teacher_logit_softcap",
-        "top_k_rest",
-        "block_rows",
-        "gradient",
-    )
     shown = ("divergence", "temperature", "reduction")
 
     def __init__(
@@ -704,7 +619,7 @@ class LinearKLDivLoss(LossModule, nn.Module):
         self.num_classes = num_classes
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         student_input: Tensor,
         teacher_input: Tensor | None = None,
@@ -719,19 +634,10 @@ class LinearKLDivLoss(LossModule, nn.Module):
     ) -> Tensor:
         """The divergence of the layer's softmax from the teacher's; see :func:`torchlosses.linear_kl_div`."""
         return linear_kl_div(
-            student_input,
-            self.linear.weight,
-            teacher_input,
-            teacher_weight,
-            student_bias=self.linear.bias,
-            teacher_bias=teacher_bias,
-            teacher_logits=teacher_logits,
-            teacher_top_k=teacher_top_k,
-            target=target,
-            sample_weight=sample_weight,
-            normalizer=normalizer,
-            **self.options(),
-        )
+            student_input, self.linear.weight, teacher_input, teacher_weight, student_bias=self.linear.bias,
+            teacher_bias=teacher_bias, teacher_logits=teacher_logits, teacher_top_k=teacher_top_k, target=target,
+            sample_weight=sample_weight, normalizer=normalizer, **self.options(),
+        )  # fmt: skip
 
     if TYPE_CHECKING:
         __call__: Callable[..., Tensor]  # type: ignore[assignment]

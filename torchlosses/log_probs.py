@@ -36,10 +36,11 @@ import torch
 from torch import Tensor
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, autocast_enabled, may_look, replaced
+from torchlosses._declare import Loss, may_look, replaced
 from torchlosses._module import intercepted, overridden
 from torchlosses._options import of_tensors
 from torchlosses._rows import (
+    autocast_enabled,
     compute_dtype,
     from_rows,
     indices_to_rows,

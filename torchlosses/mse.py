@@ -138,17 +138,9 @@ def mse_loss(
     if size_average is not None or reduce is not None:
         _validation.check_legacy_arguments(size_average, reduce)
     return _elementwise.call(
-        SquaredError,
-        input,
-        target,
-        weight=weight,
-        sample_weight=sample_weight,
-        reduction=reduction,
-        broadcast=broadcast,
-        normalizer=normalizer,
-        empty=empty,
-        gradient=gradient,
-    )
+        SquaredError, input, target, weight=weight, sample_weight=sample_weight,
+        reduction=reduction, broadcast=broadcast, normalizer=normalizer, empty=empty, gradient=gradient,
+    )  # fmt: skip
 
 
 class MSELoss(LossModule[Tensor], nn.MSELoss):
@@ -158,25 +150,8 @@ class MSELoss(LossModule[Tensor], nn.MSELoss):
 
     in the squared unit of the target. A drop-in for `torch.nn.MSELoss`, and a subclass of it.
 
-    Args:
-        size_average: Not supported; here so that positional arguments keep their place. Use `reduction`.
-        reduce: Not supported; here so that positional arguments keep their place. Use `reduction`.
-        reduction: 'mean', 'sum' or 'none'.
-        broadcast: What to do when the shapes differ but broadcast: 'warn' (as torch does), 'error' or 'allow'.
-        empty: What a mean over nothing gives: 'nan' or 'zero'.
-        gradient: When the gradient is computed, 'forward' or 'backward'.
-
-    The call takes `normalizer` and `sample_weight`, as `mse_loss` does.
-
     Shape:
         input and target of one shape; a scalar comes out, or with 'none' that shape. Dtypes as in `mse_loss`.
-
-    Raises:
-        ValueError: An option is none of its values.
-        TypeError: `size_average` or `reduce` is given.
-        Errors of the call are those of `mse_loss`.
-
-    Edge cases: as for `mse_loss`.
 
     Example:
         >>> import torch
@@ -185,8 +160,6 @@ class MSELoss(LossModule[Tensor], nn.MSELoss):
         >>> one_hot = torch.tensor([0.0, 0, 1, 0, 0, 0, 0, 0, 0, 0], dtype=torch.float64)
         >>> round(MSELoss()(probabilities, one_hot).item(), 12)
         0.0195
-
-    Source: as for `mse_loss`.
     """
 
     __constants__ = ("reduction", "broadcast")
@@ -205,14 +178,3 @@ class MSELoss(LossModule[Tensor], nn.MSELoss):
         _validation.check_legacy_arguments(size_average, reduce)
         super().__init__()
         self.keep(reduction=reduction, broadcast=broadcast, empty=empty, gradient=gradient)
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        normalizer: Tensor | float | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of `input` against `target`; see :func:`torchlosses.mse_loss`."""
-        return mse_loss(input, target, normalizer=normalizer, sample_weight=sample_weight, **self.options())

@@ -309,9 +309,9 @@ class TestOptions:
         [
             ({"logits": "some"}, "logits must be one of 'lazy', 'none', 'eager'"),
             ({"on_fallback": "no"}, "on_fallback must be one of"),
-            ({"z_loss": -1.0}, "z_loss must be a finite number of at least 0"),
-            ({"z_loss": math.nan}, "z_loss must be a finite number of at least 0"),
-            ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\]"),
+            ({"z_loss": -1.0}, "z_loss must be finite and not negative"),
+            ({"z_loss": math.nan}, "z_loss must be finite and not negative"),
+            ({"label_smoothing": 1.5}, "label_smoothing must be between 0.0 and 1.0"),
         ],
     )
     def test_wrong_options(self, options: dict[str, Any], message: str) -> None:

@@ -37,6 +37,7 @@ class Steps(TorchDispatchMode):
         from torchlosses.kernels.triton import launch
 
         monkeypatch.setattr(kernels, "_TRITON_KEYS", ("META",))
+        monkeypatch.setattr(kernels, "_TRITON_DEVICES", {"meta"})
         monkeypatch.setattr(kernels, "_triton_runs", True)
         for loss in declared():
             self.kernels |= {f"{loss.name}{suffix}": kernel for suffix, _, kernel in kernels._in_triton(loss)}

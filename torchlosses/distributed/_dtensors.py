@@ -75,15 +75,12 @@ def apply(
     ]
     if isinstance(normalizer, Tensor):
         normalizer = _own(normalizer, mesh, _placements(splits, ""))
-    fields = options._fields
-    if "inplace_backward" in fields:
+    if "inplace_backward" in options._fields:
         # The memory of a process's own part is not this function's to write to.
         options = options._replace(inplace_backward=False)
-    groups = {}
-    for dimension, (label, _) in enumerate(splits):
-        if label not in (None, _CLASSES):
-            groups[_groups.name_of(mesh.get_group(dimension))] = label
     split = [label for label, _ in splits]
+    of_rows = [(dimension, label) for dimension, label in enumerate(split) if label not in (None, _CLASSES)]
+    groups = {_groups.name_of(mesh.get_group(dimension)): label for dimension, label in of_rows}
     if _CLASSES in split:
         loss, options = _class_parallel(loss, own, normalizer, options, mesh.get_group(split.index(_CLASSES)))
     _check_values(loss, own, options, groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -11,26 +12,40 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchlosses import _validation
-from torchlosses._declare import autocast_enabled, result_dtype
-from torchlosses._options import CallOptions, RowStatistics, statistics_of
-from torchlosses._rows import compute_dtype, from_rows, indices_to_rows, row_shape, to_rows
+from torchlosses._options import CallOptions, FurtherOptions, RowStatistics, statistics_of
+from torchlosses._rows import (
+    autocast_enabled,
+    compute_dtype,
+    from_rows,
+    indices_to_rows,
+    result_dtype,
+    row_shape,
+    to_rows,
+)
 from torchlosses.cross_entropy import cross_entropy
 from torchlosses.distributed import _agreement, _dtensors
 from torchlosses.distributed._split import LinearOptions, Options, SplitCrossEntropy, SplitLinearCrossEntropy
-from torchlosses.kernels.linear import default_block_rows
+from torchlosses.kernels.linear import default_block_rows, product_dtype
 from torchlosses.linear_cross_entropy import LowRank, linear_cross_entropy
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _of_whole: Any = cross_entropy
+_of_whole_linear: Any = linear_cross_entropy
 
 
-class _CallOptions(CallOptions, total=False):
+class ModuleOptions(FurtherOptions, total=False):
+    """What the modules take beside what cross-entropies take, for their type."""
+
     group: dist.ProcessGroup | None
     ignore_index: int
     reduction: _validation.Reduction
     label_smoothing: float
+
+
+class _CallOptions(ModuleOptions, CallOptions, total=False):
+    pass
 
 
 @overload
@@ -39,19 +54,8 @@ def class_parallel_cross_entropy(
     target: Tensor,
     weight: Tensor | None = None,
     *,
-    group: dist.ProcessGroup | None = None,
-    ignore_index: int = -100,
-    reduction: _validation.Reduction = "mean",
-    label_smoothing: float = 0.0,
-    normalizer: Tensor | float | None = None,
-    sample_weight: Tensor | None = None,
-    empty: _validation.Empty = "nan",
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
-    loss_dtype: torch.dtype | None = None,
     return_stats: Literal[False] = False,
-    gradient: _validation.Gradient = "forward",
+    **options: Unpack[_CallOptions],
 ) -> Tensor: ...
 
 
@@ -154,44 +158,31 @@ def class_parallel_cross_entropy(
     Source: M. Shoeybi et al., *Megatron-LM* (2019), section 3, for class indices.
     """
     name = "class_parallel_cross_entropy"
+    options = {
+        "reduction": reduction, "ignore_index": ignore_index, "label_smoothing": label_smoothing,
+        "normalizer": normalizer, "sample_weight": sample_weight, "empty": empty, "z_loss": z_loss,
+        "logit_scale": logit_scale, "logit_softcap": logit_softcap, "loss_dtype": loss_dtype,
+        "return_stats": return_stats, "gradient": gradient,
+    }  # fmt: skip
     if _dtensors.any_of(input, target, weight, sample_weight, normalizer):
         _dtensors.check_split(name, group, input, "input", min(1, input.dim() - 1))
-        return _of_whole(
-            input, target, weight, reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
-            normalizer=normalizer, sample_weight=sample_weight, empty=empty, z_loss=z_loss, logit_scale=logit_scale,
-            logit_softcap=logit_softcap, loss_dtype=loss_dtype, return_stats=return_stats, gradient=gradient,
-        )  # fmt: skip
+        return _of_whole(input, target, weight, **options)
     with _agreement.telling(name, group, input, target):
         _validation.check_tensors(name, input=input, target=target)
         _validation.check_floating_input(name, input)
         _validation.check_classification_shapes(name, input, target)
         _validation.check_same_device(name, input, target=target, weight=weight, sample_weight=sample_weight)
-        shape, indices = row_shape(input), target.shape != input.shape
         _validation.check_cross_entropy_target(input, target, ignore_index)
-        settings = _settings(
-            name, input, target, weight, sample_weight, shape, indices, ignore_index, reduction, label_smoothing,
-            normalizer, empty, z_loss, logit_scale, logit_softcap, loss_dtype, return_stats, gradient,
-        )  # fmt: skip
-    classes = input.shape[min(1, input.dim() - 1)]
-    agreed = _agreement.agree(
-        name,
-        group,
-        input.device,
-        classes,
-        target,
-        split={"input": input, "target": target},
-        replicated={"weight": weight, "sample_weight": sample_weight, "normalizer": normalizer},
-        same=_described(input, shape, target, indices, weight, sample_weight, normalizer, settings),
-    )
-    check_against_all(name, input, target, weight, indices, agreed, ignore_index)
-    options = Options(*settings.values(), *agreed.of_operator())
+        call = _Call(name, input, target, weight, row_shape(input), target.shape != input.shape, options)
+        settings = call.settings()
+    agreed = call.agree(group, settings, input.shape[min(1, input.dim() - 1)], split={"input": input})
     losses, state = SplitCrossEntropy.apply(
         to_rows(input),
-        indices_to_rows(target.to(torch.int64)) if indices else to_rows(target),
+        indices_to_rows(target.to(torch.int64)) if call.indices else to_rows(target),
         weight,
-        None if sample_weight is None else indices_to_rows(_sample_weight(input, target, weight, sample_weight, shape)),
+        None if sample_weight is None else indices_to_rows(call.of_rows(sample_weight)),
         normalizer=_validation.check_normalizer(normalizer, reduction),
-        options=options,
+        options=Options(*settings.values(), *agreed.of_operator()),
     )
     loss = from_rows(losses, input) if reduction == "none" else losses
     if state is None:
@@ -212,23 +203,8 @@ def class_parallel_linear_cross_entropy(
     linear_weight: Tensor,
     target: Tensor,
     *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    group: dist.ProcessGroup | None = None,
-    ignore_index: int = -100,
-    reduction: _validation.Reduction = "mean",
-    label_smoothing: float = 0.0,
-    normalizer: Tensor | float | None = None,
-    sample_weight: Tensor | None = None,
-    empty: _validation.Empty = "nan",
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
-    loss_dtype: torch.dtype | None = None,
-    low_rank: LowRank | None = None,
     return_stats: Literal[False] = False,
-    block_rows: int | None = None,
-    gradient: _validation.Gradient = "forward",
+    **options: Unpack[_LinearCallOptions],
 ) -> Tensor: ...
 
 
@@ -337,65 +313,44 @@ def class_parallel_linear_cross_entropy(
 
     Source: as for `class_parallel_cross_entropy`.
     """
-    name = "class_parallel_linear_cross_entropy"
-    pair = _validation.pair_of(low_rank)
+    name, pair = "class_parallel_linear_cross_entropy", _validation.pair_of(low_rank)
+    options = {
+        "reduction": reduction, "ignore_index": ignore_index, "label_smoothing": label_smoothing,
+        "normalizer": normalizer, "sample_weight": sample_weight, "empty": empty, "z_loss": z_loss,
+        "logit_scale": logit_scale, "logit_softcap": logit_softcap, "loss_dtype": loss_dtype,
+        "return_stats": return_stats, "gradient": gradient,
+    }  # fmt: skip
     if _dtensors.any_of(input, linear_weight, target, linear_bias, weight, sample_weight, normalizer, *pair):
         _dtensors.check_split(name, group, linear_weight, "linear_weight", 0)
-        return linear_cross_entropy(
-            input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction,
-            ignore_index=ignore_index, label_smoothing=label_smoothing, normalizer=normalizer,
-            sample_weight=sample_weight, empty=empty, z_loss=z_loss, logit_scale=logit_scale,
-            logit_softcap=logit_softcap, loss_dtype=loss_dtype, low_rank=low_rank, return_stats=return_stats,
-            block_rows=block_rows, gradient=gradient,
-        )  # fmt: skip
+        of_layer = {"linear_bias": linear_bias, "low_rank": low_rank, "block_rows": block_rows}
+        return _of_whole_linear(input, linear_weight, target, weight=weight, **of_layer, **options)
     with _agreement.telling(name, group, input, linear_weight):
-        _validation.check_tensors(name, input=input, linear_weight=linear_weight, target=target)
-        others = {"linear_weight": linear_weight, "linear_bias": linear_bias, "target": target}
-        _validation.check_same_device(name, input, **others, weight=weight, sample_weight=sample_weight)
-        _validation.check_floating_input(name, input)
-        _validation.check_linear(name, input, linear_weight, linear_bias)
+        others = {"target": target, "weight": weight, "sample_weight": sample_weight}
+        dim = _validation.check_product(name, input, linear_weight, linear_bias, -1, **others)
         if linear_weight.dim() != 2:
             raise RuntimeError(f"{name}: expected linear_weight (classes, features), got {tuple(linear_weight.shape)}.")
-        autocast = autocast_enabled(input.device)
-        _validation.check_linear_dtypes(name, autocast, input, linear_weight=linear_weight, linear_bias=linear_bias)
-        a, b, low_rank_scale = _validation.check_low_rank(name, input, linear_weight, low_rank, input.dim() - 1) or (
-            None,
-            None,
-            1.0,
-        )
+        a, b, low_rank_scale = _validation.check_low_rank(name, input, linear_weight, low_rank, dim)
         block_rows = _validation.check_block_rows(block_rows)
         shape, own = input.shape[:-1], linear_weight.shape[0]
         indices = _validation.check_linear_target(name, target, [*shape], [*shape, own], ignore_index)
-        settings = _settings(
-            name, input, target, weight, sample_weight, shape, indices, ignore_index, reduction, label_smoothing,
-            normalizer, empty, z_loss, logit_scale, logit_softcap, loss_dtype, return_stats, gradient,
-        )  # fmt: skip
-    product_dtype = input.dtype
-    if autocast and product_dtype != torch.float64:
-        product_dtype = torch.get_autocast_dtype(input.device.type)
-    same = _described(input, shape, target, indices, weight, sample_weight, normalizer, settings)
-    same |= {"product dtype": product_dtype, "low_rank": low_rank_scale if a is not None else None}
-    agreed = _agreement.agree(
-        name,
+        call = _Call(name, input, target, weight, shape, indices, options)
+        settings = call.settings()
+    dtype = product_dtype(input)
+    agreed = call.agree(
         group,
-        input.device,
+        settings,
         own,
-        target,
-        split={"linear_weight": linear_weight, "linear_bias": linear_bias, "B of low_rank": b, "target": target},
-        replicated={
-            "input": input, "weight": weight, "sample_weight": sample_weight, "normalizer": normalizer,
-            "A of low_rank": a,
+        split={"linear_weight": linear_weight, "linear_bias": linear_bias, "B of low_rank": b},
+        replicated={"input": input, "A of low_rank": a},
+        same={
+            "product dtype": dtype, "low_rank": None if a is None else low_rank_scale,
+            "features": input.shape[-1], "block_rows": block_rows,
         },
-        same={**same, "features": input.shape[-1], "block_rows": block_rows},
     )  # fmt: skip
-    check_against_all(name, input, target, weight, indices, agreed, ignore_index)
     count = math.prod(shape)
     if block_rows is None:
-        block_rows = default_block_rows(agreed.most, product_dtype.itemsize, input.device.type, count)
-    of_product = (product_dtype, low_rank_scale, block_rows, False, False)
-    options = LinearOptions(*settings.values(), *agreed.of_operator(), *of_product)
-    if sample_weight is not None:
-        sample_weight = _sample_weight(input, target, weight, sample_weight, shape).reshape(count)
+        block_rows = default_block_rows(agreed.most, dtype.itemsize, input.device.type, count)
+    of_product = (dtype, low_rank_scale, block_rows, False, False)
     loss, state = SplitLinearCrossEntropy.apply(
         input.reshape(count, input.shape[-1]),
         linear_weight,
@@ -404,9 +359,9 @@ def class_parallel_linear_cross_entropy(
         b,
         target.reshape(count).to(torch.int64) if indices else target.reshape(count, own),
         weight,
-        sample_weight,
+        None if sample_weight is None else call.of_rows(sample_weight).reshape(count),
         normalizer=_validation.check_normalizer(normalizer, reduction),
-        options=options,
+        options=LinearOptions(*settings.values(), *agreed.of_operator(), *of_product),
     )
     loss = loss.reshape(shape) if reduction == "none" else loss
     if state is None:
@@ -414,98 +369,86 @@ def class_parallel_linear_cross_entropy(
     return loss, statistics_of(field.reshape(shape) for field in state.unbind())
 
 
-def _settings(
-    function: str,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    shape: torch.Size,
-    indices: bool,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    normalizer: Tensor | float | None,
-    empty: str,
-    z_loss: float,
-    logit_scale: float,
-    logit_softcap: float | None,
-    loss_dtype: torch.dtype | None,
-    return_stats: bool,
-    gradient: str,
-) -> dict[str, Any]:
-    """The options of the cross-entropy, in the order of its record, each checked."""
-    _validation.check_reduction(reduction)
-    _validation.check_gradient_option(gradient)
-    _validation.check_normalizer(normalizer, reduction)
-    dtype = input.dtype if indices else torch.promote_types(input.dtype, target.dtype)
-    if weight is not None:
-        autocast = autocast_enabled(input.device)
-        _validation.check_weight_of_classes(
-            weight.shape[0] if weight.dim() else 0, input.dtype, indices, weight, autocast, function
+# The options of the cross-entropy by the names that the caller knows, in the order of their record.
+_RECORD = (
+    *("reduction", "empty", "loss_dtype", "gradient", "ignore_index", "label_smoothing", "z_loss", "logit_scale"),
+    *("logit_softcap", "return_stats", "inplace_backward"),
+)
+
+
+@dataclass
+class _Call:
+    """What both functions are given, and what is checked and agreed on in the same way."""
+
+    function: str
+    input: Tensor
+    target: Tensor
+    weight: Tensor | None
+    rows: torch.Size
+    indices: bool
+    options: dict[str, Any]
+
+    def settings(self) -> dict[str, Any]:
+        """The options of the cross-entropy, each checked."""
+        options, input = _validation.checked(self.options), self.input
+        _validation.check_normalizer(options["normalizer"], options["reduction"])
+        dtype = input.dtype if self.indices else torch.promote_types(input.dtype, self.target.dtype)
+        if self.weight is not None:
+            self._check_weight(self.weight.shape[0] if self.weight.dim() else 0)
+            dtype = torch.promote_types(dtype, self.weight.dtype)
+        if options["sample_weight"] is not None:
+            _validation.check_sample_weight(self.function, options["sample_weight"], self.rows)
+        options |= {
+            "empty": 0.0 if options["empty"] == "zero" else math.nan,
+            "loss_dtype": result_dtype(options["loss_dtype"], dtype, input.device),
+            "gradient": int(options["gradient"] == "forward"),
+            "return_stats": bool(options["return_stats"]),
+            "inplace_backward": False,
+        }
+        return {name: options[name] for name in _RECORD}
+
+    def agree(
+        self,
+        group: dist.ProcessGroup | None,
+        settings: Mapping[str, Any],
+        classes: int,
+        *,
+        split: Mapping[str, Any],
+        replicated: Mapping[str, Any] | None = None,
+        same: Mapping[str, Any] | None = None,
+    ) -> _agreement.Classes:
+        """What the processes have together, after the checks that need to know it; they fail in all or in none."""
+        function, input, target, weight = self.function, self.input, self.target, self.weight
+        further = {name: self.options[name] for name in ("sample_weight", "normalizer")}
+        described = {
+            "the shape of the rows": tuple(self.rows),
+            "the dtype of input": input.dtype,
+            "the kind of target": "class indices" if self.indices else f"probabilities of {target.dtype}",
+            "weight": None if weight is None else (tuple(weight.shape), weight.dtype),
+            **{name: value.dtype if isinstance(value, Tensor) else value for name, value in further.items()},
+        }
+        agreed = _agreement.agree(
+            function,
+            group,
+            input.device,
+            classes,
+            target,
+            split={**split, "target": target},
+            replicated={"weight": weight, **further, **(replicated or {})},
+            same={**described, **settings, **(same or {})},
         )
-        dtype = torch.promote_types(dtype, weight.dtype)
-    if sample_weight is not None:
-        _validation.check_sample_weight(function, sample_weight, shape)
-    return {
-        "reduction": reduction,
-        "empty": 0.0 if _validation.check_empty(empty) == "zero" else math.nan,
-        "loss_dtype": result_dtype(_validation.check_loss_dtype(loss_dtype), dtype, input.device),
-        "gradient": int(gradient == "forward"),
-        "ignore_index": _validation.check_ignore_index(ignore_index),
-        "label_smoothing": _validation.check_label_smoothing(label_smoothing),
-        "z_loss": _validation.check_z_loss(z_loss),
-        "logit_scale": _validation.check_logit_scale(logit_scale),
-        "logit_softcap": _validation.check_logit_softcap(logit_softcap),
-        "return_stats": bool(return_stats),
-        "inplace_backward": False,
-    }
+        if self.indices and target.device.type == "cpu":
+            _validation.check_indices_in_range(target, agreed.total, settings["ignore_index"])
+        self._check_weight(agreed.total)
+        return agreed
 
+    def _check_weight(self, classes: int) -> None:
+        if self.weight is not None:
+            autocast = autocast_enabled(self.input.device)
+            _validation.check_weight_of_classes(
+                classes, self.input.dtype, self.indices, self.weight, autocast, self.function
+            )
 
-def _described(
-    input: Tensor,
-    shape: torch.Size,
-    target: Tensor,
-    indices: bool,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    normalizer: Tensor | float | None,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What has to be the same in each process, by name."""
-
-    def of(tensor: Any) -> Any:
-        return tensor.dtype if isinstance(tensor, Tensor) else tensor
-
-    return {
-        "the shape of the rows": tuple(shape),
-        "the dtype of input": input.dtype,
-        "the kind of target": "class indices" if indices else f"probabilities of {target.dtype}",
-        "weight": None if weight is None else (tuple(weight.shape), weight.dtype),
-        "sample_weight": of(sample_weight),
-        "normalizer": of(normalizer),
-        **settings,
-    }
-
-
-def check_against_all(
-    function: str,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    indices: bool,
-    agreed: _agreement.Classes,
-    ignore_index: int,
-) -> None:
-    """What can only be checked when the classes of all processes are known; it fails in all of them or in none."""
-    if indices and target.device.type == "cpu":
-        _validation.check_indices_in_range(target, agreed.total, ignore_index)
-    if weight is not None:
-        autocast = autocast_enabled(input.device)
-        _validation.check_weight_of_classes(agreed.total, input.dtype, indices, weight, autocast, function)
-
-
-def _sample_weight(
-    input: Tensor, target: Tensor, weight: Tensor | None, sample_weight: Tensor, shape: torch.Size
-) -> Tensor:
-    return sample_weight.to(compute_dtype(input, target, weight)).expand(shape)
+    def of_rows(self, sample_weight: Tensor) -> Tensor:
+        """One for each row, in the dtype of the computation."""
+        return sample_weight.to(compute_dtype(self.input, self.target, self.weight)).expand(self.rows)

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from torchlosses import _validation
 from torchlosses._module import LossModule, Result_co
-from torchlosses._options import FurtherOptions, RowStatistics
-from torchlosses.distributed.class_parallel import class_parallel_cross_entropy, class_parallel_linear_cross_entropy
+from torchlosses._options import RowStatistics
+from torchlosses.distributed.class_parallel import (
+    ModuleOptions,
+    class_parallel_cross_entropy,
+    class_parallel_linear_cross_entropy,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,30 +33,11 @@ class ClassParallelCrossEntropyLoss(LossModule[Result_co], nn.Module):
         weight: One factor a class, of shape (C), for all classes, in each process; kept as a buffer.
         group: The processes that have the classes. None is all of them; for DTensors, those of their mesh. A module
             with a group of its own cannot be pickled or copied, as a group cannot.
-        ignore_index: Rows with this class index are left out.
-        reduction: 'mean', 'sum' or 'none'.
-        label_smoothing: ε in [0, 1].
-        empty: What a mean over nothing gives: 'nan' or 'zero'.
-        z_loss: λ of λ (log Σ exp(x))².
-        logit_scale: A factor of the logits.
-        logit_softcap: c of x -> c tanh(x / c).
-        loss_dtype: The dtype of the result.
-        return_stats: Whether to return the rows' statistics beside the loss.
-        gradient: When the gradient is computed, 'forward' or 'backward'.
-
-    The call takes `normalizer` and `sample_weight`.
 
     Shape:
         input (C_p), (N, C_p) or (N, C_p, d1, ...), this process's classes; target class indices (), (N) or
         (N, d1, ...), or this process's class probabilities; a scalar comes out, or with 'none' one loss a row. Dtypes
         as in `torchlosses.cross_entropy`.
-
-    Raises:
-        ValueError: An option is none of its values.
-        TypeError: An option has the wrong type.
-        Errors of the call are those of `class_parallel_cross_entropy`.
-
-    Edge cases: as for `class_parallel_cross_entropy`.
 
     Example:
         >>> import torch
@@ -60,8 +45,6 @@ class ClassParallelCrossEntropyLoss(LossModule[Result_co], nn.Module):
         >>> criterion = ClassParallelCrossEntropyLoss(ignore_index=255)
         >>> criterion(torch.zeros(2, 4), torch.tensor([3, 255]))  # one process that has all classes
         tensor(1.3863)
-
-    Source: as for `class_parallel_cross_entropy`.
     """
 
     function = staticmethod(class_parallel_cross_entropy)
@@ -74,12 +57,8 @@ class ClassParallelCrossEntropyLoss(LossModule[Result_co], nn.Module):
         self: ClassParallelCrossEntropyLoss[Tensor],
         weight: Tensor | None = None,
         *,
-        group: dist.ProcessGroup | None = None,
-        ignore_index: int = -100,
-        reduction: _validation.Reduction = "mean",
-        label_smoothing: float = 0.0,
         return_stats: Literal[False] = False,
-        **options: Unpack[FurtherOptions],
+        **options: Unpack[ModuleOptions],
     ) -> None: ...
 
     @overload
@@ -87,12 +66,8 @@ class ClassParallelCrossEntropyLoss(LossModule[Result_co], nn.Module):
         self: ClassParallelCrossEntropyLoss[tuple[Tensor, RowStatistics]],
         weight: Tensor | None = None,
         *,
-        group: dist.ProcessGroup | None = None,
-        ignore_index: int = -100,
-        reduction: _validation.Reduction = "mean",
-        label_smoothing: float = 0.0,
         return_stats: Literal[True],
-        **options: Unpack[FurtherOptions],
+        **options: Unpack[ModuleOptions],
     ) -> None: ...
 
     @overload
@@ -100,12 +75,8 @@ class ClassParallelCrossEntropyLoss(LossModule[Result_co], nn.Module):
         self: ClassParallelCrossEntropyLoss[Tensor | tuple[Tensor, RowStatistics]],
         weight: Tensor | None = None,
         *,
-        group: dist.ProcessGroup | None = None,
-        ignore_index: int = -100,
-        reduction: _validation.Reduction = "mean",
-        label_smoothing: float = 0.0,
         return_stats: bool,
-        **options: Unpack[FurtherOptions],
+        **options: Unpack[ModuleOptions],
     ) -> None: ...
 
     def __init__(
@@ -129,18 +100,9 @@ class ClassParallelCrossEntropyLoss(LossModule[Result_co], nn.Module):
         self.register_buffer("weight", weight)
         self.keep(**options)
 
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        normalizer: Tensor | float | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, RowStatistics]:
-        """The loss of this process's logits; see :func:`class_parallel_cross_entropy`."""
-        return class_parallel_cross_entropy(
-            input, target, self.weight, normalizer=normalizer, sample_weight=sample_weight, **self.options()
-        )
+
+class _LinearOptions(ModuleOptions, total=False):
+    block_rows: int | None
 
 
 class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
@@ -157,30 +119,10 @@ class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         weight: One factor a class, of shape (C), for all classes, in each process; kept as a buffer.
         group: The processes that have the classes. None is all of them; for DTensors, those of their mesh. A module
             with a group of its own cannot be pickled or copied, as a group cannot.
-        ignore_index: Rows with this class index are left out.
-        reduction: 'mean', 'sum' or 'none'.
-        label_smoothing: ε in [0, 1].
-        empty: What a mean over nothing gives: 'nan' or 'zero'.
-        z_loss: λ of λ (log Σ exp(y))².
-        logit_scale: A factor of the logits.
-        logit_softcap: c of y -> c tanh(y / c).
-        loss_dtype: The dtype of the result.
-        return_stats: Whether to return the rows' statistics beside the loss.
-        block_rows: How many rows are worked on at a time.
-        gradient: When the gradients are computed, 'forward' or 'backward'.
-
-    The call takes `normalizer` and `sample_weight`.
 
     Shape:
         input (..., features); target class indices (...), or this process's class probabilities (..., C_p); a scalar
         comes out, or with 'none' one loss a row. Dtypes as in `torchlosses.linear_cross_entropy`.
-
-    Raises:
-        ValueError: An option is none of its values.
-        TypeError: An option has the wrong type.
-        Errors of the call are those of `class_parallel_linear_cross_entropy`.
-
-    Edge cases: as for `class_parallel_linear_cross_entropy`.
 
     Example:
         >>> import torch
@@ -189,8 +131,6 @@ class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         >>> loss = criterion(torch.zeros(2, 5, 16), torch.zeros(2, 5, dtype=torch.int64))
         >>> round(loss.item(), 4)
         6.9078
-
-    Source: as for `class_parallel_cross_entropy`.
     """
 
     function = staticmethod(class_parallel_linear_cross_entropy)
@@ -204,13 +144,8 @@ class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         linear: nn.Linear,
         weight: Tensor | None = None,
         *,
-        group: dist.ProcessGroup | None = None,
-        ignore_index: int = -100,
-        reduction: _validation.Reduction = "mean",
-        label_smoothing: float = 0.0,
-        block_rows: int | None = None,
         return_stats: Literal[False] = False,
-        **options: Unpack[FurtherOptions],
+        **options: Unpack[_LinearOptions],
     ) -> None: ...
 
     @overload
@@ -219,13 +154,8 @@ class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         linear: nn.Linear,
         weight: Tensor | None = None,
         *,
-        group: dist.ProcessGroup | None = None,
-        ignore_index: int = -100,
-        reduction: _validation.Reduction = "mean",
-        label_smoothing: float = 0.0,
-        block_rows: int | None = None,
         return_stats: Literal[True],
-        **options: Unpack[FurtherOptions],
+        **options: Unpack[_LinearOptions],
     ) -> None: ...
 
     @overload
@@ -234,13 +164,8 @@ class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         linear: nn.Linear,
         weight: Tensor | None = None,
         *,
-        group: dist.ProcessGroup | None = None,
-        ignore_index: int = -100,
-        reduction: _validation.Reduction = "mean",
-        label_smoothing: float = 0.0,
-        block_rows: int | None = None,
         return_stats: bool,
-        **options: Unpack[FurtherOptions],
+        **options: Unpack[_LinearOptions],
     ) -> None: ...
 
     def __init__(
@@ -267,22 +192,6 @@ class ClassParallelLinearCrossEntropyLoss(LossModule[Result_co], nn.Module):
         self.keep(**options | {"block_rows": _validation.check_block_rows(block_rows)})
         self.linear = linear
 
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        normalizer: Tensor | float | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, RowStatistics]:
-        """The loss of features; see :func:`class_parallel_linear_cross_entropy`."""
-        return class_parallel_linear_cross_entropy(
-            input,
-            self.linear.weight,
-            target,
-            linear_bias=self.linear.bias,
-            weight=self.weight,
-            normalizer=normalizer,
-            sample_weight=sample_weight,
-            **self.options(),
-        )
+    def tensors(self) -> dict[str, Tensor | None]:
+        """With those of the layer."""
+        return {**super().tensors(), "linear_weight": self.linear.weight, "linear_bias": self.linear.bias}

@@ -29,15 +29,23 @@ import torchlosses
 from torchlosses import RowStatistics
 
 
-@dataclass(frozen=True)
+@dataclass
 class Options:
-    """What `apply` was told."""
+    """What `apply` was told, checked: a wrong number should not wait for the first loss."""
 
     logits: str
     on_fallback: str
     z_loss: float
     label_smoothing: float
     stats: bool
+
+    def __post_init__(self) -> None:
+        for name, choices in {"logits": ("lazy", "none", "eager"), "on_fallback": ("warn", "ignore", "raise")}.items():
+            if getattr(self, name) not in choices:
+                expected = ", ".join(map(repr, choices))
+                raise ValueError(f"{name} must be one of {expected}, but got {getattr(self, name)!r}.")
+        checked = torchlosses.CrossEntropyLoss(z_loss=self.z_loss, label_smoothing=self.label_smoothing)
+        self.z_loss, self.label_smoothing = checked.z_loss, checked.label_smoothing
 
 
 class Loss(NamedTuple):
@@ -201,10 +209,9 @@ class Lazy(NamedTuple):
 
 def lazy_linear(x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Module, notes: Notes) -> Any:
     """What a head returns for its features."""
-    reason = _strange_weight(weight)
-    if reason:
+    if type(weight) not in (Tensor, nn.Parameter):
         if torch.is_grad_enabled():
-            note_fallback(notes.number, "head", reason)
+            note_fallback(notes.number, "head", f"its weight is a {type(weight).__name__}, whose product is its own")
         return F.linear(x, weight, bias)
     autocast = _autocast_dtype(x.device)
     dtype = x.dtype if autocast is None or x.dtype == torch.float64 else autocast
@@ -213,12 +220,6 @@ def lazy_linear(x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Modul
     if notes.options.logits == "eager":
         real(lazy)
     return _face(lazy)
-
-
-def _strange_weight(weight: Tensor) -> str:
-    if type(weight) not in (Tensor, nn.Parameter):
-        return f"its weight is a {type(weight).__name__}, whose product is its own"
-    return ""
 
 
 def _autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -234,23 +235,22 @@ def _tensors(lazy: Any) -> list[Tensor | None]:
         if kind == "add":
             found.append(operand)
         elif kind == "add product":
-            found += [operand.x, operand.a, operand.b]
+            found += operand[:3]
     return found
 
 
 def _with_tensors(lazy: Any, tensors: Sequence[Tensor | None]) -> Lazy:
     """The same of other tensors, in the order of `_tensors`."""
-    features, weight, bias, *others = tensors
-    steps: list[tuple[str, Any]] = []
-    for kind, operand in lazy.steps:
-        now = operand
-        if kind == "add":
-            now = others.pop(0)
-        elif kind == "add product":
-            x, a, b = others.pop(0), others.pop(0), others.pop(0)
-            now = Product(x, a, b, operand.scale)  # type: ignore[arg-type]
-        steps.append((kind, now))
-    return _changed(lazy, features=features, weight=weight, bias=bias, steps=tuple(steps), made=[], events=[])
+    features, weight, bias, *rest = tensors
+    others: Any = iter(rest)
+
+    def now(kind: str, operand: Any) -> Any:
+        if kind == "add product":
+            return Product(next(others), next(others), next(others), operand.scale)
+        return next(others) if kind == "add" else operand
+
+    steps = tuple([(kind, now(kind, operand)) for kind, operand in lazy.steps])
+    return _changed(lazy, features=features, weight=weight, bias=bias, steps=steps, made=[], events=[])
 
 
 def _changed(lazy: Any, **changes: Any) -> Lazy:
@@ -400,14 +400,13 @@ def _step(lazy: Any, kind: str, operand: Any) -> Lazy:
 def _of_rows(lazy: Any, choose: Callable[[Tensor], Tensor]) -> Lazy:
     """The logits of some of the rows, or of the rows in another shape; `choose` does it to (rows, features)."""
     features = choose(lazy.features)
-    steps: list[tuple[str, Any]] = []
-    for kind, operand in lazy.steps:
-        now = operand
-        if kind == "add product":
-            x = features if operand.x is lazy.features else choose(operand.x)
-            now = Product(x, operand.a, operand.b, operand.scale)
-        steps.append((kind, now))
-    return _changed(lazy, features=features, steps=tuple(steps), made=[])
+
+    def now(kind: str, operand: Any) -> Any:
+        if kind != "add product":
+            return operand
+        return Product(features if operand.x is lazy.features else choose(operand.x), *operand[1:])
+
+    return _changed(lazy, features=features, steps=tuple([(kind, now(kind, o)) for kind, o in lazy.steps]), made=[])
 
 
 def _cast(lazy: Any, dtype: torch.dtype) -> Any:
@@ -535,21 +534,25 @@ def _torch_cross_entropy(lazy: Any, target: Any, *arguments: Any, **keywords: An
     return _cross_entropy(lazy, target, given)
 
 
+# What only the logits themselves can have, and the values that ask for none of it.
+_OF_LOGITS: dict[str, tuple[Any, ...]] = {
+    "inplace_backward": (False,), "dim": (1, -1), "size_average": (None,), "reduce": (None,)
+}  # fmt: skip
+
+
 def _own_cross_entropy(given: dict[str, Any]) -> Any:
     """`torchlosses.cross_entropy` of lazy logits, which hands over all of its arguments by name."""
     given = dict(given)
     face, target = given.pop("input"), given.pop("target")
     if not is_lazy(face):
         return torchlosses.cross_entropy(face, _values(target), **_values(given))
-    lazy, scale, cap = _lazy(face), given.pop("logit_scale", 1.0), given.pop("logit_softcap", None)
-    in_place, dim = given.pop("inplace_backward", False), given.pop("dim", 1)
-    legacy = [given.pop(name, None) for name in ("size_average", "reduce")]
-    if in_place or legacy != [None, None] or dim not in (1, -1):
-        options = "inplace_backward, dim, size_average and reduce are for logits that exist"
-        _fall_back(lazy, "cross_entropy", options)
-        given |= {"logit_scale": scale, "logit_softcap": cap, "inplace_backward": in_place, "dim": dim}
-        given |= dict(zip(("size_average", "reduce"), legacy, strict=True))
-        return torchlosses.cross_entropy(real(lazy), _values(target), **given)
+    lazy = _lazy(face)
+    for name, taken in _OF_LOGITS.items():
+        if given.get(name, taken[0]) not in taken:
+            _fall_back(lazy, "cross_entropy", f"{name} is for logits that exist")
+            return torchlosses.cross_entropy(real(lazy), _values(target), **given)
+    given = {name: value for name, value in given.items() if name not in _OF_LOGITS}
+    scale, cap = given.pop("logit_scale", 1.0), given.pop("logit_softcap", None)
     if scale != 1.0:
         lazy = _step(lazy, "multiply", scale)
     if cap is not None:
@@ -719,32 +722,9 @@ def _is_of_a_wrapper(hook: Any) -> bool:
 
 # What a Tensor without values can say.
 _PROPERTIES = {
-    *(
-        "shape",
-        "dtype",
-        "device",
-        "layout",
-        "ndim",
-        "itemsize",
-        "nbytes",
-        "requires_grad",
-        "is_leaf",
-        "grad_fn",
-        "grad",
-    ),
-    *(
-        "is_cuda",
-        "is_cpu",
-        "is_meta",
-        "is_mps",
-        "is_xpu",
-        "is_quantized",
-        "is_sparse",
-        "is_nested",
-        "output_nr",
-        "names",
-    ),
-    *("_base", "_version", "_grad", "_backward_hooks", "is_mkldnn", "is_mtia", "is_vulkan", "is_sparse_csr"),
+    *("shape", "dtype", "device", "layout", "ndim", "itemsize", "nbytes", "names", "grad", "grad_fn", "requires_grad"),
+    *("is_leaf", "is_cuda", "is_cpu", "is_meta", "is_mps", "is_xpu", "is_mkldnn", "is_mtia", "is_vulkan", "is_nested"),
+    *("is_quantized", "is_sparse", "is_sparse_csr", "output_nr", "_base", "_version", "_grad", "_backward_hooks"),
 }
 _QUERIES = {
     *("size", "dim", "ndimension", "numel", "nelement", "element_size", "stride", "is_contiguous", "is_floating_point"),
@@ -754,19 +734,30 @@ _ANSWERED = _QUERIES | {"__len__"}
 
 
 class _Methods:
-    """The methods of a Tensor, in Python, as the compiler wants them."""
+    """What both faces have of a Tensor, in Python, as the compiler wants it."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the logits."""
+        lazy = _lazy(self)
+        return lazy.made[0].shape if "changed" in lazy.events else _shape(lazy)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the features."""
+        return _lazy(self).features.device
 
     def size(self, dim: int | None = None) -> Any:
         """Of the logits."""
-        return self.shape if dim is None else self.shape[dim]  # type: ignore[attr-defined]
+        return self.shape if dim is None else self.shape[dim]
 
     def dim(self) -> int:
         """Of the logits."""
-        return len(self.shape)  # type: ignore[attr-defined]
+        return len(self.shape)
 
     def numel(self) -> int:
         """Of the logits."""
-        return self.shape.numel()  # type: ignore[attr-defined]
+        return self.shape.numel()
 
     def is_floating_point(self) -> bool:
         """They are."""
@@ -774,7 +765,7 @@ class _Methods:
 
     def __len__(self) -> int:
         """Of the logits."""
-        return self.shape[0]  # type: ignore[attr-defined]
+        return self.shape[0]
 
 
 def _method(name: str) -> Any:
@@ -804,19 +795,9 @@ class LazyLogits(_Methods, Tensor):  # type: ignore[misc]
     __hash__ = Tensor.__hash__
 
     @property
-    def shape(self) -> torch.Size:  # type: ignore[override]
-        """Of the logits."""
-        return self.lazy.made[0].shape if "changed" in self.lazy.events else _shape(self.lazy)
-
-    @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
         """Of the logits."""
         return self.lazy.dtype
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        """Of the features."""
-        return self.lazy.features.device
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -870,27 +851,19 @@ class _Logits(Function):
         tensors = ctx.saved_tensors
         if grad_output is None:
             return (None,) * (1 + len(tensors))
-        differentiable = torch.is_grad_enabled()
-        wanted = ctx.needs_input_grad[1:]
-        with torch.enable_grad():
+        differentiable, wanted = torch.is_grad_enabled(), ctx.needs_input_grad[1:]
+
+        def own(tensor: Tensor, want: bool) -> Tensor:
             # One tensor may be there twice, with a share of the gradient in each place.
-            given = [
-                None if tensor is None else tensor.view_as(tensor) if differentiable else tensor.detach()
-                for tensor in tensors
-            ]
-            if not differentiable:
-                given = [
-                    tensor.requires_grad_(want) if tensor is not None else None
-                    for tensor, want in zip(given, wanted, strict=True)
-                ]
+            return tensor.view_as(tensor) if differentiable else tensor.detach().requires_grad_(want)
+
+        with torch.enable_grad():
+            pairs = zip(tensors, wanted, strict=True)
+            given = [None if tensor is None else own(tensor, want) for tensor, want in pairs]
             y = _compute(_with_tensors(ctx.lazy, given))
-        places = [place for place, want in enumerate(wanted) if want]
-        by = [tensor for place in places if (tensor := given[place]) is not None]
-        found = torch.autograd.grad(y, by, grad_output, create_graph=differentiable)
-        gradients: list[Tensor | None] = [None] * len(tensors)
-        for place, gradient in zip(places, found, strict=True):
-            gradients[place] = gradient
-        return None, *gradients
+        by: list[Any] = [tensor for tensor, want in zip(given, wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(y, by, grad_output, create_graph=differentiable))
+        return None, *(next(found) if want else None for want in wanted)
 
 
 class TracedLogits(_Methods, Lazy):
@@ -907,16 +880,6 @@ class TracedLogits(_Methods, Lazy):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """As of `LazyLogits`."""
         return _dispatch(func, name_of(func), tuple(args), dict(kwargs or {}))
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the logits."""
-        return self.made[0].shape if "changed" in self.events else _shape(self)
-
-    @property
-    def device(self) -> torch.device:
-        """Of the features."""
-        return self.features.device
 
     @property
     def requires_grad(self) -> bool:

@@ -17,8 +17,6 @@ warning names what looked.
 from __future__ import annotations
 
 import functools
-import math
-import numbers
 import sys
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -175,12 +173,12 @@ def apply(
 
     Source: as for `torchlosses.linear_cross_entropy`.
     """
-    _check_options(logits, on_fallback, z_loss, label_smoothing)
+    options = Options(logits, on_fallback, z_loss, label_smoothing, stats)
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply: model must be a torch.nn.Module, but got {type(model).__name__}.")
     remove(model)
     inner = _unwrapped(model)
-    notes = Notes(Options(logits, on_fallback, float(z_loss), float(label_smoothing), bool(stats)))
+    notes = Notes(options)
     applied = _Applied(notes)
     setattr(inner, _APPLIED, applied)
     if stats:
@@ -288,23 +286,16 @@ class LazyLogitsCallback(transformers.TrainerCallback):
         stats: bool = True,
     ) -> None:
         super().__init__()
-        _check_options(logits, on_fallback, z_loss, label_smoothing)
-        self._options: dict[str, Any] = {
-            "logits": logits,
-            "on_fallback": on_fallback,
-            "z_loss": z_loss,
-            "label_smoothing": label_smoothing,
-            "stats": stats,
-        }
+        self._options: Any = Options(logits, on_fallback, z_loss, label_smoothing, stats)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Apply."""
-        apply(kwargs["model"], **self._options)
+        apply(kwargs["model"], **vars(self._options))
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the means since the last log, where the log is one of a training step."""
         logs = kwargs.get("logs") or {}
-        if not self._options["stats"] or "loss" not in logs:
+        if not self._options.stats or "loss" not in logs:
             return
         found = _statistics(kwargs["model"], over_processes=True)
         if found is None:
@@ -337,11 +328,7 @@ def _after_model(notes: Notes, model: nn.Module, _: Any, output: Any) -> Any:
     if mode == "eager":
         return _with(output, value_of)
     if mode == "none" and has_loss and model.training:
-        return _with(output, _nothing)
-    return None
-
-
-def _nothing(_: Any) -> None:
+        return _with(output, lambda _: None)
     return None
 
 
@@ -396,7 +383,7 @@ def _attach(model: nn.Module, applied: _Applied) -> None:
     head = _head(model)
     linear, adapters = _linear_of(head)
     found = [head, linear, *adapters]
-    if applied.hooked is not None and _same(found, applied.hooked):
+    if applied.hooked == found:
         return
     for handle in applied.head_handles:
         handle.remove()
@@ -411,10 +398,6 @@ def _attach(model: nn.Module, applied: _Applied) -> None:
             del linear._forward_pre_hooks[number]
     applied.head_handles.append(linear.register_forward_pre_hook(functools.partial(_before_head, applied.notes)))
     applied.head_handles += [adapter.register_forward_pre_hook(_before_adapter) for adapter in adapters]
-
-
-def _same(some: list[Any], others: list[Any]) -> bool:
-    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def _head(model: nn.Module) -> nn.Module | None:
@@ -474,21 +457,3 @@ def _found(model: nn.Module, function: str) -> tuple[nn.Module, _Applied]:
 def _size(head: nn.Module) -> str:
     weight = getattr(head, "weight", None)
     return f", {' x '.join(str(size) for size in weight.shape)}" if isinstance(weight, Tensor) else ""
-
-
-def _check_options(logits: Any, on_fallback: Any, z_loss: float, label_smoothing: float) -> None:
-    """The losses check the two numbers too, but a wrong one should not wait for the first step."""
-    _check_choice("logits", logits, ("lazy", "none", "eager"))
-    _check_choice("on_fallback", on_fallback, ("warn", "ignore", "raise"))
-    for name, number in (("z_loss", z_loss), ("label_smoothing", label_smoothing)):
-        if not isinstance(number, numbers.Real):
-            raise TypeError(f"{name} must be a float, but got {number!r}.")
-    if not 0 <= z_loss < math.inf:
-        raise ValueError(f"z_loss must be a finite number of at least 0, but got {z_loss}.")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], but got {label_smoothing}.")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but got {value!r}.")

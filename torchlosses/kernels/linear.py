@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from torchlosses import kernels
-from torchlosses._rows import compute_dtype
+from torchlosses._rows import autocast_enabled, compute_dtype
 from torchlosses.kernels.called import calling
 
 # A block's logits on the CPU: large enough for the products to run at their full speed, small beside the gradients.
@@ -43,6 +43,13 @@ _LARGEST_EXPONENT = -6
 def looking_is_free(tensor: Tensor) -> bool:
     """Whether to read a value of the tensor is to wait for nothing."""
     return tensor.device.type == "cpu"
+
+
+def product_dtype(operand: Tensor) -> torch.dtype:
+    """The dtype of its products: that of the operand or, where autocast is on, the one which that asks for."""
+    if operand.dtype == torch.float64 or not autocast_enabled(operand.device):
+        return operand.dtype
+    return torch.get_autocast_dtype(operand.device.type)
 
 
 def default_block_rows(classes: int, itemsize: int, device: str = "cpu", rows: int | None = None) -> int:

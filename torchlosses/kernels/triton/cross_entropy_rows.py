@@ -300,11 +300,11 @@ def rows_kernel(
         if not PROBABILITIES:
             if CAPPED and COARSE:
                 # With its neighbours, so that it is the same to the bit as in its tile.
-                place = (shift + target) // VEC * VEC + tl.arange(0, VEC)[None, :]
-                valid = here & (place >= shift) & (place < end)
-                x = tl.load(x_base + place, mask=valid, other=0.0).to(COMPUTE)
-                y, slope, slope_at_target = logits(x, logit_scale, logit_softcap, SCALED, CAPPED, COARSE)
-                own = valid & (place == shift + target)
+                target_places = (shift + target) // VEC * VEC + tl.arange(0, VEC)[None, :]
+                known = here & (target_places >= shift) & (target_places < end)
+                target_logits = tl.load(x_base + target_places, mask=known, other=0.0).to(COMPUTE)
+                y, slope, slope_at_target = logits(target_logits, logit_scale, logit_softcap, SCALED, CAPPED, COARSE)
+                own = known & (target_places == shift + target)
                 at_target = tl.sum(tl.sum(tl.where(own, y, 0.0), 1), 0)
                 slope_at_target *= tl.sum(tl.sum(tl.where(own, slope, 0.0), 1), 0)
             else:
