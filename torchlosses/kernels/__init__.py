@@ -158,7 +158,7 @@ def _local_in_triton(name: str, device: torch.device) -> Any:
     return _triton().LOCAL[name]
 
 
-def forward_over(loss: Any, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]] | None:
+def _forward_over(loss: Any, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]] | None:
     """What finds rows' losses and writes the gradient over the input in one launch; None where nothing does."""
     return getattr(_past_dispatcher(loss.name, device), "forward_over", None)
 

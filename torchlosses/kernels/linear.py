@@ -148,7 +148,7 @@ class Problem:
     def work(self, logits: Tensor, others: Sequence[Any], grad_rows: Tensor | None) -> tuple[Tensor, Any]:
         """What the rows of these logits have, and their state; the gradient for `grad_rows` is written over them."""
         with calling(self.loss.name):
-            over = None if grad_rows is None else kernels.forward_over(self.of_logits, logits.device)
+            over = None if grad_rows is None else kernels._forward_over(self.of_logits, logits.device)
             if over is not None:
                 return over(grad_rows, logits, *others, self.inner)
             losses, _, state = self.of_logits.operator(logits, *others, None, *self.inner)
