@@ -49,7 +49,7 @@ OPTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "a module's": lambda x, v: with_delta(v)(x, Y),
 }
 # Their way is that of others.
-ALIKE = ("smooth_l1_loss", "log_probs", "beta", "binary_cross_entropy", "low_rank")
+ALIKE = ("smooth_l1_loss", "log_probs", "linear_log_probs", "beta", "binary_cross_entropy", "low_rank", "z_loss")
 INTEGERS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "binary_cross_entropy": lambda x, i: torchlosses.binary_cross_entropy_with_logits(x, 1.0 * (x > 0), ignore_index=i),
     "cross_entropy": lambda x, i: torchlosses.cross_entropy(x, INDICES, ignore_index=i),
