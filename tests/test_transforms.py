@@ -379,8 +379,8 @@ def cases() -> Iterator[Any]:
             chosen = [(reduction, backends[number % len(backends)])]
             relatives = families[family(problem)]
             everyday = chosen if problem is relatives[number // len(backends) % len(relatives)] else []
-            if way == "compile(hessian)" and family(problem) != "elementwise":
-                # The slowest of all; with the other compiler's backend it is there for each family.
+            if way.startswith("compile(hessian)") and family(problem) != "elementwise":
+                # The slowest of all.
                 everyday = []
         for reduction, backend in chosen:
             marks = () if (reduction, backend) in everyday else (pytest.mark.thorough,)

@@ -84,6 +84,7 @@ def test_a_killed_run_goes_on_to_the_same_result(
     assert (folder / "results.json").read_bytes() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("no_report")
 def test_control_c_leaves_a_usable_run(tiny_arguments: tuple[str, ...], tiny_run: Path, tmp_path: Path) -> None:
     process = start(tiny_arguments, tmp_path)
