@@ -1,4 +1,4 @@
-"""What PyTorch keeps private and this package uses, one test a use: a failure names what to look at in _declare.py."""
+"""What PyTorch keeps private and this package uses, one test a use: a failure names what to look at in _pytorch.py."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import torchlosses
-from torchlosses import _declare
+from torchlosses import _pytorch
 
 PACKAGE = Path(torchlosses.__file__).parent
 # A private name of PyTorch: torch._C, from torch._functorch ..., forward_ad._current_level, ctx._x is none.
 PRIVATE = re.compile(r"\b(torch(?:\.\w+)*\._(?!_)\w+|forward_ad\._\w+|from torch(?:\.\w+)*\._\w+|import _\w+Function)")
 # The conformance kit resets the compiler, if there is one.
 # Lazy logits are a subclass, and have to know whether they are asked as one.
-ALLOWED = {"_declare.py", "testing/environment.py", "integrations/_lazy_logits.py"}
+ALLOWED = {"_pytorch.py", "testing/environment.py", "integrations/_lazy_logits.py"}
 
 
 def test_it_is_used_in_one_file_only() -> None:
@@ -31,7 +31,7 @@ def test_it_is_used_in_one_file_only() -> None:
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if PRIVATE.search(line)
     ]
-    assert not found, "Put what PyTorch keeps private behind a name in torchlosses/_declare.py:\n" + "\n".join(found)
+    assert not found, "Put what PyTorch keeps private behind a name in torchlosses/_pytorch.py:\n" + "\n".join(found)
 
 
 def test_the_search_finds_what_it_looks_for() -> None:
@@ -41,7 +41,7 @@ def test_the_search_finds_what_it_looks_for() -> None:
 
 
 def look_at(name: str, why: str) -> str:
-    return f"torch {torch.__version__} changed {name}, which torchlosses/_declare.py uses {why}."
+    return f"torch {torch.__version__} changed {name}, which torchlosses/_pytorch.py uses {why}."
 
 
 def in_transform(function: Callable[[Tensor], Any]) -> Any:
@@ -57,8 +57,8 @@ def in_transform(function: Callable[[Tensor], Any]) -> Any:
 
 def test_transforms_active() -> None:
     told = look_at("torch._C._are_functorch_transforms_active", "to see whether torch.func is at work")
-    assert _declare.transforms_active() is False, told
-    assert in_transform(lambda x: _declare.transforms_active()) is True, told
+    assert _pytorch.transforms_active() is False, told
+    assert in_transform(lambda x: _pytorch.transforms_active()) is True, told
 
 
 def test_a_number_that_changes_is_told_from_a_constant() -> None:
@@ -85,17 +85,17 @@ def test_current_level() -> None:
 
 def test_set_grad_enabled() -> None:
     told = look_at("torch._C._set_grad_enabled", "because torch.no_grad takes as long as the loss of a few rows")
-    _declare._set_grad_enabled(False)
+    _pytorch.set_grad_enabled(False)
     try:
         assert not torch.is_grad_enabled(), told
     finally:
-        _declare._set_grad_enabled(True)
+        _pytorch.set_grad_enabled(True)
     assert torch.is_grad_enabled(), told
 
 
 def test_below_autograd() -> None:
     x = torch.ones(2, requires_grad=True)
-    with _declare._below_autograd():
+    with _pytorch.below_autograd():
         assert not x.exp().requires_grad, look_at("torch._C._AutoDispatchBelowAutograd", "to call an operator's kernel")
 
 
@@ -112,8 +112,8 @@ def test_forward_mode_can_be_switched_on_inside_a_jvp() -> None:
 def test_duals_of_level_0() -> None:
     told = look_at("torch._VF._make_dual and _unpack_dual", "for the tangents of the innermost level")
     with forward_ad.dual_level():
-        made = _declare._make_dual(torch.ones(2), torch.full((2,), 3.0), level=0)
-        primal, tangent = _declare._unpack_dual(made.exp(), level=0)
+        made = _pytorch.make_dual(torch.ones(2), torch.full((2,), 3.0), level=0)
+        primal, tangent = _pytorch.unpack_dual(made.exp(), level=0)
         assert tangent is not None, told
         torch.testing.assert_close(tangent, 3 * primal, msg=told)
 
@@ -124,7 +124,7 @@ def test_functions_of_one_level() -> None:
         "to differentiate an operator at the level of autograd or torch.func that calls it",
     )
 
-    base: Any = _declare._SingleLevelFunction
+    base: Any = _pytorch.SingleLevelFunction
 
     class Double(base):
         @staticmethod
@@ -136,24 +136,22 @@ def test_functions_of_one_level() -> None:
             return grad * 2
 
     x = torch.ones(2, requires_grad=True)
-    with _declare.enable_single_level_autograd_function():
+    with _pytorch.enable_single_level_autograd_function():
         (gradient,) = torch.autograd.grad(Double.apply(x).sum(), x)
     torch.testing.assert_close(gradient, torch.full((2,), 2.0), msg=told)
-    assert callable(_declare.Function._compiled_autograd_key), look_at(
-        "Function._compiled_autograd_key", "for compiled autograd"
-    )
+    assert callable(_pytorch.compiled_autograd_key), look_at("Function._compiled_autograd_key", "for compiled autograd")
 
 
 def test_a_profile_is_noticed() -> None:
     told = look_at("torch.autograd.profiler._is_profiler_enabled", "so that a profile shows a loss of few rows")
-    assert _declare.profiler._is_profiler_enabled is False, told
+    assert _pytorch.profiling() is False, told
     with torch.autograd.profiler.profile():
-        assert _declare.profiler._is_profiler_enabled is True, told
+        assert _pytorch.profiling() is True, told
 
 
 def test_dead_wrappers_are_unwrapped() -> None:
     kept = in_transform(lambda x: x)
-    assert not _declare._functorch.is_functorch_wrapped_tensor(_declare._functorch.unwrap_if_dead(kept)), look_at(
+    assert not _pytorch.functorch.is_functorch_wrapped_tensor(_pytorch.functorch.unwrap_if_dead(kept)), look_at(
         "torch._C._functorch.unwrap_if_dead", "for tensors of a level that has been left"
     )
 
@@ -168,7 +166,7 @@ def test_legacy_batches_are_recognised() -> None:
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-            seen.append(_declare._functorch.is_legacy_batchedtensor(grad))
+            seen.append(_pytorch.functorch.is_legacy_batchedtensor(grad))
             return grad
 
     x = torch.ones(2, requires_grad=True)
@@ -188,7 +186,7 @@ def test_levels_of_functionalize_are_recognised() -> None:
     seen: list[bool] = []
 
     def call(x: Tensor) -> Tensor:
-        seen.append(_declare.functions_apply())
+        seen.append(_pytorch.functions_apply())
         return x.sum()
 
     call(torch.ones(2))
@@ -199,25 +197,25 @@ def test_levels_of_functionalize_are_recognised() -> None:
 
 def test_saved_tensor_hooks_are_seen() -> None:
     told = look_at("torch._C._autograd._top_saved_tensors_default_hooks", "to see a checkpointed forward")
-    assert not _declare.saved_tensors_have_hooks(), told
+    assert not _pytorch.saved_tensors_have_hooks(), told
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-        assert _declare.saved_tensors_have_hooks(), told
+        assert _pytorch.saved_tensors_have_hooks(), told
 
 
 def test_dispatch_modes_are_seen() -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     told = look_at("torch._C._len_torch_dispatch_stack", "to see whether a dispatch mode is on")
-    assert not _declare._dispatch_modes(), told
+    assert not _pytorch._dispatch_modes(), told
     with TorchDispatchMode():
-        assert _declare._dispatch_modes(), told
+        assert _pytorch._dispatch_modes(), told
 
 
 def test_tracing_is_seen() -> None:
     seen: list[bool] = []
 
     def call(x: Tensor) -> Tensor:
-        seen.append(_declare._is_tracing())
+        seen.append(_pytorch._is_tracing())
         return x + 1
 
     call(torch.ones(2))
@@ -239,7 +237,7 @@ def test_the_compiler_leaves_a_marked_function_alone() -> None:
     def marked(x: Tensor) -> Tensor:
         return inner(x)
 
-    _declare._not_compiled(marked)
+    _pytorch.not_compiled(marked)
     torch.compile(marked, backend="eager")(torch.ones(2))
     assert seen == [False], look_at(
         "torch._C._dynamo.eval_frame.set_code_exec_strategy", "to keep kernels out of the compiler's sight"
@@ -258,13 +256,13 @@ def test_a_library_can_be_taken_back() -> None:
 
 def test_whether_overrides_are_disabled_is_seen() -> None:
     told = look_at("torch._C._is_torch_function_enabled", "to see that a subclass has taken a call over already")
-    assert _declare.overrides_enabled() is True, told
+    assert _pytorch.overrides_enabled() is True, told
     with torch._C.DisableTorchFunctionSubclass():
-        assert _declare.overrides_enabled() is False, told
+        assert _pytorch.overrides_enabled() is False, told
 
 
 def test_the_ragged_dimension() -> None:
     jagged = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged)
     told = look_at("NestedTensor._ragged_idx", "for the dimension along which samples differ")
-    assert _declare.ragged_dimension(jagged) == 1, told
-    assert _declare.ragged_dimension(jagged.transpose(1, 2)) == 2, told
+    assert _pytorch.ragged_dimension(jagged) == 1, told
+    assert _pytorch.ragged_dimension(jagged.transpose(1, 2)) == 2, told

@@ -37,13 +37,11 @@ The gradient along with the loss. Where autograd alone is at work and the result
 gradient for an incoming gradient of 1 in the same pass. The first backward hands it out, after NAME_backward_ has
 computed it again if the incoming gradient is another; a second backward computes it anew.
 
-What PyTorch keeps private is used in this file only, and `tests/test_private.py` says what to look at when one of these
-names is gone.
+What PyTorch keeps private has names in `torchlosses._pytorch`.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import math
 from collections import namedtuple
@@ -52,28 +50,37 @@ from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
-from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import Function, forward_ad, profiler
-from torch.autograd.function import _SingleLevelFunction
-from torch.utils._pytree import tree_map_only
+from torch.autograd import Function
 
 from torchlosses import _flops, kernels
 from torchlosses._forked import one_thread, returning, threads_are_gone
+from torchlosses._pytorch import (
+    SingleLevelFunction,
+    autograd,
+    below_autograd,
+    compiled_autograd_key,
+    enable_single_level_autograd_function,
+    forward_ad_rule,
+    forward_mode_active,
+    functorch,
+    is_memory,
+    is_plain,
+    is_real,
+    make_dual,
+    nobody_follows,
+    not_compiled,
+    profiling,
+    recording,
+    save,
+    saved_tensors_have_hooks,
+    set_forward_mode,
+    set_grad_enabled,
+    transforms_active,
+    tree_map_only,
+    unpack_dual,
+    vjp,
+)
 from torchlosses._rows import compute_dtype, mean_of, part_of_mean
-
-transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
-_below_autograd: Any = torch._C._AutoDispatchBelowAutograd
-_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
-_autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
-_set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
-_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
-overrides_enabled: Callable[[], bool] = torch._C._is_torch_function_enabled
-_is_tracing: Callable[[], bool] = torch._C._is_tracing
-_is_excluded: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_excluded
-_frames: Any = torch._C._dynamo.eval_frame  # type: ignore[attr-defined]
-_FRONT_OF_TRANSFORMS: Any = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode  # type: ignore[attr-defined]
-_make_dual: Any = torch._VF._make_dual  # type: ignore[attr-defined]
-_unpack_dual: Any = torch._VF._unpack_dual  # type: ignore[attr-defined]
 
 _SCHEMA_TYPES = {
     str: "str",
@@ -115,75 +122,6 @@ def taken_over(*tensors: Any) -> Any:
         if (module := _TAKEN_OVER.get(type(tensor).__name__)) is not None:
             return importlib.import_module(module)
     return None
-
-
-def ragged_dimension(nested: Tensor) -> int:
-    """The dimension of a jagged tensor along which its parts differ in size."""
-    return nested._ragged_idx  # type: ignore[attr-defined]
-
-
-def recording() -> bool:
-    """Whether somebody follows what is made of the tensors at hand: autograd, forward-mode AD, or torch.func."""
-    return torch.is_grad_enabled() or transforms_active() or forward_ad._current_level >= 0
-
-
-def may_look(tensor: Tensor) -> bool:
-    """Whether to read a value is free, and no one is to know of it: not of a fake, mapped or traced tensor."""
-    return tensor.device.type == "cpu" and not recording() and _is_plain(tensor)
-
-
-def functions_apply() -> bool:
-    """Whether a Function can be applied: not inside of an operator at a level of torch.func, nor in functionalize."""
-    if torch.compiler.is_compiling():
-        return False
-    if not transforms_active():
-        return True
-    levels = _functorch.get_interpreter_stack()
-    return not _is_excluded(_FRONT_OF_TRANSFORMS) and all(
-        level.key() != _functorch.TransformType.Functionalize for level in levels
-    )
-
-
-def is_followed(tensor: Tensor) -> bool:
-    """Whether a derivative is followed through a tensor, backwards or forwards."""
-    if torch.is_grad_enabled() and tensor.requires_grad:
-        return True
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
-
-
-def save(ctx: Any, *tensors: Tensor | None) -> None:
-    """Save for the backward, and for `jvp` where forward-mode AD is at work."""
-    ctx.save_for_backward(*tensors)
-    if forward_ad._current_level >= 0 or transforms_active():
-        ctx.save_for_forward(*tensors)
-
-
-def forward_ad_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
-    """Make `rule(ctx, saved, *tangents)` a `jvp` of a Function that is itself differentiable in forward mode.
-
-    PyTorch switches forward-mode AD off while a `jvp` runs, so that a derivative of the derivative (`jacfwd` of
-    `jacfwd`) would come out as 0 without an error. Here it stays on, and `saved` holds the saved tensors without the
-    tangents of this level, which `rule` is about to use up: a level is number 0, and torch.func gives each of its
-    levels a number 0 of its own.
-    """
-
-    @functools.wraps(rule)
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        with forward_ad._set_fwd_grad_enabled(True):
-            saved = tuple(None if t is None else _unpack_dual(t, level=0)[0] for t in ctx.saved_tensors)
-            return rule(ctx, saved, *tangents)
-
-    return jvp
-
-
-def replaced(tensor: Tensor, index: Tensor, value: Any) -> Tensor:
-    """`tensor` with `value` where `index` points along dimension 1; in place where nobody follows."""
-    return tensor.scatter(1, index, value) if recording() else tensor.scatter_(1, index, value)
-
-
-def exponential(tensor: Tensor) -> Tensor:
-    """exp; in place where nobody follows."""
-    return tensor.exp() if recording() else tensor.exp_()
 
 
 def _nothing(*_: Any) -> None:
@@ -345,7 +283,7 @@ class Loss:
                 normalizer = _number(normalizer, tensors[0])
         arguments: tuple[Any, ...] = (*tensors, normalizer)
         shows_state = cls.shows_state(options)
-        if not _is_plain(tensors[0]):
+        if not is_plain(tensors[0]):
             output = cls._called_for_others(arguments, options)
             return output[0], cls.shown(output[-1], tensors, options) if shows_state else None
         try:
@@ -372,7 +310,7 @@ class Loss:
         options = options._replace(gradients=cls._wanted(arguments, options) if cls.scales else 0)
         others = arguments[cls.derived :]
         followed = any(t is not None and t.requires_grad for t in others)
-        if followed or transforms_active() or forward_ad._current_level >= 0:
+        if followed or transforms_active() or forward_mode_active():
             # Derivatives of the formulas, in which a number decides what is computed.
             return cls.operator(*arguments, *options)
         options, numbers = _with_numbers_apart(options)
@@ -385,24 +323,24 @@ class Loss:
         """What the operator gives, where nobody follows."""
         if (own := cls._past_dispatcher(tensors)) is not None:
             return own.forward(*tensors, options)
-        with _below_autograd():
+        with below_autograd():
             return cls.operator(*tensors, *options)
 
     @classmethod
     def _past_dispatcher(cls, tensors: Sequence[Any]) -> Any:
         """What computes tensors that are nothing but memory past the dispatcher, unless a profile shows operators."""
-        if not _may_take_triton(tensors[0]) or profiler._is_profiler_enabled:
+        if not _may_take_triton(tensors[0]) or profiling():
             return None
         own = kernels._past_dispatcher(cls.name, tensors[0].device)
         if own is None:
             return None
-        return own if all(tensor is None or _is_memory(tensor) for tensor in tensors) else None
+        return own if all(tensor is None or is_memory(tensor) for tensor in tensors) else None
 
     @classmethod
     def explain(cls, *tensors_and_options: Any) -> None:
         """Raise what the check objects to; one that cannot look at the tensors either has nothing to say."""
         try:
-            with _below_autograd():
+            with below_autograd():
                 cls.check(*tensors_and_options)
         except RuntimeError as error:
             if isinstance(error, (IndexError, ValueError)):
@@ -418,13 +356,13 @@ class Loss:
         few = kernels.few.get(cls.name)
         if not (
             few is not None
-            and _is_plain(input)
+            and is_plain(input)
             and type(target) is Tensor
             and input.is_cpu
             and input.dtype in _WIDE
             and reduction in ("mean", "sum")
             and not target.requires_grad
-            and not profiler._is_profiler_enabled
+            and not profiling()
         ):
             return None
         is_mean = reduction == "mean"
@@ -433,11 +371,11 @@ class Loss:
                 return few(input, target, is_mean, None, None, *own)[0]
             if input.requires_grad:
                 return cls._of_few(input, target, (few, is_mean, gradients, own)) if input.numel() <= FEW else None
-            _set_grad_enabled(False)
+            set_grad_enabled(False)
             try:
                 return few(input, target, is_mean, None, None, *own)[0]
             finally:
-                _set_grad_enabled(True)
+                set_grad_enabled(True)
         except _REFUSALS:
             # The long way says what is wrong.
             return None
@@ -451,8 +389,8 @@ class Loss:
             or not options.gradients
             or not kernels._multiplies(input, options.reduction)
             or target.requires_grad
-            or not (_is_memory(input) and _is_memory(target))
-            or profiler._is_profiler_enabled
+            or not (is_memory(input) and is_memory(target))
+            or profiling()
         ):
             return None
         tensors = (input, target, *(None,) * (cls.count - 2))
@@ -485,7 +423,7 @@ class Loss:
         if (own := cls._past_dispatcher((ready[0], grad_output, *tensors, *state))) is not None:
             own.backward(grad_output, ready[0], *tensors, *state, options)
             return ready
-        with _below_autograd():
+        with below_autograd():
             cls.backward_operator_(grad_output, ready[0], *tensors, *state, *options)
         return ready
 
@@ -741,10 +679,10 @@ def _define_of_numbers(loss: type[Loss], operator: Any, schema: str, fake: Calla
     traced = _with_derivative(of_numbers, rules._replace(options=loss.options_of_numbers, formula=refuse))
 
     def differentiated(*arguments: Any) -> Any:
-        return read(*arguments) if _is_plain(arguments[-1]) else traced(*arguments)
+        return read(*arguments) if is_plain(arguments[-1]) else traced(*arguments)
 
-    LIBRARY.impl(name, _not_compiled(read), "CompositeExplicitAutograd")
-    LIBRARY.impl(name, _not_compiled(differentiated), "Autograd")
+    LIBRARY.impl(name, not_compiled(read), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, not_compiled(differentiated), "Autograd")
     torch.library.register_fake(f"torchlosses::{name}", lambda *arguments: fake(*arguments[:-1]), lib=LIBRARY)
     return of_numbers
 
@@ -778,7 +716,7 @@ def define_linear(
 
     def forward(ctx: Any, tensor: Tensor, *others: Any) -> Tensor:
         ctx.others = others
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
+        with torch.enable_grad(), set_forward_mode(True), below_autograd():
             return operator(tensor, *others)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -790,25 +728,18 @@ def define_linear(
         return operator(tangent, *ctx.others)
 
     methods = {"forward": forward, "backward": backward, "jvp": jvp}
-    methods["_compiled_autograd_key"] = Function._compiled_autograd_key
-    function: Any = type(name, (_SingleLevelFunction,), {key: staticmethod(value) for key, value in methods.items()})
+    methods["_compiled_autograd_key"] = compiled_autograd_key
+    function: Any = type(name, (SingleLevelFunction,), {key: staticmethod(value) for key, value in methods.items()})
 
     def autograd(*arguments: Any) -> Tensor:
         if transpose is None or not recording():
-            with _below_autograd():
+            with below_autograd():
                 return operator(*arguments)
         with enable_single_level_autograd_function():
             return function.apply(*arguments)
 
     LIBRARY.impl(name, autograd, "Autograd")
     return operator
-
-
-def _not_compiled(function: Any) -> Any:
-    """Where torch.compile leaves a call to Python, it looks into every frame below; a kernel is none of its affairs."""
-    skip = _frames._FrameAction.SKIP
-    _frames.set_code_exec_strategy(function.__code__, _frames._FrameExecStrategy(skip, skip))
-    return function
 
 
 def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -824,7 +755,7 @@ def _undisturbed(kernel: Callable[..., Any]) -> Callable[..., Any]:
         with torch.autocast(device, enabled=False):
             return kernel(*arguments)
 
-    return _not_compiled(call)
+    return not_compiled(call)
 
 
 def _without_derivative(operator: Any) -> Callable[..., Any]:
@@ -835,7 +766,7 @@ def _without_derivative(operator: Any) -> Callable[..., Any]:
                 f"{operator.name()} has no derivative: call it under torch.no_grad(), or the operator of the loss, "
                 "which has one."
             )
-        with _below_autograd():
+        with below_autograd():
             return operator(*arguments)
 
     return call
@@ -850,10 +781,10 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
         *tensors, options = arguments
         if transforms_active():
             # `apply` switched both kinds of gradient off; the transforms further out need them.
-            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
+            with torch.enable_grad(), set_forward_mode(True), below_autograd():
                 output = operator(*tensors, *options)
         else:
-            with _below_autograd():
+            with below_autograd():
                 output = operator(*tensors, *options)
         ctx.options = options
         loss: Any = rules.loss
@@ -886,12 +817,11 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
     @forward_ad_rule
     def jvp(ctx: Any, saved: tuple[Any, ...], *tangents: Any) -> Any:
         duals = [
-            t if d is None else _make_dual(t.contiguous(), d, level=0)
-            for t, d in zip(saved[:n], tangents, strict=False)
+            t if d is None else make_dual(t.contiguous(), d, level=0) for t, d in zip(saved[:n], tangents, strict=False)
         ]
         result = rules.formula(*duals, ctx.options)
         outputs = result if isinstance(result, tuple) else (result,)
-        parts = [_unpack_dual(output, level=0) for output in outputs]
+        parts = [unpack_dual(output, level=0) for output in outputs]
         found: Any = tuple(torch.zeros_like(x) if tangent is None else tangent for x, tangent in parts)
         if rules.loss is not None:
             found += (None,) * (len(operator._schema.returns) - 1)
@@ -901,26 +831,26 @@ def _with_derivative(operator: Any, rules: _Rules) -> Callable[..., Any]:
         "forward": forward,
         "backward": returning(backward),
         "jvp": jvp,
-        "_compiled_autograd_key": Function._compiled_autograd_key,
+        "_compiled_autograd_key": compiled_autograd_key,
     }
     name = operator._schema.name.partition("::")[2]
-    function: Any = type(name, (_SingleLevelFunction,), {key: staticmethod(value) for key, value in methods.items()})
+    function: Any = type(name, (SingleLevelFunction,), {key: staticmethod(value) for key, value in methods.items()})
 
     def kernel(*arguments: Any) -> Any:
         if transforms_active():
             with enable_single_level_autograd_function():
                 return function.apply(*arguments[:m], rules.options(*arguments[m:]))
         try:
-            if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            if torch.is_grad_enabled() or forward_mode_active():
                 return function.apply(*arguments[:m], rules.options(*arguments[m:]))
-            with _below_autograd():
+            with below_autograd():
                 return operator(*arguments)
         except _REFUSALS:
-            if rules.loss is not None and _is_real(arguments[0]):
+            if rules.loss is not None and is_real(arguments[0]):
                 rules.loss.explain(*arguments[: n - 1], rules.options(*arguments[m:]))
             raise
 
-    return _not_compiled(kernel)
+    return not_compiled(kernel)
 
 
 def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
@@ -960,7 +890,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
         saved = ctx.saved_tensors
         tensors, state, needed, options = saved[:n], saved[n:], ctx.needs_input_grad, ctx.options
         ready, ctx.gradients = ctx.gradients, None
-        is_last = not recording() and _is_plain(grad_output) and not _functorch.is_legacy_batchedtensor(grad_output)
+        is_last = not recording() and is_plain(grad_output) and not functorch.is_legacy_batchedtensor(grad_output)
         if not is_last:
             if getattr(options, "inplace_backward", False):
                 raise RuntimeError(
@@ -976,7 +906,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
         in_place = getattr(options, "inplace_backward", False) and needed[0]
         if ready is None and loss.derived == 1 and not (in_place or any(needed[1:])):
             # As `_gradients`, which would take longer than a small batch.
-            with _below_autograd():
+            with below_autograd():
                 found = loss.backward_operator(grad_output, *tensors, *state, *_without_gradients(options))
             return found, *nothing
         along = loss.derived if ready is not None else int(in_place)
@@ -1001,7 +931,7 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
 
     def forward(ctx: Any, input: Tensor, target: Tensor, call: tuple[Any, ...]) -> Tensor | None:
         few, is_mean, gradients, own = ctx.call = call
-        along = gradients and _autograd._top_saved_tensors_default_hooks(True) is None
+        along = gradients and autograd._top_saved_tensors_default_hooks(True) is None
         result, gradient = few(input, target, is_mean, 1.0 if along else None, None, *own)
         ctx.gradients = (gradient,) if along else None
         ctx.save_for_backward(input, target)
@@ -1012,13 +942,13 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
         input, target = ctx.saved_tensors
         ready, ctx.gradients = ctx.gradients, None
         incoming = None
-        if _nobody_follows(grad_output):
+        if nobody_follows(grad_output):
             incoming = grad_output.item()
             if ready is not None and incoming == 1:
                 return ready[0], None, None
         few, is_mean, _, own = ctx.call
         # Hooks may have given back other tensors than were saved.
-        if incoming is not None and _is_plain(input) and type(target) is Tensor:
+        if incoming is not None and is_plain(input) and type(target) is Tensor:
             result, gradient = few(input, target, is_mean, incoming, None if ready is None else ready[0], *own)
             if result is not None:
                 return gradient if ready is None else ready[0], None, None
@@ -1042,7 +972,7 @@ def _function_of_small_batch(loss: type[Loss]) -> Callable[..., Any]:
         # Also where they are not needed: autograd checks here that they are still what they were.
         input, target = ctx.saved_tensors
         ready, ctx.gradient = ctx.gradient, None
-        if ready is not None and _nobody_follows(grad_output):
+        if ready is not None and nobody_follows(grad_output):
             # A look at the incoming gradient would wait for the device.
             kernels._multiply(ready, grad_output, input, target)
             return ready, None, None
@@ -1051,13 +981,6 @@ def _function_of_small_batch(loss: type[Loss]) -> Callable[..., Any]:
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = super(Function, type(loss.name, (Function,), methods))
     return function.apply
-
-
-def _nobody_follows(grad_output: Tensor) -> bool:
-    """Whether what is computed of an incoming gradient is not differentiated, mapped or traced."""
-    return (
-        not torch.is_grad_enabled() and _is_plain(grad_output) and not _functorch.is_legacy_batchedtensor(grad_output)
-    )
 
 
 def _computed_again(loss: type[Loss], grad_output: Tensor, input: Tensor, target: Tensor, options: Any) -> Any:
@@ -1074,7 +997,7 @@ def _computed_again(loss: type[Loss], grad_output: Tensor, input: Tensor, target
 def _in_place(loss: type[Loss], grad_output: Tensor, tensors: Any, state: Any, options: Any) -> Tensor:
     """The gradient, written over the first tensor, of which nothing is left."""
     input = tensors[0].detach()
-    with _below_autograd():
+    with below_autograd():
         loss.backward_operator_(grad_output, input, input, *tensors[1:], *state, *_without_gradients(options))
     # Autograd's own check then stops a second backward, and whoever else has kept the values.
     torch.autograd.graph.increment_version(tensors[0])
@@ -1086,45 +1009,9 @@ def _without_gradients(options: Any) -> Any:
     return options._replace(gradients=0) if options.gradients else options
 
 
-def _is_real(tensor: Tensor) -> bool:
-    """Whether its values can be read: nobody records, fakes or maps them."""
-    return type(tensor) in (Tensor, nn.Parameter) and not transforms_active() and not _dispatch_modes()
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether no compiler, transform, forward-mode AD, dispatch mode, tracer or subclass sees what is done to it."""
-    return (
-        not torch.compiler.is_compiling()
-        and not transforms_active()
-        and forward_ad._current_level < 0
-        and not _dispatch_modes()
-        and not _is_tracing()
-        and (type(tensor) is Tensor or type(tensor) is nn.Parameter)
-    )
-
-
 def _may_take_triton(tensor: Tensor) -> bool:
     """Quicker to say than whether it does."""
     return not tensor.is_cpu or kernels._TRITON_ON_CPU
-
-
-def _is_memory(tensor: Tensor) -> bool:
-    """Whether a tensor is its elements in memory, and nothing that the dispatcher has to look at."""
-    if (
-        type(tensor) not in (Tensor, nn.Parameter)
-        or tensor.layout is not torch.strided
-        or tensor.is_neg()
-        or _functorch.is_functorch_wrapped_tensor(tensor)
-    ):
-        return False
-    # The address of a tensor without memory counts from 0.
-    address = tensor.data_ptr()
-    return address >> 31 != 0 or address != tensor.storage_offset() * tensor.element_size() or not tensor.numel()
-
-
-def saved_tensors_have_hooks() -> bool:
-    """In a checkpointed forward, for one: nobody wants what is computed there ahead of time."""
-    return not torch.compiler.is_compiling() and _autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _number(value: float, like: Tensor) -> Tensor:
@@ -1143,7 +1030,7 @@ def _pulled_back(
     if not places:
         return {}
     # Levels of torch.func that are left by now would be taken for the one that vjp enters.
-    tensors, grad = tree_map_only(Tensor, _functorch.unwrap_if_dead, (list(tensors), grad))
+    tensors, grad = tree_map_only(Tensor, functorch.unwrap_if_dead, (list(tensors), grad))
 
     def call(*values: Tensor) -> Any:
         merged = list(tensors)
@@ -1155,32 +1042,6 @@ def _pulled_back(
     if isinstance(grad, tuple):
         grad = tuple(torch.zeros_like(o) if g is None else g for g, o in zip(grad, output, strict=True))
     return dict(zip(places, pull_back(grad), strict=True))
-
-
-def vjp(function: Callable[..., Any], *values: Any) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
-    """As `torch.func.vjp`, also where tensors are saved with hooks, which torch.func does not support."""
-    if transforms_active() or not saved_tensors_have_hooks():
-        return torch.func.vjp(function, *values)[:2]
-    with torch.enable_grad():
-        # An alias of each, so that nothing further back is reached.
-        aliases = [value.view_as(value) for value in values]
-        for alias in aliases:
-            if not alias.requires_grad:
-                alias.requires_grad_()
-        output = function(*aliases)
-
-    def pull_back(grads: Any) -> tuple[Tensor, ...]:
-        outputs, grads = ((output,), (grads,)) if isinstance(output, Tensor) else (output, grads)
-        followed = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
-        if not followed:
-            return tuple(torch.zeros_like(alias) for alias in aliases)
-        outputs, grads = zip(*followed, strict=True)
-        further = torch.is_grad_enabled()
-        return torch.autograd.grad(
-            outputs, aliases, grads, retain_graph=True, create_graph=further, materialize_grads=True
-        )
-
-    return output, pull_back
 
 
 def front_of(tensor: Any, dimension: int | None, size: int) -> Any:

@@ -14,9 +14,9 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from typing_extensions import TypeVar
 
 from torchlosses import _validation
-from torchlosses._declare import overrides_enabled
 from torchlosses._forked import differentiate_with_one_thread, one_thread, threads_are_gone
 from torchlosses._nested import any_nested, over_values
+from torchlosses._pytorch import overrides_enabled
 
 
 def intercepted(*tensors: Any) -> bool:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._declare import ragged_dimension
+from torchlosses._pytorch import ragged_dimension
 
 _OF_CLASSES = ("cross_entropy", "cee_loss")
 # What has one number for each class, sample or loss: it is not ragged.

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torchlosses._declare import forward_ad_rule, front_of, functions_apply, save, vjp
+from torchlosses._declare import front_of
+from torchlosses._pytorch import forward_ad_rule, functions_apply, save, vjp
 from torchlosses._rows import compute_dtype
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlosses._declare import may_look, replaced
+from torchlosses._pytorch import may_look, replaced
 from torchlosses._rows import RowWeights, along_classes, compute_dtype, dot, finite_where, scaled_and_capped
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from torchlosses._declare import transforms_active
+from torchlosses._pytorch import transforms_active
 from torchlosses._rows import autocast_enabled
 from torchlosses.kernels.eager import check_dense
 

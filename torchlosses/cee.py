@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, recording
+from torchlosses._declare import Loss
 from torchlosses._module import LossModule, intercepted, overridden
+from torchlosses._pytorch import recording
 from torchlosses._rows import (
     compute_dtype,
     from_rows,

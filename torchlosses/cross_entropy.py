@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, exponential, replaced
+from torchlosses._declare import Loss
 from torchlosses._module import LossModule, Result_co, intercepted, overridden
 from torchlosses._options import (
     FOUND,
@@ -44,6 +44,7 @@ from torchlosses._options import (
     statistics_of,
     with_z_loss,
 )
+from torchlosses._pytorch import exponential, replaced
 from torchlosses._rows import (
     autocast_enabled,
     class_indices_denominator,

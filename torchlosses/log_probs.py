@@ -36,9 +36,10 @@ import torch
 from torch import Tensor
 
 from torchlosses import _validation
-from torchlosses._declare import Loss, may_look, replaced
+from torchlosses._declare import Loss
 from torchlosses._module import intercepted, overridden
 from torchlosses._options import of_tensors
+from torchlosses._pytorch import may_look, replaced
 from torchlosses._rows import (
     autocast_enabled,
     compute_dtype,

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from torchlosses._declare import is_followed, saved_tensors_have_hooks
+from torchlosses._pytorch import is_followed, saved_tensors_have_hooks
 from torchlosses.distributed import _groups
 
 # A line: whether an argument is wrong, how many classes, the tensors that require grad, and what has to be the same.

@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from torchlosses._declare import define_linear, recording
+from torchlosses._declare import define_linear
+from torchlosses._pytorch import recording
 
 _named: WeakValueDictionary[str, dist.ProcessGroup] = WeakValueDictionary()
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}

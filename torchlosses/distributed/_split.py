@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 
 from torchlosses import kernels
-from torchlosses._declare import Loss, exponential, may_look, replaced
+from torchlosses._declare import Loss
 from torchlosses._options import FOUND
+from torchlosses._pytorch import exponential, may_look, replaced
 from torchlosses._rows import (
     RowWeights,
     along_classes,
