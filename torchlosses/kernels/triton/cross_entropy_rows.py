@@ -301,7 +301,7 @@ def rows_kernel(
             if CAPPED and COARSE:
                 # With its neighbours, so that it is the same to the bit as in its tile.
                 target_places = (shift + target) // VEC * VEC + tl.arange(0, VEC)[None, :]
-                known = here & (target_places >= shift) & (target_places < end)
+                known = (target_places >= shift) & (target_places < tl.where(here, end, 0))
                 target_logits = tl.load(x_base + target_places, mask=known, other=0.0).to(COMPUTE)
                 y, slope, slope_at_target = logits(target_logits, logit_scale, logit_softcap, SCALED, CAPPED, COARSE)
                 own = known & (target_places == shift + target)
