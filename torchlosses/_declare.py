@@ -56,7 +56,6 @@ from torchlosses import _flops, kernels
 from torchlosses._forked import one_thread, returning, threads_are_gone
 from torchlosses._pytorch import (
     SingleLevelFunction,
-    autograd,
     below_autograd,
     compiled_autograd_key,
     enable_single_level_autograd_function,
@@ -890,8 +889,7 @@ def _direct_function(loss: type[Loss]) -> Callable[..., Any]:
         saved = ctx.saved_tensors
         tensors, state, needed, options = saved[:n], saved[n:], ctx.needs_input_grad, ctx.options
         ready, ctx.gradients = ctx.gradients, None
-        is_last = not recording() and is_plain(grad_output) and not functorch.is_legacy_batchedtensor(grad_output)
-        if not is_last:
+        if not nobody_follows(grad_output):
             if getattr(options, "inplace_backward", False):
                 raise RuntimeError(
                     f"{loss.name}: inplace_backward=True writes the gradient over the logits, so it cannot be "
@@ -931,7 +929,7 @@ def _function_of_few(loss: type[Loss]) -> Callable[..., Any]:
 
     def forward(ctx: Any, input: Tensor, target: Tensor, call: tuple[Any, ...]) -> Tensor | None:
         few, is_mean, gradients, own = ctx.call = call
-        along = gradients and autograd._top_saved_tensors_default_hooks(True) is None
+        along = gradients and not saved_tensors_have_hooks()
         result, gradient = few(input, target, is_mean, 1.0 if along else None, None, *own)
         ctx.gradients = (gradient,) if along else None
         ctx.save_for_backward(input, target)

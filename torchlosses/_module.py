@@ -131,9 +131,13 @@ class LossModule(_Plain, Generic[Result_co]):
         sample_weight: Tensor | None = None,
     ) -> Any:
         """The loss of `input` against `target`, as its function gives it."""
-        given = self.tensors() | self.options()
         return type(self).function(
-            input=input, target=target, normalizer=normalizer, sample_weight=sample_weight, **given
+            input=input,
+            target=target,
+            normalizer=normalizer,
+            sample_weight=sample_weight,
+            **self.tensors(),
+            **self.options(),
         )
 
     if TYPE_CHECKING:

@@ -296,22 +296,3 @@ class BCEWithLogitsLoss(LossModule[Tensor], nn.BCEWithLogitsLoss):
         super().__init__(weight, pos_weight=pos_weight)
         self.keep(reduction=reduction, label_smoothing=label_smoothing, empty=empty, gradient=gradient)
         self.ignore_index = None if ignore_index is None else _validation.check_ignore_index(ignore_index)
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        normalizer: Tensor | float | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of logits against probabilities; see :func:`torchlosses.binary_cross_entropy_with_logits`."""
-        return binary_cross_entropy_with_logits(
-            input,
-            target,
-            self.weight,
-            pos_weight=self.pos_weight,
-            normalizer=normalizer,
-            sample_weight=sample_weight,
-            **self.options(),
-        )

@@ -277,14 +277,3 @@ class CEELoss(LossModule[Tensor], nn.Module):
     ) -> None:
         super().__init__()
         self.keep(delta=delta, reduction=reduction, validate_args=validate_args, empty=empty, gradient=gradient)
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        normalizer: Tensor | float | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of probabilities against a target; see :func:`torchlosses.cee_loss`."""
-        return cee_loss(input, target, normalizer=normalizer, sample_weight=sample_weight, **self.options())

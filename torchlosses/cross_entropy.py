@@ -580,16 +580,3 @@ class CrossEntropyLoss(LossModule[Result_co], nn.CrossEntropyLoss):
         _validation.check_legacy_arguments(size_average, reduce)
         super().__init__(weight)
         self.keep(**options)
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        normalizer: Tensor | float | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Any:
-        """The loss of logits against class indices or probabilities; see :func:`torchlosses.cross_entropy`."""
-        return cross_entropy(
-            input, target, self.weight, normalizer=normalizer, sample_weight=sample_weight, **self.options()
-        )

@@ -169,20 +169,7 @@ def backward(
     if options.gradients & 1 and launches.unit_first(input, options.reduction):
         launches.scale_in_place(gradient, grad_output, input, target, sample_weight)
         return
-    _backward(grad_output, gradient, input, target, sample_weight, normalizer, options)
-
-
-@planned
-def _backward(
-    grad_output: Tensor,
-    gradient: Tensor,
-    input: Tensor,
-    target: Tensor,
-    sample_weight: Tensor | None,
-    normalizer: Tensor | None,
-    options: Any,
-) -> None:
-    _run(grad_output, gradient, input, target, sample_weight, normalizer, None, options)
+    _run_by_plan(grad_output, gradient, input, target, sample_weight, normalizer, None, options)
 
 
 def _check(input: Tensor, target: Tensor, sample_weight: Tensor | None) -> None:
@@ -259,3 +246,6 @@ def _run(
             finish, device, 1, 4, partials, normalizer, None, loss, programs, outer * inner, options.empty,
             MEAN=reduction == "mean", PARTS=1, BLOCK=1024,
         )  # fmt: skip
+
+
+_run_by_plan = planned(_run)

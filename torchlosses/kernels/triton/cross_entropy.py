@@ -62,7 +62,7 @@ def _forward(
     state = empty((6 if options.statistics else 2, *shape), compute, device)
     loss = empty(shape if options.reduction == "none" else (), options.dtype, device)
     gradient = empty_like(input) if options.gradients & 1 else None
-    run(name, None, gradient, input, target, weight, sample_weight, normalizer, state, loss, options)
+    run(name, None, None, gradient, input, target, weight, sample_weight, normalizer, state, loss, options)
     return loss, empty((0,), input.dtype, device) if gradient is None else gradient, state
 
 
@@ -93,7 +93,7 @@ def _forward_over(
     shape = (input.shape[0], *input.shape[2:])
     losses = empty(shape, options.dtype, input.device)
     state = empty((6 if options.statistics else 2, *shape), compute, input.device)
-    run(name, grad_rows, input, input, target, weight, sample_weight, None, state, losses, options)
+    run(name, None, grad_rows, input, input, target, weight, sample_weight, None, state, losses, options)
     return losses, state
 
 
@@ -115,28 +115,12 @@ def backward(
         return
     name = called("cross_entropy" if split is None else "class_parallel_cross_entropy")
     tensors = (grad_output, gradient, input, target, weight, sample_weight, normalizer, state)
-    _backward(name, split, *tensors, options)
-
-
-@planned
-def _backward(
-    name: str,
-    split: Split | None,
-    grad_output: Tensor,
-    gradient: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    normalizer: Tensor | None,
-    state: Tensor,
-    options: Any,
-) -> None:
-    run(name, grad_output, gradient, input, target, weight, sample_weight, normalizer, state, None, options, split)
+    _run_by_plan(name, split, *tensors, None, options)
 
 
 def run(
     name: str,
+    split: Split | None,
     grad_output: Tensor | None,
     gradient: Tensor | None,
     input: Tensor,
@@ -147,7 +131,6 @@ def run(
     state: Tensor,
     loss: Tensor | None,
     options: Any,
-    split: Split | None = None,
 ) -> None:
     """Forward, with a loss or without `grad_output`, or backward; of rows that are `split`, forward finds parts.
 
@@ -269,6 +252,9 @@ def run(
             finish, device, 1, 4, partials, normalizer, counts, loss, programs, total if classes else 0, options.empty,
             MEAN=reduction == "mean", PARTS=parts, BLOCK=1024,
         )  # fmt: skip
+
+
+_run_by_plan = planned(run)
 
 
 def vector_of(tensors: tuple[Tensor | None, ...], dimension: int) -> int:

@@ -47,14 +47,7 @@ def backward(
     options: Any,
 ) -> None:
     """Write the gradient by the input, which may take the input's memory."""
-    _backward(called("log_probs"), grad_output, gradient, input, target, state, options)
-
-
-@planned
-def _backward(
-    name: str, grad_output: Tensor, gradient: Tensor, input: Tensor, target: Tensor, state: Tensor, options: Any
-) -> None:
-    _run(name, grad_output, gradient, input, target, state, None, options)
+    _run_by_plan(called("log_probs"), grad_output, gradient, input, target, state, None, options)
 
 
 def _run(
@@ -87,3 +80,6 @@ def _run(
         GRADIENT_ALIKE=0 if gradient is None else alike(input, gradient, vector), BLOCK=choice.block, VEC=vector,
         SINGLE=choice.single,
     )  # fmt: skip
+
+
+_run_by_plan = planned(_run)

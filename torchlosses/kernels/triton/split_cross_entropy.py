@@ -63,7 +63,7 @@ def _find(
     options: Any,
 ) -> None:
     split = Split(options.first, options.total, largest)
-    run(name, None, None, input, target, weight, sample_weight, None, numbers, None, options, split)
+    run(name, split, None, None, input, target, weight, sample_weight, None, numbers, None, options)
 
 
 def backward(
